@@ -1,0 +1,57 @@
+"""Quantities for people: counts, bytes, seconds, joules; and bytes back from what people write."""
+
+from __future__ import annotations
+
+import re
+
+KIB, MIB, GIB = 1024, 1024**2, 1024**3
+
+_BINARY = {"": 1, "b": 1, "kib": KIB, "mib": MIB, "gib": GIB, "tib": 1024**4}
+_DECIMAL = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*")
+
+
+def _scaled(value: float, steps: list[tuple[float, str]]) -> str:
+    """`value` in the largest step it reaches, three significant digits."""
+    for scale, name in steps:
+        if abs(value) >= scale:
+            return f"{value / scale:.3g} {name}".rstrip()
+    scale, name = steps[-1]
+    return f"{value / scale:.3g} {name}".rstrip()
+
+
+def format_count(value: float) -> str:
+    """`1234567` -> `1.23 M`."""
+    if abs(value) < 1000:
+        return f"{value:.4g}"
+    return _scaled(value, [(1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")])
+
+
+def format_bytes(value: float) -> str:
+    """`5368709120` -> `5 GiB`."""
+    return _scaled(value, [(1024.0**4, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"), (1, "B")])
+
+
+def format_duration(seconds: float) -> str:
+    """`3725` -> `1:02:05`; below a minute `12.3 s`, below a second `45 ms`."""
+    if seconds < 1:
+        return f"{seconds * 1e3:.3g} ms"
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def format_joules(value: float) -> str:
+    """`0.0021` -> `2.1 mJ`."""
+    return _scaled(value, [(1e3, "kJ"), (1, "J"), (1e-3, "mJ"), (1e-6, "uJ"), (1e-9, "nJ"), (1e-12, "pJ")])
+
+
+def parse_bytes(text: str) -> int:
+    """`4GiB`, `512 MiB`, `1.5GB` -> bytes. Raises ValueError that names the units there are."""
+    match = _SIZE.fullmatch(text)
+    factors = _BINARY | _DECIMAL
+    if match is None or match[2].lower() not in factors:
+        raise ValueError(f"cannot read {text!r} as a size; write a number and one of B, KiB, MiB, GiB, TiB, kB, MB, GB, TB")
+    return int(float(match[1]) * factors[match[2].lower()])
