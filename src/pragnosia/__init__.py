@@ -1,0 +1,44 @@
+"""Pragnosia: language models built like brains, large in total and small at work.
+
+    from pragnosia import Pragnosia
+    model = Pragnosia.from_pretrained("runs/demo")
+    print(model.generate("The brain", max_new_tokens=40))
+
+Importing this package is quick: names load when first used, and transformers' Auto classes learn of ours when
+transformers itself is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from pragnosia import _auto
+
+if TYPE_CHECKING:
+    from pragnosia.inference.speaker import Pragnosia
+    from pragnosia.model.configuration import PragnosiaConfig
+    from pragnosia.model.modeling import PragnosiaForCausalLM, PragnosiaModel
+
+__version__ = "0.1.0"
+__all__ = ["Pragnosia", "PragnosiaConfig", "PragnosiaForCausalLM", "PragnosiaModel"]
+
+_HOMES = {
+    "Pragnosia": "pragnosia.inference.speaker",
+    "PragnosiaConfig": "pragnosia.model.configuration",
+    "PragnosiaForCausalLM": "pragnosia.model.modeling",
+    "PragnosiaModel": "pragnosia.model.modeling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pragnosia' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
+
+
+_auto.register_when_imported()

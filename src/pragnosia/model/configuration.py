@@ -1,0 +1,172 @@
+"""PragnosiaConfig: one frozen sub-configuration per organ, Hugging Face names at the Hugging Face border.
+
+A layer is a mixer (tokens look at each other) and a feed-forward (a token thinks alone); each is chosen by name from
+`model.parts`, for all layers at once or layer by layer. An unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from pragnosia.errors import ConfigError, unknown_name
+from pragnosia.model.organs import (
+    AttentionConfig,
+    ExpertsConfig,
+    FeedForwardConfig,
+    Organ,
+    ThalamusConfig,
+    require,
+    require_positive,
+)
+
+__all__ = ["AttentionConfig", "ExpertsConfig", "FeedForwardConfig", "PragnosiaConfig", "ThalamusConfig"]
+
+LAYER_TYPES = ("full_attention", "sliding_attention")
+ORGANS: dict[str, type[Organ]] = {
+    "attention": AttentionConfig,
+    "feed_forward": FeedForwardConfig,
+    "experts": ExpertsConfig,
+}
+
+# What transformers itself passes to or keeps in a config besides its fields; anything else is a user's mistake.
+_BORDER_KEYS = {
+    "_attn_implementation_internal",
+    "_commit_hash",
+    "_experts_implementation_internal",
+    "_from_model_config",
+    "_name_or_path",
+    "_output_attentions",
+    "_post_init_done",
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "quantization_config",
+    "rope_scaling",
+    "rope_theta",
+    "torch_dtype",
+    "transformers_weights",
+    *GenerationConfig().to_dict(),
+}
+
+
+class PragnosiaConfig(PreTrainedConfig):
+    """The shape of a cortex. Every field has a default: `PragnosiaConfig()` is a small sparse model."""
+
+    model_type = "pragnosia"
+    keys_to_ignore_at_inference = ("past_key_values", "routings")
+
+    vocab_size: int = 8192
+    hidden_size: int = 256
+    num_hidden_layers: int = 4
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+    rope_parameters: dict[str, Any] | None = None
+    """Rotary positions and their scaling, in transformers' form (rope_type, rope_theta, factor, …)."""
+    attention: Any = None
+    feed_forward: Any = None
+    experts: Any = None
+    mixers: str | list[str] = "attention"
+    feed_forwards: str | list[str] | None = None
+    """None is `experts` for every layer if there are experts, else `dense`."""
+    layer_types: list[str] | None = None
+    """Per layer `full_attention` or `sliding_attention`; None is full everywhere."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        _refuse_unknown(kwargs, {entry.name for entry in fields(type(self))})
+        if self.attention is None:
+            self.attention = AttentionConfig()
+        if self.feed_forward is None and self.experts is None:
+            self.experts = ExpertsConfig()
+        for name, organ in ORGANS.items():
+            setattr(self, name, organ.read(getattr(self, name)))
+        self._check_sizes()
+        self.mixers = self._per_layer("mixers", self.mixers)
+        thinker = "experts" if self.experts is not None else "dense"
+        self.feed_forwards = self._per_layer("feed_forwards", self.feed_forwards or thinker)
+        self.layer_types = self._per_layer("layer_types", self.layer_types or "full_attention")
+        self._check_layers()
+        super().__post_init__(**kwargs)
+
+    def _per_layer(self, name: str, value: str | list[str]) -> list[str]:
+        values = [value] * self.num_hidden_layers if isinstance(value, str) else list(value)
+        require(
+            len(values) == self.num_hidden_layers,
+            f"{name} names {len(values)} layers, num_hidden_layers is {self.num_hidden_layers}; make them agree",
+        )
+        return values
+
+    def _check_sizes(self) -> None:
+        require_positive(
+            "config",
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.num_hidden_layers,
+            max_position_embeddings=self.max_position_embeddings,
+        )
+        kind = (self.rope_parameters or {}).get("rope_type", "default")
+        if kind != "default" and kind not in ROPE_INIT_FUNCTIONS:
+            raise ConfigError(unknown_name("rope_type", str(kind), ["default", *ROPE_INIT_FUNCTIONS]))
+
+    def _check_layers(self) -> None:
+        assert self.layer_types is not None
+        assert self.feed_forwards is not None
+        for kind in self.layer_types:
+            if kind not in LAYER_TYPES:
+                raise ConfigError(unknown_name("layer type", kind, LAYER_TYPES))
+        require(
+            "sliding_attention" not in self.layer_types or self.attention.sliding_window is not None,
+            "layer_types name sliding_attention, attention.sliding_window is not set; give it a number of tokens",
+        )
+        require("dense" not in self.feed_forwards or self.feed_forward is not None,
+                "feed_forwards name a dense layer, feed_forward is not configured; give its width")  # fmt: skip
+        require("experts" not in self.feed_forwards or self.experts is not None,
+                "feed_forwards name experts, experts are not configured; give num_units and unit_width")  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers writes it, with the organs as plain dictionaries."""
+        values: dict[str, Any] = super().to_dict()
+        for name in ORGANS:
+            organ = getattr(self, name)
+            values[name] = organ.write() if isinstance(organ, Organ) else organ
+        return values
+
+    # transformers asks for these names when it builds caches, masks and rotary frequencies.
+    @property
+    def num_attention_heads(self) -> int:
+        """Query heads."""
+        return int(self.attention.num_heads)
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Key-value heads."""
+        return int(self.attention.num_key_value_heads)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return int(self.attention.head_dim)
+
+    @property
+    def sliding_window(self) -> int | None:
+        """Reach of the sliding layers, None where there are none."""
+        return self.attention.sliding_window if "sliding_attention" in (self.layer_types or ()) else None
+
+
+def _refuse_unknown(kwargs: dict[str, Any], known: set[str]) -> None:
+    for key in kwargs:
+        if key not in _BORDER_KEYS and key not in known:
+            raise ConfigError(unknown_name("configuration key", key, known))

@@ -1,0 +1,46 @@
+"""Output cortex: hidden states to logits, and the loss of the next token without ever holding all logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import Cache
+from transformers.utils import ModelOutput
+
+from pragnosia import kernels
+from pragnosia.model.state import State
+from pragnosia.model.thalamus import Routing
+
+IGNORED = -100
+
+
+@dataclass
+class PragnosiaOutput(ModelOutput):
+    """What the stack returns."""
+
+    last_hidden_state: torch.FloatTensor | None = None
+    past_key_values: State | Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    routings: tuple[Routing | None, ...] | None = None
+
+
+@dataclass
+class PragnosiaCausalLMOutput(ModelOutput):
+    """What the language model returns; `logits` is None in training, where only the loss is wanted."""
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: State | Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    routings: tuple[Routing | None, ...] | None = None
+
+
+def next_token_loss(
+    hidden: Float[Tensor, "B T D"], head: Float[Tensor, "V D"], labels: Int[Tensor, "B T"]
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy [nats] of each token's successor; labels of -100 do not count."""
+    successors = torch.cat((labels[:, 1:], labels.new_full((labels.shape[0], 1), IGNORED)), 1)
+    return kernels.linear_cross_entropy(hidden.flatten(0, 1), head, successors.flatten(), IGNORED)

@@ -1,0 +1,136 @@
+"""State: all that is carried from token to token, as a value.
+
+`y, state = organ(x, state)`: nothing hides in a module. A layer's memory has one verb, `extend`; what a new mixer
+carries (slots, membrane potentials, …) only needs that verb's like and `nbytes`. transformers' own caches are borrowed
+at the border, where `generate()` hands one in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import Cache
+
+KeysValues = tuple[Float[Tensor, "B H S K"], Float[Tensor, "B H S K"]]
+
+
+@runtime_checkable
+class Memory(Protocol):
+    """What one layer remembers."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+
+
+@dataclass(frozen=True)
+class KeyValues:
+    """Keys and values of the tokens seen, in an arena with room for more.
+
+    Only entries at and after `length` are ever written, so an older value stays readable while newer ones grow in the
+    same arena. Two different continuations of one value must not share it: `fork` first.
+    """
+
+    keys: Float[Tensor, "B H M K"]
+    values: Float[Tensor, "B H M K"]
+    length: int
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int, int, int], like: Tensor) -> KeyValues:
+        """Nothing seen yet; `shape` is (B, key-value heads, room, K)."""
+        return cls(like.new_empty(shape), like.new_empty(shape), 0)
+
+    def extend(self, keys: Float[Tensor, "B H T K"], values: Float[Tensor, "B H T K"]) -> tuple[KeysValues, KeyValues]:
+        """All keys and values including the new ones, and the memory that holds them."""
+        end = self.length + keys.shape[2]
+        grown = self if end <= self.keys.shape[2] else self._roomier(end)
+        grown.keys[:, :, self.length : end] = keys
+        grown.values[:, :, self.length : end] = values
+        return (grown.keys[:, :, :end], grown.values[:, :, :end]), replace(grown, length=end)
+
+    def fork(self) -> KeyValues:
+        """A copy that may be continued differently."""
+        return KeyValues(self.keys.clone(), self.values.clone(), self.length)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arena, used or not."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def _roomier(self, needed: int) -> KeyValues:
+        """The same memory in an arena at least twice as large, so that growing stays linear in time."""
+        batch, heads, room, width = self.keys.shape
+        wider = KeyValues.empty((batch, heads, max(needed, 2 * room), width), self.keys)
+        wider.keys[:, :, : self.length] = self.keys[:, :, : self.length]
+        wider.values[:, :, : self.length] = self.values[:, :, : self.length]
+        return replace(wider, length=self.length)
+
+
+@dataclass(frozen=True)
+class Borrowed:
+    """One layer of a transformers cache, spoken to in our terms. The cache keeps its own books."""
+
+    cache: Cache
+    layer: int
+
+    def extend(self, keys: Float[Tensor, "B H T K"], values: Float[Tensor, "B H T K"]) -> tuple[KeysValues, Borrowed]:
+        """All keys and values the cache wants seen, and this same view of it."""
+        return self.cache.update(keys, values, self.layer), self
+
+    @property
+    def nbytes(self) -> int:
+        """Left to the cache's owner."""
+        return 0
+
+
+@dataclass(frozen=True)
+class State:
+    """What the whole model remembers: one memory per layer, and how many tokens it has seen."""
+
+    layers: tuple[Memory | None, ...]
+    length: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held over all layers: what a memory budget governs."""
+        return sum(memory.nbytes for memory in self.layers if memory is not None)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens seen, under the name transformers asks for."""
+        return self.length
+
+    def fork(self) -> State:
+        """A copy that may be continued differently."""
+        forked = tuple(memory.fork() if isinstance(memory, KeyValues) else memory for memory in self.layers)
+        return replace(self, layers=forked)
+
+
+def borrowed(cache: Cache, num_layers: int) -> State:
+    """A transformers cache as a State."""
+    return State(tuple(Borrowed(cache, layer) for layer in range(num_layers)), int(cache.get_seq_length()))
+
+
+def causal_mask(
+    length: int, seen: int, window: int | None, padding: Tensor | None, device: torch.device
+) -> Tensor | None:
+    """Which keys each of `length` new tokens may see, bool, (T, S) or with `padding` (B, 1, T, S); None: the plain rules.
+
+    `padding` is (B, S), False for keys that are no tokens. The plain rules: one new token sees everything (its window
+    is a slice); new tokens on an empty memory see what `is_causal` says.
+    """
+    total = seen + length
+    if padding is None and (length == 1 or (seen == 0 and (window is None or total <= window))):
+        return None
+    query = torch.arange(seen, total, device=device)[:, None]
+    key = torch.arange(total, device=device)
+    visible = key <= query
+    if window is not None:
+        visible = visible & (key > query - window)
+    if padding is None:
+        return visible
+    # A padded query would see nothing, and a softmax over nothing is not a number: it sees itself.
+    return (visible & padding[:, None, None, :].bool()) | (key == query)

@@ -1,0 +1,201 @@
+"""Thalamus: the token-to-unit router. Scores in, a few woken units and their strengths out.
+
+    softmax    s = softmax(W x);    wake the A largest of s + b        Shazeer et al. 2017, arXiv 1701.06538
+    sigmoid    s = sigmoid(W x);    wake the A largest of s + b        DeepSeek-V3, arXiv 2412.19437, eq. 12-16
+    threshold  s = sigmoid(W x);    wake every unit with s > c         expert threshold, arXiv 2603.11535
+
+The strength of a unit is its s (without b), renormalised over the awake ones if so configured. b is the loss-free
+balance, b += rate * sign(mean load - load) (arXiv 2408.15664); c is a running quantile of the unit's own scores. Both
+change in `rebalance`, between steps: forward never learns. `energy` in (0, 1] scales how many wake, on the same
+weights. `steering` is added to W x, so a lobe can be pushed, or silenced by minus infinity.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pragnosia.model.organs import ThalamusConfig
+
+ASLEEP = -1
+ENERGY_LEVELS = 8
+_TINY = 1e-20
+
+
+class Routing(NamedTuple):
+    """Which units wake for each token, how strongly, and every unit's score."""
+
+    units: Int[Tensor, "T A"]
+    """ASLEEP (-1) where a slot wakes nobody."""
+    strengths: Float[Tensor, "T A"]
+    scores: Float[Tensor, "T U"]
+
+
+class Thalamus(nn.Module, ABC):
+    """What all routers share: the scores' weights, steering, and the verbs of balance."""
+
+    steering: Tensor
+
+    def __init__(self, width: int, num_units: int, organ: ThalamusConfig) -> None:
+        super().__init__()
+        self.organ = organ
+        self.weight = nn.Parameter(torch.empty(num_units, width))
+        self.bias = nn.Parameter(torch.zeros(num_units)) if organ.bias else None
+        self.register_buffer("steering", torch.zeros(num_units), persistent=False)
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "T D"], energy: float) -> Routing:
+        """Choose the units each token wakes."""
+
+    @abstractmethod
+    def rebalance(self, routing: Routing) -> None:
+        """Move the balance by what woke in the last step. Called between steps, never in forward."""
+
+    @property
+    def num_units(self) -> int:
+        """U."""
+        return self.weight.shape[0]
+
+    def num_awake(self, energy: float) -> int:
+        """How many units wake per token at this energy: at least one."""
+        return max(1, round(energy * self.organ.num_awake))
+
+    def logits(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T U"]:
+        """W x + bias + steering, in the weights' precision at least: a rounded score wakes the wrong unit."""
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self._logits(x)
+        return self._logits(x)
+
+    def _logits(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T U"]:
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias).float() + self.steering
+
+    def _strengths(self, chosen: Float[Tensor, "T A"]) -> Float[Tensor, "T A"]:
+        if self.organ.renormalise:
+            chosen = chosen / chosen.sum(-1, keepdim=True).clamp_min(_TINY)
+        return chosen if self.organ.scale == 1.0 else chosen * self.organ.scale
+
+
+class _TopK(Thalamus, ABC):
+    """The A best units wake, by score plus balance."""
+
+    balance: Tensor | None
+
+    def __init__(self, width: int, num_units: int, organ: ThalamusConfig) -> None:
+        super().__init__(width, num_units, organ)
+        self.register_buffer("balance", torch.zeros(num_units) if organ.balance_rate else None)
+
+    @abstractmethod
+    def squash(self, logits: Float[Tensor, "T U"]) -> Float[Tensor, "T U"]:
+        """Logits to scores."""
+
+    def forward(self, x: Float[Tensor, "T D"], energy: float) -> Routing:
+        """The A largest of s + b wake with strength s."""
+        scores = self.squash(self.logits(x))
+        awake = self.num_awake(energy)
+        if self.balance is None:
+            chosen, units = scores.topk(awake, dim=-1)
+        else:
+            units = (scores.detach() + self.balance).topk(awake, dim=-1).indices
+            chosen = scores.gather(-1, units)
+        # A silenced unit scores exactly 0: it must not wake, even where too few others are left.
+        units = torch.where(chosen > 0, units, ASLEEP)
+        return Routing(units, self._strengths(chosen), scores)
+
+    @torch.no_grad()
+    def rebalance(self, routing: Routing) -> None:
+        """b += rate * sign(mean load - load)."""
+        if self.balance is not None:
+            load = unit_load(routing)
+            self.balance += self.organ.balance_rate * torch.sign(load.mean() - load)
+
+
+class SoftmaxThalamus(_TopK):
+    """Units compete for one unit of strength."""
+
+    def squash(self, logits: Float[Tensor, "T U"]) -> Float[Tensor, "T U"]:
+        """Softmax over all units."""
+        return logits.softmax(-1)
+
+
+class SigmoidThalamus(_TopK):
+    """Each unit is judged on its own."""
+
+    def squash(self, logits: Float[Tensor, "T U"]) -> Float[Tensor, "T U"]:
+        """Sigmoid of each."""
+        return logits.sigmoid()
+
+
+class ThresholdThalamus(Thalamus):
+    """The energy gate: each unit wakes when its score passes its own running quantile, so easy tokens wake few.
+
+    `thresholds[q, u]` is the quantile of unit u's scores that a share (q + 1) / Q of the usual load passes, so that
+    energy scales the load itself, not the threshold. At most `max_awake` wake per token.
+    """
+
+    thresholds: Tensor
+    num_observed: Tensor
+
+    def __init__(self, width: int, num_units: int, organ: ThalamusConfig) -> None:
+        super().__init__(width, num_units, organ)
+        self.max_awake = min(num_units, organ.max_awake or 2 * organ.num_awake)
+        self.register_buffer("thresholds", torch.full((ENERGY_LEVELS, num_units), 0.5))
+        self.register_buffer("num_observed", torch.zeros(()))
+
+    def forward(self, x: Float[Tensor, "T D"], energy: float) -> Routing:
+        """Every unit above its threshold wakes with strength s."""
+        scores = self.logits(x).sigmoid()
+        margin = scores.detach() - self.threshold(energy)
+        # -1 is below every possible margin of a unit that scores 0 because it is silenced.
+        lead, units = margin.where(scores > 0, -1.0).topk(self.max_awake, dim=-1)
+        awake = lead > 0
+        chosen = scores.gather(-1, units).where(awake, 0.0)
+        return Routing(units.where(awake, ASLEEP), self._strengths(chosen), scores)
+
+    def threshold(self, energy: float) -> Float[Tensor, " U"]:
+        """c at this energy, between the two nearest levels kept."""
+        level = max(energy * ENERGY_LEVELS - 1, 0.0)
+        low = min(int(level), ENERGY_LEVELS - 2)
+        return torch.lerp(self.thresholds[low], self.thresholds[low + 1], level - low)
+
+    @torch.no_grad()
+    def rebalance(self, routing: Routing) -> None:
+        """Move each level's threshold towards the last step's quantile; fast at first, then slowly."""
+        share = self.organ.num_awake / self.num_units
+        passing = share * torch.arange(1, ENERGY_LEVELS + 1, device=routing.scores.device) / ENERGY_LEVELS
+        quantiles = torch.quantile(routing.scores.detach().float(), 1 - passing, dim=0)
+        self.num_observed += 1
+        self.thresholds.lerp_(quantiles, max(0.02, 1 / float(self.num_observed)))
+
+
+def unit_load(routing: Routing) -> Float[Tensor, " U"]:
+    """Tokens that woke each unit."""
+    awake = routing.units[routing.units >= 0]
+    return torch.bincount(awake, minlength=routing.scores.shape[-1]).float()
+
+
+class RoutingReport(NamedTuple):
+    """How evenly a layer's units were used."""
+
+    load: Float[Tensor, " U"]
+    """Share of all wakings, summing to 1."""
+    entropy: float
+    """Of the load, over its maximum ln U: 1 is perfectly even."""
+    num_dead: int
+    """Units nobody woke."""
+    awake_per_token: float
+
+
+@torch.no_grad()
+def report(routing: Routing) -> RoutingReport:
+    """Load, entropy and dead units of one layer in one step."""
+    load = unit_load(routing)
+    num_units, wakings = load.numel(), float(load.sum())
+    share = load / max(wakings, 1.0)
+    entropy = float(torch.special.entr(share).sum()) / max(float(torch.tensor(num_units).log()), _TINY)
+    return RoutingReport(share, entropy, int((load == 0).sum()), wakings / max(routing.units.shape[0], 1))
