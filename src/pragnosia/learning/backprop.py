@@ -1,0 +1,65 @@
+"""Back-propagation: the gradient of the mean next-token cross-entropy.
+
+    grad += share * d/dw mean_t( -log p(x[t+1] | x[..t]) )
+
+Between steps the routers are told who woke, and rebalance themselves (loss-free balancing, arXiv 2408.15664).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import final
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from pragnosia.learning.rule import Lesson, Named
+from pragnosia.model.thalamus import Routing
+
+Routings = tuple[Routing | None, ...]
+
+
+@final
+class Backprop:
+    """The reference rule: every weight learns from its exact gradient."""
+
+    def __init__(self, *, autocast: torch.dtype | None = None) -> None:
+        self.autocast = autocast
+
+    def changes(self, model: nn.Module) -> Iterable[Named]:
+        """Every parameter that asks for a gradient."""
+        return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+
+    def learn(self, model: nn.Module, tokens: Int[Tensor, "B T"], share: float) -> Lesson:
+        """One forward and one backward pass."""
+        with self._precision(tokens.device):
+            output = model(input_ids=tokens, labels=tokens, use_cache=False)
+        (output.loss * share).backward()
+        return Lesson(output.loss.detach(), _detached(output.routings or ()))
+
+    def settle(self, model: nn.Module, lessons: Sequence[Lesson]) -> None:
+        """Tell the routers who woke in the whole step."""
+        rebalance = getattr(model, "rebalance", None)
+        if rebalance is not None:
+            rebalance(together([lesson.routings for lesson in lessons]))
+
+    def _precision(self, device: torch.device) -> AbstractContextManager[object]:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(device.type, dtype=self.autocast)
+
+
+def _detached(routings: Routings) -> Routings:
+    return tuple(None if routing is None else Routing(*(part.detach() for part in routing)) for routing in routings)
+
+
+def together(parts: Sequence[Routings]) -> Routings:
+    """The routings of several batches as those of one, layer by layer."""
+    if len(parts) == 1:
+        return parts[0]
+    return tuple(
+        None if layer[0] is None else Routing(*(torch.cat(pieces) for pieces in zip(*layer, strict=True)))
+        for layer in zip(*parts, strict=True)
+    )

@@ -1,0 +1,55 @@
+"""LearningRule: what turns a batch of tokens into changed weights.
+
+A rule leaves its wishes in `.grad` of the parameters it declares, as if they were gradients; the training
+loop clips them and hands them to the optimiser. What is no wish on a weight (a balance, a threshold, a trace)
+the rule changes itself in `settle`, between steps. So every rule, local or global, runs in one loop, and
+forward never learns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pragnosia.model.parts import part
+from pragnosia.model.thalamus import Routing
+
+RULES = {"backprop": "pragnosia.learning.backprop:Backprop"}
+"""Name -> class; `module:Class` names one outside the tree. Made by `Class(autocast=dtype or None)`."""
+
+Named = tuple[str, nn.Parameter]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one batch taught: its mean loss in nats per predicted token, and who woke for it."""
+
+    loss: Float[Tensor, ""]
+    """Detached, and left on its device: reading it waits for the device, so it is the reader's choice."""
+    routings: tuple[Routing | None, ...] = ()
+    """One per layer, detached; None where a layer is dense."""
+
+
+@runtime_checkable
+class LearningRule(Protocol):
+    """One way to learn."""
+
+    def changes(self, model: nn.Module) -> Iterable[Named]:
+        """The parameters this rule may change, by name; all others stay as they are."""
+
+    def learn(self, model: nn.Module, tokens: Int[Tensor, "B T"], share: float) -> Lesson:
+        """Add `share` of the wishes of this batch to `.grad`; nothing else about the model changes."""
+
+    def settle(self, model: nn.Module, lessons: Sequence[Lesson]) -> None:
+        """After the optimiser's step: change what needs no optimiser."""
+
+
+def learning_rule(name: str, *, autocast: torch.dtype | None = None) -> LearningRule:
+    """The rule called `name` in the table, or `module:Class`. Raises ConfigError that says what there is."""
+    rule: LearningRule = part(RULES, name)(autocast=autocast)
+    return rule

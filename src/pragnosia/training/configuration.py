@@ -1,0 +1,207 @@
+"""TrainConfig: what a run is, read strictly from YAML.
+
+An unknown key is an error that names the nearest known one; `--set a.b=c` sets one key, its value read as
+YAML. A section whose organ stands in another file (optimiser, schedule, checkpoint, …) is defined there.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from pragnosia.errors import ConfigError, unknown_name
+from pragnosia.training.average import AverageConfig
+from pragnosia.training.checkpoint import CheckpointConfig
+from pragnosia.training.optimisers import OptimiserConfig
+from pragnosia.training.schedules import ScheduleConfig, check_lengths
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Where the tokenizer comes from: a folder, or trained on the run's own data."""
+
+    path: str | None = None
+    vocab_size: int = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read: files, directories or recipes, each with a weight where it is a mapping."""
+
+    sources: list[str] | dict[str, float] = field(default_factory=lambda: ["default"])
+    validation_fraction: float = 0.02
+    """Share of the documents that is never trained on."""
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ConfigError("data.sources is empty; name a file, a directory or a recipe, or 'default'")
+        if not 0 <= self.validation_fraction < 1:
+            raise ConfigError(
+                f"data.validation_fraction is {self.validation_fraction}; it must be at least 0 and below 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """Tokens of one step: batch_size * sequence_length * accumulation."""
+
+    batch_size: int = 16
+    sequence_length: int = 256
+    accumulation: int = 1
+    """Batches whose gradients are summed before a step."""
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size", "accumulation"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"batch.{key} is {getattr(self, key)}; it must be at least 1")
+        if self.sequence_length < 2:
+            raise ConfigError(f"batch.sequence_length is {self.sequence_length}; it must be at least 2")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one step."""
+        return self.batch_size * self.sequence_length * self.accumulation
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """What is written down, and how often [steps]."""
+
+    every: int = 10
+    validate_every: int = 200
+    validation_tokens: int = 65_536
+    """At most so many held-out tokens are read each time."""
+    tensorboard: bool = True
+    curves: bool = True
+
+    def __post_init__(self) -> None:
+        for key in ("every", "validate_every", "validation_tokens"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"logging.{key} is {getattr(self, key)}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One run, completely."""
+
+    model: dict[str, Any] = field(default_factory=dict)
+    """`preset: name` and any field of PragnosiaConfig."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    steps: int | None = None
+    tokens: float | None = None
+    """Instead of steps: how many tokens to train on, rounded down to whole steps."""
+    rule: str = "backprop"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes under autocast; the weights and their moments stay fp32."""
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    device: str = "auto"
+    seed: int = 0
+    ema: AverageConfig | None = None
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.tokens is None):
+            raise ConfigError("give exactly one of steps and tokens: how long to train")
+        if self.num_steps < 1:
+            raise ConfigError(f"steps is {self.steps}, tokens {self.tokens}; a step is {self.batch.tokens} tokens")
+        check_lengths(self.schedule, self.batch.sequence_length)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.steps if self.steps is not None else int((self.tokens or 0) // self.batch.tokens)
+
+    def write(self) -> dict[str, Any]:
+        """As plain values, for YAML and JSON."""
+        return asdict(self)
+
+
+def read_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainConfig:
+    """A run from a YAML file or a mapping, with `key.key=value` overrides. Raises ConfigError."""
+    values = _load(Path(source)) if isinstance(source, Path | str) else _copied(source)
+    for override in overrides:
+        _override(values, override)
+    _refuse_unknown(values, TrainConfig, "")
+    try:
+        return _adapter().validate_python(values)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from error
+
+
+@lru_cache(maxsize=1)
+def _adapter() -> TypeAdapter[TrainConfig]:
+    return TypeAdapter(TrainConfig)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds {type(values).__name__}, expected sections such as model, data")
+    return values
+
+
+def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    """Set one nested key in place."""
+    path, separator, text = override.partition("=")
+    if not separator or not path:
+        raise ConfigError(f"cannot read the override {override!r}; write it as section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"cannot read the value of {override!r}: it is not YAML") from error
+    *sections, key = path.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if inner is None:
+            inner = values[section] = {}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"cannot set {path!r}: {section!r} is {inner!r}, not a section")
+        values = inner
+    values[key] = value
+
+
+def _refuse_unknown(values: Any, owner: type, path: str) -> None:
+    """Raise ConfigError for the first key no dataclass knows; free mappings are left to their readers."""
+    if not isinstance(values, dict):
+        return
+    hints = typing.get_type_hints(owner)
+    known = list(hints)
+    for key, value in values.items():
+        if key not in known:
+            full = [f"{path}{name}" for name in known]
+            raise ConfigError(unknown_name("configuration key", f"{path}{key}", full))
+        for inner in (hints[key], *typing.get_args(hints[key])):
+            if isinstance(inner, type) and is_dataclass(inner):
+                _refuse_unknown(value, inner, f"{path}{key}.")
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first fault: which key, what it got, what it takes."""
+    fault = error.errors(include_url=False)[0]
+    raised = fault.get("ctx", {}).get("error")
+    if isinstance(raised, ConfigError):
+        return str(raised)
+    where = ".".join(str(step) for step in fault["loc"]) or "the configuration"
+    return f"{where} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"

@@ -1,0 +1,138 @@
+"""Optimisers: which weights are updated how, driven as one.
+
+    kind         which                                         adamw    muon     decay   rate
+    matrices     hidden matrices and banks of units            AdamW    Muon     yes     1
+    router       the thalamus (rows of units, not a map)       AdamW    AdamW    no      router_multiplier
+    embeddings   token table and output head                   AdamW    AdamW    no      1
+    vectors      norms, biases, sinks                          AdamW    AdamW    no      1
+
+Clipping writes no gradient: AdamW's fused kernel divides by `grad_scale` while it reads them anyway.
+Loshchilov & Hutter 2019 (arXiv 1711.05101) for AdamW; Muon in muon.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from pragnosia.errors import ConfigError
+from pragnosia.training.muon import Muon
+
+KINDS = ("matrices", "router", "embeddings", "vectors")
+Named = tuple[str, nn.Parameter]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimiserConfig:
+    """How weights move."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 2e-3
+    router_multiplier: float = 1.0
+    """Learning rate of the routers, as a multiple of `learning_rate`."""
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    momentum: float = 0.95
+    """Of Muon."""
+    clip: float | None = 1.0
+    """Largest norm of the whole gradient; None does not clip."""
+
+    def __post_init__(self) -> None:
+        for key in ("learning_rate", "router_multiplier", "epsilon"):
+            if not getattr(self, key) > 0:
+                raise ConfigError(f"optimiser.{key} is {getattr(self, key)}; it must be greater than 0")
+        for key in ("beta1", "beta2", "momentum"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ConfigError(f"optimiser.{key} is {getattr(self, key)}; it must lie in [0, 1)")
+        if self.weight_decay < 0:
+            raise ConfigError(f"optimiser.weight_decay is {self.weight_decay}; it must not be negative")
+        if self.clip is not None and not self.clip > 0:
+            raise ConfigError(f"optimiser.clip is {self.clip}; it must be greater than 0, or null")
+
+
+def kind_of(name: str, weight: Tensor, embedded: set[int]) -> str:
+    """The row of the table above; `embedded` holds the ids of token tables and heads."""
+    if id(weight) in embedded:
+        return "embeddings"
+    if ".thalamus." in f".{name}":
+        return "router"
+    return "vectors" if weight.ndim < 2 or "bias" in name.rsplit(".", 1)[-1] else "matrices"
+
+
+@final
+class Optimisers:
+    """AdamW, and Muon beside it where asked, over one model's parameters."""
+
+    def __init__(self, parameters: Iterable[Named], embedded: set[int], config: OptimiserConfig) -> None:
+        self.clip = config.clip
+        self.weights: dict[str, nn.Parameter] = dict(parameters)
+        if not self.weights:
+            raise ConfigError("the learning rule changes no parameter; nothing can be trained")
+        of_kind: dict[str, list[nn.Parameter]] = {kind: [] for kind in KINDS}
+        for name, weight in self.weights.items():
+            of_kind[kind_of(name, weight, embedded)].append(weight)
+        groups = [_group(kind, weights, config) for kind, weights in of_kind.items() if weights]
+        by_muon = [group for group in groups if config.name == "muon" and group["kind"] == "matrices"]
+        by_adamw = [group for group in groups if group not in by_muon]
+        self.parts: list[torch.optim.Optimizer] = []
+        if by_adamw:
+            betas = (config.beta1, config.beta2)
+            adamw = torch.optim.AdamW(by_adamw, lr=1.0, betas=betas, eps=config.epsilon, fused=True)
+            self.parts.append(adamw)
+        if by_muon:
+            self.parts.append(Muon(by_muon, lr=1.0, momentum=config.momentum))
+
+    @property
+    def groups(self) -> Iterator[dict[str, Any]]:
+        """Every parameter group of every part."""
+        return (group for part in self.parts for group in part.param_groups)
+
+    def zero(self) -> None:
+        """Forget the gradients, so that the next backward pass writes instead of adding."""
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def step(self, factor: float) -> Tensor:
+        """Move every weight at `factor` times its peak rate; the norm of the gradient before clipping."""
+        gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        scale = (norm / self.clip).clamp(min=1.0) if self.clip is not None else None
+        for group in self.groups:
+            group["lr"] = group["peak"] * factor
+        for part in self.parts:
+            part.grad_scale = scale  # type: ignore[attr-defined]
+            part.step()
+        return norm
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments of every parameter, as `<parameter>/<moment>`."""
+        names = {id(weight): name for name, weight in self.weights.items()}
+        return {
+            f"{names[id(weight)]}/{moment}": value
+            for part in self.parts
+            for weight, moments in part.state.items()
+            for moment, value in moments.items()
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take up moments written by `state`."""
+        owner = {id(w): part for part in self.parts for group in part.param_groups for w in group["params"]}
+        for key, value in state.items():
+            name, moment = key.rsplit("/", 1)
+            weight = self.weights[name]
+            device = value.device if moment == "step" and weight.device.type == "cpu" else weight.device
+            owner[id(weight)].state[weight][moment] = value.to(device)
+
+
+def _group(kind: str, weights: list[nn.Parameter], config: OptimiserConfig) -> dict[str, Any]:
+    """One parameter group; `peak` is its learning rate at the top of the schedule."""
+    multiplier = config.router_multiplier if kind == "router" else 1.0
+    decay = config.weight_decay if kind == "matrices" else 0.0
+    return {"params": weights, "kind": kind, "peak": config.learning_rate * multiplier, "weight_decay": decay}

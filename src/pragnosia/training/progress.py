@@ -1,0 +1,96 @@
+"""Progress: what a person sees of a run, on stderr, so that stdout stays free for results."""
+
+from __future__ import annotations
+
+import sys
+from typing import Protocol, final
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pragnosia.training.log import Record
+from pragnosia.units import format_count, format_duration
+
+
+class Reporter(Protocol):
+    """Whoever wants to know how a run goes."""
+
+    def note(self, line: str) -> None:
+        """Say one line."""
+
+    def start(self, steps: int, done: int) -> None:
+        """The loop begins, `done` of `steps` steps behind it."""
+
+    def advance(self, step: int, record: Record | None) -> None:
+        """A step is done; the record if one was written."""
+
+    def stop(self) -> None:
+        """The loop has ended, one way or the other."""
+
+
+@final
+class Silent:
+    """Says nothing."""
+
+    def note(self, line: str) -> None: ...
+    def start(self, steps: int, done: int) -> None: ...
+    def advance(self, step: int, record: Record | None) -> None: ...
+    def stop(self) -> None: ...
+
+
+@final
+class Bar:
+    """A live bar in a terminal; plain lines, now and then, anywhere else."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(file=sys.stderr, highlight=False)
+        self.progress: Progress | None = None
+        self.steps = 0
+
+    def note(self, line: str) -> None:
+        self.console.print(line, markup=False)
+
+    def start(self, steps: int, done: int) -> None:
+        self.steps = steps
+        if self.console.is_terminal:
+            self.progress = Progress(
+                TextColumn("[bold]step {task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[numbers]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+                expand=True,
+            )
+            self.progress.start()
+            self.progress.add_task("", total=steps, completed=done, numbers="")
+
+    def advance(self, step: int, record: Record | None) -> None:
+        if self.progress is None:
+            if record is not None:
+                left = (self.steps - step) * record["seconds_per_step"]
+                self.note(f"step {step}/{self.steps}  {_numbers(record)}  {format_duration(left)} left")
+            return
+        task = self.progress.task_ids[0]
+        if record is not None:
+            self.progress.update(task, numbers=_numbers(record))
+        self.progress.update(task, completed=step)
+
+    def stop(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+
+def _numbers(record: Record) -> str:
+    """The figures of a record that fit on a line."""
+    parts = [f"loss {record['loss']:.3f}"]
+    if "bits_per_byte" in record:
+        parts.append(f"{record['bits_per_byte']:.3f} bits/byte")
+    if "validation_bits_per_byte" in record:
+        parts.append(f"held out {record['validation_bits_per_byte']:.3f}")
+    parts.append(f"{format_count(record['tokens_per_second'])} tok/s")
+    if "units_awake" in record:
+        parts.append(f"{record['units_awake']:.3g} of {record['units']} awake")
+        if record["dead_units"]:
+            parts.append(f"{record['dead_units']} dead")
+    return "  ".join(parts)
