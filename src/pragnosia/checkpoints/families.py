@@ -1,0 +1,162 @@
+"""The table of families, and their config.json in both directions: nothing is dropped in silence."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib import import_module
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import GenerationConfig, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from pragnosia.checkpoints.family import Family
+from pragnosia.errors import CheckpointError, ConfigError, PragnosiaError, UnsupportedArchitectureError
+from pragnosia.model.configuration import PragnosiaConfig
+
+# An export of a model that came from nowhere takes the first that can express it.
+FAMILIES: dict[str, str] = {
+    "llama": "pragnosia.checkpoints.llama:Llama",
+    "mistral": "pragnosia.checkpoints.mistral:Mistral",
+    "qwen2": "pragnosia.checkpoints.qwen2:Qwen2",
+    "qwen3": "pragnosia.checkpoints.qwen3:Qwen3",
+    "mixtral": "pragnosia.checkpoints.mixtral:Mixtral",
+    "qwen3_moe": "pragnosia.checkpoints.qwen3_moe:Qwen3Moe",
+    "olmoe": "pragnosia.checkpoints.olmoe:Olmoe",
+    "gpt_oss": "pragnosia.checkpoints.gpt_oss:GptOss",
+}
+
+# Bookkeeping that every config.json may carry, and older names that transformers folds into newer ones.
+_BOOKKEEPING = {
+    "_attn_implementation_autoset",
+    "_name_or_path",
+    "is_llama_config",
+    "model_type",
+    "name_or_path",
+    "output_attentions",
+    "rope_scaling",
+    "rope_theta",
+    "torch_dtype",
+    "transformers.js_config",
+    "unsloth_fixed",
+    "unsloth_version",
+    *GenerationConfig().to_dict(),
+}
+# Off switches: harmless as long as they are off.
+_SWITCHES = {"rope_interleaved", "use_mrope"}
+# Parts of our configuration that do not change what a model computes.
+_NO_FUNCTION = {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "initializer_range",
+    "transformers_version",
+    "use_cache",
+}
+
+
+def family_named(name: str) -> Family:
+    """The family of that `model_type`. Raises UnsupportedArchitectureError that lists what there is."""
+    if name not in FAMILIES:
+        raise _unsupported(f"model family {name!r}")
+    module, _, attribute = FAMILIES[name].partition(":")
+    family: Family = getattr(import_module(module), attribute)()
+    return family
+
+
+def read_family(config_json: Mapping[str, Any]) -> Family:
+    """The family a config.json belongs to. Raises UnsupportedArchitectureError that names it."""
+    kind = config_json.get("model_type")
+    architecture = next(iter(config_json.get("architectures") or ()), None)
+    if kind not in FAMILIES:
+        raise _unsupported(f"architecture {architecture or kind!r} (model_type {kind!r})")
+    family = family_named(kind)
+    if architecture not in (None, family.architecture):
+        raise _unsupported(f"architecture {architecture!r} (model_type {kind!r})")
+    return family
+
+
+def read_config(config_json: Mapping[str, Any], origin: str = "config.json") -> PragnosiaConfig:
+    """Our configuration of the model a config.json describes. Raises ConfigError for a field nobody knows."""
+    family = read_family(config_json)
+    theirs = CONFIG_MAPPING[family.name]
+    known = (
+        {entry.name for entry in fields(theirs)}
+        | {*theirs.attribute_map, *theirs.attribute_map.values()}
+        | _BOOKKEEPING
+        | family.aliases
+    )
+    for key, value in config_json.items():
+        if key not in known and value is not None and not (key in _SWITCHES and value is False):
+            raise ConfigError(_unknown_field(origin, family, key, value))
+    try:
+        # A copy, because transformers edits what it is given.
+        return family.read(theirs.from_dict(json.loads(json.dumps(config_json))))
+    except (StrictDataclassError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{origin}: {reason}") from error
+
+
+def write_config(family: Family, config: PragnosiaConfig, origin: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A config.json of `family` that describes `config`: `origin`, where the model came from, if it still does.
+
+    Raises CheckpointError if the family cannot express the model, and says in what.
+    """
+    if origin is not None and not _differences(config, read_config(origin)):
+        return {key: value for key, value in origin.items() if key != "quantization_config"}
+    try:
+        source: PreTrainedConfig = CONFIG_MAPPING[family.name](**family.write(config))
+        written: dict[str, Any] = json.loads(source.to_json_string()) | {"architectures": [family.architecture]}
+        different = _differences(config, read_config(written))
+    except (PragnosiaError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{family.name} cannot express this model: {reason}") from error
+    if different:
+        raise CheckpointError(f"{family.name} cannot express this model: {'; '.join(different)}")
+    return written
+
+
+def fitting_family(config: PragnosiaConfig) -> Family:
+    """The first family that can express `config`. Raises CheckpointError if there is none."""
+    for name in FAMILIES:
+        family = family_named(name)
+        with contextlib.suppress(CheckpointError):
+            write_config(family, config)
+            return family
+    raise CheckpointError(f"no family can express this model; name one to hear why: {', '.join(FAMILIES)}")
+
+
+def _differences(ours: PragnosiaConfig, theirs: PragnosiaConfig) -> list[str]:
+    """Where two configurations compute differently, in words."""
+    left, right = _function(ours.to_dict()), _function(theirs.to_dict())
+    return [
+        f"{key} is {left.get(key)!r}, there {right.get(key)!r}"
+        for key in sorted(left.keys() | right.keys())
+        if left.get(key) != right.get(key)
+    ]
+
+
+def _function(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """What computes, flattened to dotted keys: without bookkeeping and labels."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in _NO_FUNCTION or f"{path}{key}" == "experts.lobes":
+            continue
+        flat |= _function(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
+    return flat
+
+
+def _unknown_field(origin: str, family: Family, key: str, value: Any) -> str:
+    if key == "quantization_config":
+        method = value.get("quant_method") if isinstance(value, Mapping) else value
+        return f"{origin}: the weights are quantised ({method}), expected plain ones; dequantise them first"
+    return f"{origin}: {family.name} has no field {key!r} ({value!r}) that we know; it may change the model"
+
+
+def _unsupported(what: str) -> UnsupportedArchitectureError:
+    return UnsupportedArchitectureError(
+        f"{what} is not supported. Supported: {', '.join(FAMILIES)}, llama2.c .bin files"
+    )

@@ -1,0 +1,129 @@
+"""Another family's checkpoint becomes one of ours: configuration, weights, and all that travels along."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pragnosia.checkpoints.families import read_config, read_family
+from pragnosia.checkpoints.llama2c import Llama2cSource
+from pragnosia.checkpoints.llama2c_tokenizer import find_tokenizer, read_tokenizer
+from pragnosia.checkpoints.matching import (
+    EMBEDDINGS,
+    check_tensors,
+    common_dtype,
+    has_own_head,
+    parameter_shapes,
+)
+from pragnosia.checkpoints.mxfp4 import Unpacked
+from pragnosia.checkpoints.rules import Rule
+from pragnosia.checkpoints.source import SafetensorsSource, Shape, TensorSource, read_json
+from pragnosia.checkpoints.travel import carry
+from pragnosia.checkpoints.writer import SHARD_BYTES, Entry, new_directory, write_json, write_weights
+from pragnosia.errors import CheckpointError, UnsupportedArchitectureError
+from pragnosia.model.configuration import PragnosiaConfig
+
+ORIGIN = "origin.json"
+"""Beside an imported model: which family it came from, and its config.json as it was."""
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What was read and what was written."""
+
+    family: str
+    source: str
+    out: str
+    num_tensors: int
+    num_parameters: int
+    num_bytes: int
+    files: tuple[str, ...]
+    """Everything in `out`."""
+    has_tokenizer: bool
+
+
+def import_model(
+    source: str | Path,
+    out: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> ImportReport:
+    """Turn a Hugging Face directory, or a llama2.c file, into a model directory of ours.
+
+    `tokenizer` is for llama2.c files whose tokenizer does not lie beside them. Raises CheckpointError (also
+    UnsupportedArchitectureError) or ConfigError; then nothing is left at `out`.
+    """
+    source, out = Path(source), Path(out)
+    theirs, tensors = _open(source)
+    config = read_config(theirs, str(source / "config.json" if source.is_dir() else source))
+    family = read_family(theirs)
+    if config.tie_word_embeddings and has_own_head(tensors):
+        config.tie_word_embeddings = False
+    rules = family.weights(config, tensors.names)
+    entries = _entries(rules, parameter_shapes(config), tensors, config)
+    config.dtype = config.dtype or tensors.dtype(EMBEDDINGS)
+    with new_directory(out) as folder:
+        write_weights(folder, entries, shard_bytes)
+        config.architectures = ["PragnosiaForCausalLM"]
+        config.save_pretrained(folder)
+        write_json(folder / ORIGIN, {"family": family.name, "config": dict(theirs)})
+        _carry(source, folder, config, Path(tokenizer) if tokenizer else None)
+        files = tuple(sorted(path.name for path in folder.iterdir()))
+    return ImportReport(
+        family=family.name,
+        source=str(source),
+        out=str(out),
+        num_tensors=len(entries),
+        num_parameters=sum(entry.nbytes // entry.dtype.itemsize for entry in entries),
+        num_bytes=sum(entry.nbytes for entry in entries),
+        files=files,
+        has_tokenizer="tokenizer_config.json" in files,
+    )
+
+
+def _open(source: Path) -> tuple[Mapping[str, Any], TensorSource]:
+    """The config.json and the tensors at `source`."""
+    if source.is_file():
+        if source.suffix != ".bin":
+            raise UnsupportedArchitectureError(
+                f"{source} is no checkpoint we read; expected a directory of safetensors or a llama2.c .bin file"
+            )
+        file = Llama2cSource(source)
+        return file.header.config_json(), file
+    if not source.exists():
+        raise CheckpointError(f"{source} does not exist; expected a model directory or a llama2.c .bin file")
+    theirs = read_json(source / "config.json")
+    read_family(theirs)  # an unsupported model should hear that before anything about its files
+    tensors: TensorSource = SafetensorsSource(source)
+    if theirs.get("quantization_config"):
+        method = theirs["quantization_config"].get("quant_method")
+        if theirs["model_type"] == "gpt_oss" and method == "mxfp4":
+            tensors = Unpacked(tensors)
+    return theirs, tensors
+
+
+def _entries(
+    rules: list[Rule], shapes: Mapping[str, Shape], source: TensorSource, config: PragnosiaConfig
+) -> list[Entry]:
+    """One entry to write for each of our tensors, once all of theirs are known to fit."""
+    assert {rule.ours for rule in rules} == shapes.keys(), {rule.ours for rule in rules} ^ shapes.keys()
+    theirs = {rule: rule.their_shapes(shapes[rule.ours]) for rule in rules}
+    expected = {name: shape for needed in theirs.values() for name, shape in needed.items()}
+    check_tensors(expected, source, ignored=("lm_head.weight",) if config.tie_word_embeddings else ())
+    return [
+        Entry(rule.ours, common_dtype(list(needed), source), shapes[rule.ours], partial(rule.to_ours, source))
+        for rule, needed in theirs.items()
+    ]
+
+
+def _carry(source: Path, folder: Path, config: PragnosiaConfig, tokenizer: Path | None) -> None:
+    if source.is_dir():
+        carry(source, folder)
+        return
+    tokenizer = tokenizer or find_tokenizer(source, config.vocab_size)
+    if tokenizer is not None:
+        read_tokenizer(tokenizer, config.vocab_size, config.max_position_embeddings).save_pretrained(folder)
