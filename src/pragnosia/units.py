@@ -53,5 +53,7 @@ def parse_bytes(text: str) -> int:
     match = _SIZE.fullmatch(text)
     factors = _BINARY | _DECIMAL
     if match is None or match[2].lower() not in factors:
-        raise ValueError(f"cannot read {text!r} as a size; write a number and one of B, KiB, MiB, GiB, TiB, kB, MB, GB, TB")
+        raise ValueError(
+            f"cannot read {text!r} as a size; write a number and one of B, KiB, MiB, GiB, TiB, kB, MB, GB, TB"
+        )
     return int(float(match[1]) * factors[match[2].lower()])

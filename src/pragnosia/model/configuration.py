@@ -99,7 +99,7 @@ class PragnosiaConfig(PreTrainedConfig):
         self.feed_forwards = self._per_layer("feed_forwards", self.feed_forwards or thinker)
         self.layer_types = self._per_layer("layer_types", self.layer_types or "full_attention")
         self._check_layers()
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
     def _per_layer(self, name: str, value: str | list[str]) -> list[str]:
         values = [value] * self.num_hidden_layers if isinstance(value, str) else list(value)

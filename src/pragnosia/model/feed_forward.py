@@ -1,6 +1,6 @@
 """Dense feed-forward: every hidden neuron awake for every token.
 
-    y = down act(up x)        gated where the activation is (SwiGLU: Shazeer 2020, arXiv 2002.05202)
+y = down act(up x)        gated where the activation is (SwiGLU: Shazeer 2020, arXiv 2002.05202)
 """
 
 from __future__ import annotations

@@ -24,15 +24,16 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pragnosia.errors import ConfigError
-from pragnosia.model.attention import Attention, Moment, RotaryPositions
-from pragnosia.model.bank import Bank
+from pragnosia.model.attention import Moment, RotaryPositions
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.experts import Experts
 from pragnosia.model.linear import Linear
 from pragnosia.model.output_cortex import PragnosiaCausalLMOutput, PragnosiaOutput, next_token_loss
 from pragnosia.model.parts import FEED_FORWARDS, MIXERS, part
 from pragnosia.model.state import Memory, State, borrowed, causal_mask
-from pragnosia.model.thalamus import Routing, Thalamus
+from pragnosia.model.thalamus import Routing
+
+_ZEROS = {"bias", "up_bias", "down_bias", "sinks", "balance", "steering", "num_observed"}
 
 
 class PragnosiaLayer(GradientCheckpointingLayer):
@@ -61,48 +62,40 @@ class PragnosiaPreTrainedModel(PreTrainedModel):
     config_class = PragnosiaConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("PragnosiaLayer",)
-    _skip_keys_device_placement = ("past_key_values",)
+    accepts_loss_kwargs = False
+    _no_split_modules = ["PragnosiaLayer"]  # noqa: RUF012  (transformers reads it so)
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _can_compile_fullgraph = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Every initialiser of the house.
+        """Every initialiser of the house, by the tensor's own name.
 
-        | weight                                   | distribution                          |
-        |------------------------------------------|---------------------------------------|
-        | embeddings, head, projections, bank.up   | N(0, initializer_range)               |
-        | what writes to the stream: o_proj, down  | N(0, initializer_range / sqrt(2 L))   |
-        | router                                   | N(0, initializer_range)               |
-        | norms                                    | 1                                     |
-        | biases, sinks, balance, steering         | 0                                     |
-        | thresholds                               | 1/2                                   |
+        | tensor                                        | starts as                             |
+        |-----------------------------------------------|---------------------------------------|
+        | weight (embedding, head, projection, router), | N(0, initializer_range)               |
+        | up of a bank                                  |                                       |
+        | weight that writes to the stream, down        | N(0, initializer_range / sqrt(2 L))   |
+        | weight of a norm                              | 1                                     |
+        | biases, sinks, balance, steering              | 0                                     |
+        | thresholds                                    | 1/2                                   |
+        | inv_freq                                      | the frequencies of the rotation       |
         """
         std = self.config.initializer_range
         writer_std = std / math.sqrt(2 * self.config.num_hidden_layers)
-        match module:
-            case nn.Linear() | nn.Embedding():
-                init.normal_(module.weight, std=writer_std if getattr(module, "writes_to_stream", False) else std)
-                if getattr(module, "bias", None) is not None:
-                    init.zeros_(module.bias)
-            case nn.RMSNorm():
-                init.ones_(module.weight)
-            case Bank():
-                init.normal_(module.up, std=std)
-                init.normal_(module.down, std=writer_std)
-                for bias in (module.up_bias, module.down_bias):
-                    if bias is not None:
-                        init.zeros_(bias)
-            case Thalamus():
-                init.normal_(module.weight, std=std)
-                for name, value in {"bias": 0.0, "balance": 0.0, "steering": 0.0, "num_observed": 0.0, "thresholds": 0.5}.items():
-                    if getattr(module, name, None) is not None:
-                        init.constant_(getattr(module, name), value)
-            case RotaryPositions():
-                init.copy_(module.inv_freq, module.frequencies(None)[0])
-            case Attention() if module.sinks is not None:
-                init.zeros_(module.sinks)
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if name == "weight" and isinstance(module, nn.RMSNorm):
+                init.ones_(tensor)
+            elif name in ("weight", "up", "down"):
+                writes = name == "down" or getattr(module, "writes_to_stream", False)
+                init.normal_(tensor, std=writer_std if writes else std)
+            elif name in _ZEROS:
+                init.zeros_(tensor)
+            elif name == "thresholds":
+                init.constant_(tensor, 0.5)
+            elif isinstance(module, RotaryPositions):
+                init.copy_(tensor, module.frequencies(None)[0])
 
 
 class PragnosiaModel(PragnosiaPreTrainedModel):
@@ -115,7 +108,7 @@ class PragnosiaModel(PragnosiaPreTrainedModel):
         self.layers = nn.ModuleList(PragnosiaLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.gradient_checkpointing = False
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -136,7 +129,9 @@ class PragnosiaModel(PragnosiaPreTrainedModel):
         state = self._state(past_key_values, use_cache, x)
         moment = self._moment(x, attention_mask, position_ids, past_key_values, state.length, energy)
 
-        memories, routings, stream = [], [], [x]
+        memories: list[Memory | None] = []
+        routings: list[Routing | None] = []
+        stream = [x]
         for layer, memory in zip(self.layers, state.layers, strict=True):
             x, memory, routing = layer(x, memory, moment)
             memories.append(memory)
@@ -160,7 +155,8 @@ class PragnosiaModel(PragnosiaPreTrainedModel):
     def fresh_state(self, batch: int = 1, room: int = 256) -> State:
         """An empty state with room for `room` tokens before it has to grow."""
         like = self.embed_tokens.weight
-        return State(tuple(layer.mixer.fresh_memory(batch, room, like) for layer in self.layers))
+        mixers: list[Any] = [layer.mixer for layer in self.layers]
+        return State(tuple(mixer.fresh_memory(batch, room, like) for mixer in mixers))
 
     def _state(self, given: State | Cache | None, use_cache: bool | None, x: Tensor) -> State:
         """What the layers remember on entry: given, borrowed, fresh, or nothing."""
@@ -191,8 +187,11 @@ class PragnosiaModel(PragnosiaPreTrainedModel):
         windows = {"full_attention": None, "sliding_attention": self.config.sliding_window}
         kinds = dict.fromkeys(self.config.layer_types or ())
         if isinstance(past, Cache):
-            build = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
-            masks = {
+            build = {
+                "full_attention": create_causal_mask,
+                "sliding_attention": create_sliding_window_causal_mask,
+            }
+            masks: dict[str, Any] = {
                 kind: build[kind](
                     config=self.config,
                     inputs_embeds=x,
@@ -217,7 +216,7 @@ class PragnosiaForCausalLM(PragnosiaPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = PragnosiaModel(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -260,7 +259,8 @@ class PragnosiaForCausalLM(PragnosiaPreTrainedModel, GenerationMixin):
 
     def fresh_state(self, batch: int = 1, room: int = 256) -> State:
         """An empty state with room for `room` tokens before it has to grow."""
-        return self.model.fresh_state(batch, room)
+        state: State = self.model.fresh_state(batch, room)
+        return state
 
     def experts(self) -> Iterator[Experts]:
         """The sparse feed-forwards, from the first layer to the last."""

@@ -34,8 +34,8 @@ class Organ:
     """What all organs' configurations share: reading from and writing to plain dictionaries."""
 
     @classmethod
-    def read(cls: type[T], values: Mapping[str, Any] | T | None) -> T | None:
-        """The organ described by `values`; None stays None. Raises ConfigError for an unknown key."""
+    def read(cls: type[T], values: Any) -> T | None:
+        """The organ described by a mapping; None and organs stay. Raises ConfigError for an unknown key."""
         if values is None or isinstance(values, cls):
             return values
         require(isinstance(values, Mapping), f"{cls.__name__} must be a mapping, got {values!r}")
@@ -74,14 +74,20 @@ class AttentionConfig(Organ):
 
     def __post_init__(self) -> None:
         require_positive(
-            "attention", num_heads=self.num_heads, num_key_value_heads=self.num_key_value_heads, head_dim=self.head_dim
+            "attention",
+            num_heads=self.num_heads,
+            num_key_value_heads=self.num_key_value_heads,
+            head_dim=self.head_dim,
         )
         require(
             self.num_heads % self.num_key_value_heads == 0,
             f"attention.num_heads is {self.num_heads}, not a multiple of num_key_value_heads "
             f"{self.num_key_value_heads}; choose a divisor",
         )
-        require(self.head_dim % 2 == 0, f"attention.head_dim is {self.head_dim}; rotary positions need an even width")
+        require(
+            self.head_dim % 2 == 0,
+            f"attention.head_dim is {self.head_dim}; rotary positions need an even width",
+        )
         if self.qk_norm is not None and self.qk_norm not in QK_NORMS:
             raise ConfigError(unknown_name("attention.qk_norm", self.qk_norm, QK_NORMS))
         if self.sliding_window is not None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import Cache
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from pragnosia import kernels
 from pragnosia.model.state import State
@@ -21,9 +21,9 @@ IGNORED = -100
 class PragnosiaOutput(ModelOutput):
     """What the stack returns."""
 
-    last_hidden_state: torch.FloatTensor | None = None
+    last_hidden_state: Tensor | None = None
     past_key_values: State | Cache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
     routings: tuple[Routing | None, ...] | None = None
 
 
@@ -31,10 +31,10 @@ class PragnosiaOutput(ModelOutput):
 class PragnosiaCausalLMOutput(ModelOutput):
     """What the language model returns; `logits` is None in training, where only the loss is wanted."""
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
+    loss: Tensor | None = None
+    logits: Tensor | None = None
     past_key_values: State | Cache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
     routings: tuple[Routing | None, ...] | None = None
 
 
@@ -42,5 +42,5 @@ def next_token_loss(
     hidden: Float[Tensor, "B T D"], head: Float[Tensor, "V D"], labels: Int[Tensor, "B T"]
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy [nats] of each token's successor; labels of -100 do not count."""
-    successors = torch.cat((labels[:, 1:], labels.new_full((labels.shape[0], 1), IGNORED)), 1)
+    successors = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
     return kernels.linear_cross_entropy(hidden.flatten(0, 1), head, successors.flatten(), IGNORED)

@@ -55,10 +55,22 @@ PRESETS: dict[str, dict[str, Any]] = {
     "1b": _shape(vocab=32768, width=1024, layers=16, heads=(16, 4, 64), units=(64, 6, 320), context=4096),
     "7b": _shape(vocab=65536, width=2048, layers=24, heads=(16, 4, 128), units=(64, 6, 704), context=8192),
     "60b": _shape(
-        vocab=131072, width=4096, layers=36, heads=(32, 8, 128), units=(128, 6, 1024), context=32768, tied=False
+        vocab=131072,
+        width=4096,
+        layers=36,
+        heads=(32, 8, 128),
+        units=(128, 6, 1024),
+        context=32768,
+        tied=False,
     ),
     "450b": _shape(
-        vocab=131072, width=6144, layers=61, heads=(48, 8, 128), units=(256, 8, 1536), context=32768, tied=False
+        vocab=131072,
+        width=6144,
+        layers=61,
+        heads=(48, 8, 128),
+        units=(256, 8, 1536),
+        context=32768,
+        tied=False,
     ),
 }
 

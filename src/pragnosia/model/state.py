@@ -117,7 +117,7 @@ def borrowed(cache: Cache, num_layers: int) -> State:
 def causal_mask(
     length: int, seen: int, window: int | None, padding: Tensor | None, device: torch.device
 ) -> Tensor | None:
-    """Which keys each of `length` new tokens may see, bool, (T, S) or with `padding` (B, 1, T, S); None: the plain rules.
+    """Which keys each of `length` new tokens may see: (T, S), with `padding` (B, 1, T, S); None: the plain rules.
 
     `padding` is (B, S), False for keys that are no tokens. The plain rules: one new token sees everything (its window
     is a slice); new tokens on an empty memory see what `is_causal` says.

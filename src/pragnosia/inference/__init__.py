@@ -1,0 +1,1 @@
+"""Generation: loading, sampling, the decode loop, and `Pragnosia`, the short way in."""

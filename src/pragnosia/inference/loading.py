@@ -1,0 +1,109 @@
+"""Load a model directory, or say in one line why not. safetensors and JSON only; nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from pragnosia.errors import CheckpointError, PragnosiaError
+from pragnosia.model.configuration import PragnosiaConfig
+from pragnosia.model.modeling import PragnosiaForCausalLM
+
+
+def load_model(directory: str | Path, dtype: torch.dtype | str = "auto", device: str = "cpu") -> PragnosiaForCausalLM:
+    """The model in evaluation mode. Raises CheckpointError for whatever is missing, broken or foreign."""
+    folder = Path(directory)
+    load_config(folder)
+    check_weights(folder)
+    bars = transformers_logging.is_progress_bar_enabled()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        loaded: Any = PragnosiaForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    except PragnosiaError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"cannot load {folder}: {_first_line(error)}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+    model, info = loaded
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        names = sorted(str(name) for name in info[problem])
+        if names:
+            raise CheckpointError(
+                f"the weights in {folder} do not fit its config.json: {len(names)} {problem.replace('_', ' ')}, "
+                f"first {names[0]}; save or import the model again"
+            )
+    return model.to(device).eval()  # type: ignore[no-any-return]
+
+
+def load_config(directory: str | Path) -> PragnosiaConfig:
+    """The configuration of a model directory. Raises CheckpointError, ConfigError for unknown keys."""
+    path = Path(directory) / "config.json"
+    if not Path(directory).is_dir():
+        raise CheckpointError(f"no model directory at {directory}; train one (pragnosia train) or import one")
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{directory} holds no config.json, so it is no model directory") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    family = values.get("model_type") if isinstance(values, dict) else None
+    if family != PragnosiaConfig.model_type:
+        raise CheckpointError(
+            f"{directory} is a {family!r} model, not a pragnosia one; turn it into one with: "
+            f"pragnosia import {directory} OUT"
+        )
+    return PragnosiaConfig.from_dict(values)
+
+
+def check_weights(folder: Path) -> None:
+    """Every shard the index names is there and whole. Raises CheckpointError naming the file."""
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"{index} is not a valid index of shards: {_first_line(error)}") from error
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{folder} has no {name}; the model's weights are missing")
+        try:
+            with safe_open(path, framework="pt") as shard:
+                shard.keys()
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is truncated or corrupt ({_first_line(error)}); copy it again") from error
+
+
+def load_tokenizer(directory: str | Path, vocab_size: int) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model. Raises CheckpointError if there is none or it knows more tokens than the model."""
+    folder = Path(directory)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        raise CheckpointError(f"{folder} holds no tokenizer.json; generation from token ids still works")
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises bare Exception for a corrupt file
+        raise CheckpointError(f"cannot read the tokenizer in {folder}: {_first_line(error)}") from error
+    if len(tokenizer) > vocab_size:
+        raise CheckpointError(
+            f"the tokenizer in {folder} knows {len(tokenizer)} tokens, the model {vocab_size}; "
+            "it belongs to another model"
+        )
+    return tokenizer
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -1,0 +1,129 @@
+"""Pragnosia: the short way in. A model and its tokenizer, text in, text out.
+
+model = Pragnosia.from_pretrained("runs/demo")
+for piece in model.stream("Once upon a time"):
+    print(piece, end="")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers.decoders import DecodeStream
+from transformers import PreTrainedTokenizerBase
+
+from pragnosia.errors import CheckpointError, PromptError
+from pragnosia.inference.decode import Decoder, Trace
+from pragnosia.inference.loading import load_model, load_tokenizer
+from pragnosia.inference.sampler import Sampling
+from pragnosia.model.modeling import PragnosiaForCausalLM
+
+
+class Pragnosia:
+    """A language model that speaks."""
+
+    def __init__(self, model: PragnosiaForCausalLM, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        self.model: PragnosiaForCausalLM = model.eval()  # type: ignore[no-untyped-call]
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def from_pretrained(
+        cls, directory: str | Path, *, dtype: torch.dtype | str = "auto", device: str = "cpu"
+    ) -> Pragnosia:
+        """Load a model directory; a missing tokenizer is an error only once text is asked for."""
+        model = load_model(directory, dtype, device)
+        has_tokenizer = any(Path(directory).glob("tokenizer*.json"))
+        return cls(model, load_tokenizer(directory, model.config.vocab_size) if has_tokenizer else None)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer. Raises CheckpointError where the model came without."""
+        if self._tokenizer is None:
+            raise CheckpointError("this model has no tokenizer; use generate_tokens, or put tokenizer.json beside it")
+        return self._tokenizer
+
+    def generate(self, text: str, *, max_new_tokens: int = 100, **options: Any) -> str:
+        """The continuation of `text`. Options as for `stream`."""
+        return "".join(self.stream(text, max_new_tokens=max_new_tokens, **options))
+
+    def stream(
+        self,
+        text: str,
+        *,
+        max_new_tokens: int = 100,
+        energy: float = 1.0,
+        trace: Trace | None = None,
+        **sampling: Any,
+    ) -> Iterator[str]:
+        """The continuation of `text`, piece by piece. `sampling` as in Sampling; a `stop` text is not part of it."""
+        choices = Sampling(**sampling)
+        ids = self.encode(text)
+        decoder = self.decoder(len(ids) + max_new_tokens, energy, trace)
+        decoder.read(ids)
+        return self.pieces(decoder.speak(max_new_tokens, choices, self.stop_tokens), choices.stop)
+
+    def generate_tokens(
+        self,
+        ids: Sequence[int] | torch.Tensor,
+        *,
+        max_new_tokens: int = 100,
+        stop_tokens: Collection[int] = (),
+        energy: float = 1.0,
+        trace: Trace | None = None,
+        **sampling: Any,
+    ) -> list[int]:
+        """The ids that follow `ids`, which are not repeated; a stop token ends them and is not among them."""
+        given = [int(token) for token in (ids.flatten().tolist() if isinstance(ids, torch.Tensor) else ids)]
+        decoder = self.decoder(len(given) + max_new_tokens, energy, trace)
+        decoder.read(given)
+        return list(decoder.speak(max_new_tokens, Sampling(**sampling), stop_tokens))
+
+    def decoder(self, room: int, energy: float = 1.0, trace: Trace | None = None) -> Decoder:
+        """An empty text to read into and speak from."""
+        return Decoder(self.model, room, energy, trace)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids; an empty text is the token documents begin (or end) with. Raises PromptError if there is none."""
+        ids: list[int] = self.tokenizer(text)["input_ids"]
+        if ids:
+            return ids
+        for start in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            if start is not None:
+                return [int(start)]
+        raise PromptError("the prompt is empty and the tokenizer has no token to begin with; give some text")
+
+    @property
+    def stop_tokens(self) -> set[int]:
+        """Ids that end an answer, from the model's generation config and the tokenizer."""
+        eos = self.model.generation_config.eos_token_id
+        named = eos if isinstance(eos, list) else [eos]
+        return {int(token) for token in (*named, self.tokenizer.eos_token_id) if token is not None}
+
+    def pieces(self, ids: Iterator[int], stop: Sequence[str] = ()) -> Iterator[str]:
+        """Ids as text that grows: whole characters only, nothing at or after a stop text."""
+        decoding = DecodeStream(skip_special_tokens=True)
+        backend: Any = self.tokenizer.backend_tokenizer
+        held = ""
+        for token in ids:
+            held += decoding.step(backend, token) or ""
+            found = [at for at in map(held.find, stop) if at >= 0]
+            if found:
+                held = held[: min(found)]
+                break
+            safe = len(held) - _longest_start(held, stop)
+            if safe:
+                yield held[:safe]
+                held = held[safe:]
+        if held:
+            yield held
+
+
+def _longest_start(text: str, stop: Sequence[str]) -> int:
+    """Length of the longest end of `text` that may yet become a stop text."""
+    return max(
+        (size for word in stop for size in range(1, min(len(word), len(text) + 1)) if text.endswith(word[:size])),
+        default=0,
+    )
