@@ -1,0 +1,203 @@
+"""What a model costs per token, counted from its parameters: no weights are needed, meta tensors suffice.
+
+    operations = 2 sum(matrix elements awake) + 4 sum over layers of (H K) min(C, window)
+    bytes      = (parameters awake) x (bytes each) + keys and values of C tokens read, of one written
+
+One token at batch 1 that sees a context of C tokens, itself included. A multiply-accumulate is two operations.
+Attention counts the products q k and p v; norms, activations and biases (below 1 %) count as bytes and not as
+operations. Of a bank only the awake units count, of the embedding one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import nn
+
+from pragnosia.errors import ConfigError, unknown_name
+from pragnosia.model.configuration import PragnosiaConfig
+from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.thalamus import Thalamus
+
+# Bits, since some precisions are finer than a byte.
+PRECISIONS = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 4}
+DEFAULT_CONTEXT = 2048
+
+
+def bytes_of(count: float, precision: str) -> float:
+    """Bytes of so many numbers. Raises ConfigError for a precision there is not."""
+    if precision not in PRECISIONS:
+        raise ConfigError(unknown_name("precision", precision, PRECISIONS))
+    return count * PRECISIONS[precision] / 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerAccount:
+    """One layer: what is always awake, what one unit costs, and what attention remembers per token."""
+
+    parameters: int
+    """All but the bank's units."""
+    matrix_parameters: int
+    """Those of them that multiply each token."""
+    unit_parameters: int = 0
+    unit_matrix_parameters: int = 0
+    num_units: int = 0
+    num_awake: int = 0
+    query_width: int = 0
+    """H K."""
+    key_width: int = 0
+    """Key-value heads x K."""
+    window: int | None = None
+    norms_queries: bool = False
+    hidden: int = 0
+    """Feed-forward activations of one token that are always there, before and after the non-linearity."""
+    unit_hidden: int = 0
+    """The same of one unit."""
+
+    @property
+    def total_parameters(self) -> int:
+        """With all units."""
+        return self.parameters + self.num_units * self.unit_parameters
+
+    @property
+    def active_parameters(self) -> int:
+        """With the awake ones."""
+        return self.parameters + self.num_awake * self.unit_parameters
+
+    def seen(self, context: int) -> int:
+        """Keys one token looks at when `context` tokens are there, itself included."""
+        return context if self.window is None else min(context, self.window)
+
+    def operations(self, awake: float, seen: float) -> float:
+        """Of one token that wakes `awake` units and looks at `seen` keys."""
+        matrices = self.matrix_parameters + awake * self.unit_matrix_parameters
+        return 2 * matrices + 4 * self.query_width * seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """What one model costs per token, for weights of one precision and a context of `context` tokens."""
+
+    layers: tuple[LayerAccount, ...]
+    hidden_size: int
+    vocab_size: int
+    embedding_parameters: int
+    """The table of which a token reads one row; 0 where the head is the same matrix."""
+    head_parameters: int
+    """Read whole for every token: the head, and what else stands outside the layers."""
+    head_matrix_parameters: int
+    precision: str
+    context: int
+
+    @property
+    def total_parameters(self) -> int:
+        """All there are."""
+        return self.embedding_parameters + self.head_parameters + sum(x.total_parameters for x in self.layers)
+
+    @property
+    def active_parameters(self) -> int:
+        """Those one token touches."""
+        row = min(self.embedding_parameters, self.hidden_size)
+        return row + self.head_parameters + sum(layer.active_parameters for layer in self.layers)
+
+    @property
+    def operations_per_token(self) -> int:
+        """Two per multiply-accumulate."""
+        layers = (layer.operations(layer.num_awake, layer.seen(self.context)) for layer in self.layers)
+        return round(2 * self.head_matrix_parameters + sum(layers))
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Weights, keys and values that move at batch 1."""
+        keys = sum(2 * layer.key_width * (layer.seen(self.context) + 1) for layer in self.layers)
+        return round(bytes_of(self.active_parameters, self.precision) + bytes_of(keys, self.cache_precision))
+
+    @property
+    def cache_precision(self) -> str:
+        """Keys and values stay in floating point when weights are packed."""
+        return "bfloat16" if self.precision.startswith("int") else self.precision
+
+    def cache_bytes(self, context: int, batch: int = 1) -> int:
+        """Keys and values of `batch` sequences of `context` tokens; the state keeps them whole, windowed or not."""
+        keys = sum(2 * layer.key_width for layer in self.layers) * context * batch
+        return round(bytes_of(keys, self.cache_precision))
+
+
+def account(
+    subject: PragnosiaConfig | PragnosiaForCausalLM,
+    *,
+    precision: str = "bfloat16",
+    context: int | None = None,
+    energy: float = 1.0,
+) -> Account:
+    """Count a model, or a configuration without building it in memory.
+
+    `context` defaults to 2048 tokens, or all the model can hold if that is less. Raises ConfigError for a
+    precision that does not exist or a context that does not fit.
+    """
+    bytes_of(0, precision)
+    model = subject if isinstance(subject, nn.Module) else on_meta(subject)
+    limit = int(model.config.max_position_embeddings)
+    context = min(DEFAULT_CONTEXT, limit) if context is None else context
+    if not 0 < context <= limit:
+        raise ConfigError(f"context is {context} tokens; the model holds 1 to {limit}")
+    outside = {
+        name: tuple(parameter.shape)
+        for name, parameter in model.named_parameters()
+        if not name.startswith("model.layers.")
+    }
+    table = outside["model.embed_tokens.weight"]
+    tied = "lm_head.weight" not in outside
+    head = [shape for name, shape in outside.items() if tied or name != "model.embed_tokens.weight"]
+    return Account(
+        layers=tuple(_layer_account(layer, energy) for layer in model.model.layers),
+        hidden_size=int(model.config.hidden_size),
+        vocab_size=int(model.config.vocab_size),
+        embedding_parameters=0 if tied else prod(table),
+        head_parameters=sum(map(prod, head)),
+        head_matrix_parameters=_matrices(head),
+        precision=precision,
+        context=context,
+    )
+
+
+def on_meta(config: PragnosiaConfig) -> PragnosiaForCausalLM:
+    """The model with shapes and without storage."""
+    with torch.device("meta"):
+        return PragnosiaForCausalLM(config)
+
+
+def _layer_account(layer: nn.Module, energy: float) -> LayerAccount:
+    shapes = {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()}
+    units = {name: shape[1:] for name, shape in shapes.items() if ".bank." in name}
+    others = {name: shape for name, shape in shapes.items() if ".bank." not in name}
+    routers = [module for module in layer.modules() if isinstance(module, Thalamus)]
+    return LayerAccount(
+        parameters=sum(map(prod, others.values())),
+        matrix_parameters=_matrices(others.values()),
+        unit_parameters=sum(map(prod, units.values())),
+        unit_matrix_parameters=_matrices(units.values()),
+        num_units=routers[0].num_units if routers else 0,
+        num_awake=routers[0].num_awake(energy) if routers else 0,
+        query_width=others.get("mixer.q_proj.weight", (0,))[0],
+        key_width=others.get("mixer.k_proj.weight", (0,))[0],
+        window=getattr(layer.mixer, "window", None),
+        norms_queries="mixer.q_norm.weight" in others,
+        hidden=_hidden(others),
+        unit_hidden=_hidden(units),
+    )
+
+
+def _hidden(shapes: dict[str, tuple[int, ...]]) -> int:
+    """Rows of every `up` (F, or 2 F where gated) and columns of every `down` (F)."""
+    organs = {name.removesuffix(".weight"): shape for name, shape in shapes.items()}
+    rows = sum(shape[0] for name, shape in organs.items() if name.endswith(".up"))
+    return rows + sum(shape[1] for name, shape in organs.items() if name.endswith(".down"))
+
+
+def _matrices(shapes: Iterable[tuple[int, ...]]) -> int:
+    """Elements of those with two axes: each is one multiply-accumulate per token."""
+    return sum(prod(shape) for shape in shapes if len(shape) == 2)

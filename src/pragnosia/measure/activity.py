@@ -1,0 +1,163 @@
+"""What actually woke: operations, bytes and joules of a run, from the routings it left behind.
+
+    operations = sum over tokens and layers of (always awake + units this token woke + keys it looked at)
+    bytes      = sum over forward passes of (always awake + units anybody woke, once + keys and values)
+
+A forward pass over many tokens (a prompt) reads each woken unit once for all of them; decoding reads it anew
+for every token. An account says what a model costs when all goes as configured; this says what it cost.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pragnosia.errors import ConfigError
+from pragnosia.measure.accounting import Account, bytes_of
+from pragnosia.measure.energy import Energy, EnergyModel
+from pragnosia.model.thalamus import Routing
+
+# Passes whose units are kept before they are counted: counting each would make the CPU wait for the GPU.
+_PASSES_KEPT = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activity:
+    """What a run did."""
+
+    tokens: int
+    awake_per_token: tuple[float, ...]
+    """Units woken, mean over tokens, for each layer; 0 where a layer has none."""
+    operations: float
+    num_bytes: float
+    precision: str
+
+    @property
+    def operations_per_token(self) -> float:
+        """Mean over tokens."""
+        return self.operations / max(self.tokens, 1)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Mean over tokens."""
+        return self.num_bytes / max(self.tokens, 1)
+
+    def energy(self, model: EnergyModel, measured: Energy | None = None) -> Energy:
+        """Joules of the whole run: `measured` where a counter saw it, else by the model."""
+        return measured or model.estimate(self.operations, self.num_bytes, self.precision)
+
+
+class ActivityMeter:
+    """Adds up forward passes.
+
+    meter = ActivityMeter(account(model))
+    meter.add(output.routings, tokens=new, past=tokens already remembered)
+    meter.activity()
+    """
+
+    def __init__(self, account: Account) -> None:
+        self._account = account
+        self._tokens = 0
+        self._operations = 0.0
+        self._bytes = 0.0
+        self._awake = [0] * len(account.layers)
+        self._sparse = [index for index, layer in enumerate(account.layers) if layer.num_units]
+        self._pending: dict[tuple[torch.Size, ...], list[Tensor]] = defaultdict(list)
+        self._num_pending = 0
+        # What is the same in every pass, so that adding a token costs little beside speaking it.
+        self._always_operations = sum(layer.operations(0, 0) for layer in account.layers)
+        always = account.head_parameters + sum(layer.parameters for layer in account.layers)
+        self._always_bytes = bytes_of(always, account.precision)
+        self._widths: dict[int | None, tuple[int, int]] = {}
+        for layer in account.layers:
+            query, key = self._widths.get(layer.window, (0, 0))
+            self._widths[layer.window] = (query + layer.query_width, key + layer.key_width)
+
+    def add(
+        self,
+        routings: Sequence[Routing | None],
+        *,
+        tokens: int,
+        past: int = 0,
+        sequences: int = 1,
+        logits: int | None = None,
+    ) -> None:
+        """One forward pass of `tokens` new tokens in each of `sequences`, on top of `past` tokens remembered.
+
+        `logits` is for how many of them the head was asked, in each sequence; None is all.
+        """
+        account, asked = self._account, tokens if logits is None else logits
+        units = [routing.units for routing in routings if routing is not None]
+        if len(units) != len(self._sparse):
+            raise ConfigError(
+                f"{len(units)} layers routed, the account has {len(self._sparse)} that do; "
+                "make the account from the model that ran"
+            )
+        self._tokens += tokens * sequences
+        self._operations += self._always_operations * tokens * sequences
+        self._operations += 2 * account.head_matrix_parameters * asked * sequences
+        row = min(account.embedding_parameters, account.hidden_size)
+        self._bytes += self._always_bytes + bytes_of(row * tokens * sequences, account.precision)
+        for window, (query, key) in self._widths.items():
+            self._operations += 4 * query * pairs(tokens, past, window) * sequences
+            # A pass reads keys and values once for all its queries, and writes the new ones.
+            reach = past + tokens if window is None else min(past + tokens, window + tokens - 1)
+            self._bytes += bytes_of(2 * key * (reach + tokens) * sequences, account.cache_precision)
+        if units:
+            # Copied by cat: a decode loop may reuse the buffer it shows us.
+            self._pending[tuple(part.shape for part in units)].append(torch.cat([x.flatten() for x in units]))
+            self._num_pending += 1
+        if self._num_pending >= _PASSES_KEPT:
+            self._count()
+
+    def activity(self) -> Activity:
+        """What all passes so far did."""
+        self._count()
+        return Activity(
+            tokens=self._tokens,
+            awake_per_token=tuple(count / max(self._tokens, 1) for count in self._awake),
+            operations=self._operations,
+            num_bytes=self._bytes,
+            precision=self._account.precision,
+        )
+
+    def _count(self) -> None:
+        """Turn the pending units into counts."""
+        for shapes, passes in self._pending.items():
+            grid = torch.stack(passes).cpu()  # (passes, slots of all layers)
+            parts = grid.split([shape.numel() for shape in shapes], dim=1)
+            for index, part in zip(self._sparse, parts, strict=True):
+                layer, awake = self._account.layers[index], int((part >= 0).sum())
+                self._awake[index] += awake
+                self._operations += 2 * layer.unit_matrix_parameters * awake
+                self._bytes += bytes_of(layer.unit_parameters * _distinct(part), self._account.precision)
+        self._pending.clear()
+        self._num_pending = 0
+
+
+def pairs(tokens: int, past: int, window: int | None) -> int:
+    """Keys looked at by `tokens` new tokens together: sum of min(past + p, window) over p = 1 .. tokens."""
+    growing = tokens if window is None else min(tokens, max(0, window - past))
+    grown = growing * past + growing * (growing + 1) // 2
+    return grown + (tokens - growing) * (window or 0)
+
+
+def _distinct(units: Tensor) -> int:
+    """Different units awake in each row, summed over rows."""
+    ordered = units.sort(dim=1).values
+    fresh = (ordered[:, 1:] != ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+    return int(fresh.sum() + (ordered[:, :1] >= 0).sum())
+
+
+def activity(routings: Sequence[Routing | None], account: Account) -> Activity:
+    """Of one forward pass over one sequence from its beginning."""
+    tokens = next((routing.units.shape[0] for routing in routings if routing is not None), None)
+    if tokens is None:
+        raise ConfigError("no layer routed: use ActivityMeter.add with the number of tokens")
+    meter = ActivityMeter(account)
+    meter.add(routings, tokens=tokens)
+    return meter.activity()

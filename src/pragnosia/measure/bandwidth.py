@@ -1,0 +1,182 @@
+"""How fast this machine moves bytes and multiplies matrices: short timings, best of several.
+
+The best of several and not the mean: other programs only ever make a timing longer. Decoding one token reads
+every awake weight once, so tokens/s is bounded by memory bandwidth / bytes per token; a model streamed from
+disk by disk bandwidth / bytes per token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pragnosia.errors import UserError
+from pragnosia.measure.limits import read_limits
+from pragnosia.units import GIB, MIB
+
+_BLOCK = 4 * MIB
+_READERS = 4
+# Larger than the last-level cache of the large servers of 2026 (hundreds of MiB on some).
+_BUFFER = GIB
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskSpeed:
+    """Sequential reading from one folder; `direct` says the page cache was bypassed."""
+
+    folder: str
+    read_bytes_per_second: float
+    write_bytes_per_second: float
+    direct: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSpeed:
+    """One device: memory read once, and multiply-accumulates as two operations, per precision."""
+
+    device: str
+    memory_bytes_per_second: float
+    operations_per_second: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speeds:
+    """What was timed: the CPU first, then each GPU; the disk if a folder was given."""
+
+    devices: tuple[DeviceSpeed, ...]
+    disk: DiskSpeed | None = None
+
+
+def measure_speeds(folder: Path | None = None) -> Speeds:
+    """Time memory and arithmetic on every device, and the disk that holds `folder`: two seconds each."""
+    names = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    devices = tuple(device_speed(torch.device(name)) for name in names)
+    return Speeds(devices=devices, disk=None if folder is None else disk_speed(folder))
+
+
+def device_speed(device: torch.device, *, seconds: float = 0.3) -> DeviceSpeed:
+    """Memory bandwidth and matrix throughput in fp32 and bf16, `seconds` for each of the three."""
+    return DeviceSpeed(
+        device=str(device),
+        memory_bytes_per_second=memory_bandwidth(device, seconds=seconds),
+        operations_per_second={
+            name: matrix_throughput(device, dtype, seconds=seconds)
+            for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
+        },
+    )
+
+
+def memory_bandwidth(device: torch.device, *, seconds: float = 0.3, num_bytes: int = _BUFFER) -> float:
+    """Bytes per second of one matrix-vector product over a buffer no cache holds: what decoding does."""
+    if device.type == "cpu":
+        num_bytes = min(num_bytes, max(MIB, read_limits().memory_available // 4))
+    rows = max(1, num_bytes // (4 * 4096))
+    # Written, not just allocated: untouched pages are all one page of zeros.
+    matrix = torch.ones(rows, 4096, device=device)
+    vector = torch.ones(4096, device=device)
+    return matrix.nbytes / _best(lambda: torch.mv(matrix, vector), device, seconds)
+
+
+def matrix_throughput(
+    device: torch.device, dtype: torch.dtype, *, seconds: float = 0.3, size: int | None = None
+) -> float:
+    """Operations per second of a square matrix product."""
+    size = size or (1024 if device.type == "cpu" else 8192)
+    left = torch.ones(size, size, dtype=dtype, device=device)
+    return 2 * size**3 / _best(lambda: torch.mm(left, left), device, seconds)
+
+
+def _best(work: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """Shortest of at least three runs, repeated until `seconds` have passed; the first run warms up."""
+    _wait(device)
+    work()
+    _wait(device)
+    best, started, runs = float("inf"), time.perf_counter(), 0
+    while runs < 3 or time.perf_counter() - started < seconds:
+        began = time.perf_counter()
+        work()
+        _wait(device)
+        best = min(best, time.perf_counter() - began)
+        runs += 1
+    return best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def disk_speed(folder: Path, *, num_bytes: int = 256 * MIB, seconds: float = 1.5) -> DiskSpeed:
+    """Write a temporary file, then read it past the page cache; each stops after `seconds`.
+
+    Raises UserError where the folder cannot be written.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".speed-") as file:
+            path = Path(file.name)
+            size, writing = _write(file.fileno(), num_bytes, seconds)
+            got, reading, direct = _read(path, size, seconds)
+    except OSError as error:
+        raise UserError(
+            f"cannot measure the disk at {folder}: {error.strerror}; name a folder you may write to"
+        ) from error
+    return DiskSpeed(
+        folder=str(folder),
+        read_bytes_per_second=got / reading,
+        write_bytes_per_second=size / writing,
+        direct=direct,
+    )
+
+
+def _write(descriptor: int, num_bytes: int, seconds: float) -> tuple[int, float]:
+    """Whole blocks until done or out of time; (bytes, seconds) with the final flush."""
+    block = os.urandom(_BLOCK)  # incompressible: some disks and file systems compress
+    started, written = time.perf_counter(), 0
+    while written < max(num_bytes, _BLOCK):
+        written += os.write(descriptor, block)
+        if time.perf_counter() - started > seconds:
+            break
+    os.fsync(descriptor)
+    return written, time.perf_counter() - started
+
+
+def _read(path: Path, size: int, seconds: float) -> tuple[int, float, bool]:
+    """(bytes, seconds, past the page cache?), by several readers: one alone leaves an NVMe disk idle."""
+    descriptor, direct = _open_direct(path)
+    deadline = time.perf_counter() + seconds
+
+    def read_share(reader: int) -> int:
+        got, offset = 0, reader * _BLOCK
+        with mmap.mmap(-1, _BLOCK) as buffer:  # page-aligned, as direct reading demands
+            while offset + _BLOCK <= size and time.perf_counter() < deadline:
+                got += os.preadv(descriptor, [buffer], offset)
+                offset += _READERS * _BLOCK
+        return got
+
+    try:
+        started = time.perf_counter()
+        with ThreadPoolExecutor(_READERS) as readers:
+            got = sum(readers.map(read_share, range(_READERS)))
+        return got, time.perf_counter() - started, direct
+    finally:
+        os.close(descriptor)
+
+
+def _open_direct(path: Path) -> tuple[int, bool]:
+    """A descriptor that bypasses the page cache where the file system allows it, else with a dropped one."""
+    if hasattr(os, "O_DIRECT"):
+        with contextlib.suppress(OSError):
+            return os.open(path, os.O_RDONLY | os.O_DIRECT), True
+    descriptor = os.open(path, os.O_RDONLY)
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    return descriptor, False
