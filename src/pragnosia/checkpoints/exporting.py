@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from pragnosia.checkpoints.families import family_named, fitting_family, write_config
 from pragnosia.checkpoints.family import Family
 from pragnosia.checkpoints.importing import ORIGIN
@@ -16,7 +18,7 @@ from pragnosia.checkpoints.rules import Rule
 from pragnosia.checkpoints.source import SafetensorsSource, Shape, TensorSource, read_json
 from pragnosia.checkpoints.travel import carry
 from pragnosia.checkpoints.writer import SHARD_BYTES, Entry, new_directory, write_json, write_weights
-from pragnosia.errors import CheckpointError
+from pragnosia.errors import CheckpointError, ConfigError
 from pragnosia.model.configuration import PragnosiaConfig
 
 
@@ -73,7 +75,10 @@ def _read_ours(path: Path) -> PragnosiaConfig:
     fields = read_json(path)
     if fields.get("model_type") != PragnosiaConfig.model_type:
         raise CheckpointError(f"{path}: model_type is {fields.get('model_type')!r}, expected a Pragnosia model")
-    config: PragnosiaConfig = PragnosiaConfig.from_dict(fields)
+    try:
+        config: PragnosiaConfig = PragnosiaConfig.from_dict(fields)
+    except StrictDataclassError as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     return config
 
 

@@ -69,32 +69,22 @@ def family_named(name: str) -> Family:
 
 def read_family(config_json: Mapping[str, Any]) -> Family:
     """The family a config.json belongs to. Raises UnsupportedArchitectureError that names it."""
-    kind = config_json.get("model_type")
-    architecture = next(iter(config_json.get("architectures") or ()), None)
-    if kind not in FAMILIES:
-        raise _unsupported(f"architecture {architecture or kind!r} (model_type {kind!r})")
-    family = family_named(kind)
-    if architecture not in (None, family.architecture):
-        raise _unsupported(f"architecture {architecture!r} (model_type {kind!r})")
-    return family
+    kind, listed = str(config_json.get("model_type")), config_json.get("architectures") or ()
+    architecture = next(iter(listed), None) if isinstance(listed, list) else listed
+    if kind in FAMILIES:
+        family = family_named(kind)
+        if not architecture or architecture == family.architecture:
+            return family
+    raise _unsupported(f"architecture {architecture or kind} (model_type {kind})")
 
 
 def read_config(config_json: Mapping[str, Any], origin: str = "config.json") -> PragnosiaConfig:
     """Our configuration of the model a config.json describes. Raises ConfigError for a field nobody knows."""
     family = read_family(config_json)
-    theirs = CONFIG_MAPPING[family.name]
-    known = (
-        {entry.name for entry in fields(theirs)}
-        | {*theirs.attribute_map, *theirs.attribute_map.values()}
-        | _BOOKKEEPING
-        | family.aliases
-    )
-    for key, value in config_json.items():
-        if key not in known and value is not None and not (key in _SWITCHES and value is False):
-            raise ConfigError(_unknown_field(origin, family, key, value))
+    _check_fields(origin, family, config_json)
     try:
         # A copy, because transformers edits what it is given.
-        return family.read(theirs.from_dict(json.loads(json.dumps(config_json))))
+        return family.read(CONFIG_MAPPING[family.name].from_dict(json.loads(json.dumps(config_json))))
     except (StrictDataclassError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{origin}: {reason}") from error
@@ -149,11 +139,20 @@ def _function(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return flat
 
 
-def _unknown_field(origin: str, family: Family, key: str, value: Any) -> str:
-    if key == "quantization_config":
-        method = value.get("quant_method") if isinstance(value, Mapping) else value
-        return f"{origin}: the weights are quantised ({method}), expected plain ones; dequantise them first"
-    return f"{origin}: {family.name} has no field {key!r} ({value!r}) that we know; it may change the model"
+def _check_fields(origin: str, family: Family, config_json: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a field that is set and that neither transformers nor we know."""
+    theirs = CONFIG_MAPPING[family.name]
+    known = {entry.name for entry in fields(theirs)} | {*theirs.attribute_map, *theirs.attribute_map.values()}
+    known |= _BOOKKEEPING | family.aliases
+    for key, value in config_json.items():
+        if key == "quantization_config" and value:
+            method = value.get("quant_method") if isinstance(value, Mapping) else value
+            if method not in family.quantisations:
+                raise ConfigError(f"{origin}: the weights are quantised ({method}); dequantise them first")
+        elif key not in known and value is not None and not (key in _SWITCHES and value is False):
+            raise ConfigError(
+                f"{origin}: {family.name} has no field {key!r} ({value!r}) that we know; it may change the model"
+            )
 
 
 def _unsupported(what: str) -> UnsupportedArchitectureError:

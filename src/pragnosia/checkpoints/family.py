@@ -38,6 +38,9 @@ class Family(ABC):
     aliases: ClassVar[frozenset[str]] = frozenset()
     """Fields in this family's files that transformers' configuration class does not list, and we understand."""
 
+    quantisations: ClassVar[frozenset[str]] = frozenset()
+    """Names of quantisation methods we can unpack for it."""
+
     @abstractmethod
     def read(self, source: PreTrainedConfig) -> PragnosiaConfig:
         """Our configuration of the model that `source` describes."""

@@ -27,8 +27,9 @@ class GptOss(Family):
 
     name = "gpt_oss"
     architecture = "GptOssForCausalLM"
-    # The first two repeat num_experts_per_tok and original_max_position_embeddings; mxfp4.py sees to the third.
-    aliases = frozenset({"experts_per_token", "initial_context_length", "quantization_config"})
+    # They repeat num_experts_per_tok and original_max_position_embeddings.
+    aliases = frozenset({"experts_per_token", "initial_context_length"})
+    quantisations = frozenset({"mxfp4"})
 
     def read(self, source: PreTrainedConfig) -> PragnosiaConfig:
         # Fields by these names came with transformers 5.2x; before, the numbers were fixed.

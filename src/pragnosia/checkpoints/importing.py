@@ -99,11 +99,7 @@ def _open(source: Path) -> tuple[Mapping[str, Any], TensorSource]:
     theirs = read_json(source / "config.json")
     read_family(theirs)  # an unsupported model should hear that before anything about its files
     tensors: TensorSource = SafetensorsSource(source)
-    if theirs.get("quantization_config"):
-        method = theirs["quantization_config"].get("quant_method")
-        if theirs["model_type"] == "gpt_oss" and method == "mxfp4":
-            tensors = Unpacked(tensors)
-    return theirs, tensors
+    return theirs, Unpacked(tensors) if theirs.get("quantization_config") else tensors
 
 
 def _entries(

@@ -1,8 +1,8 @@
 """Where tensors are read from: by name, slice by slice, never a whole checkpoint at once.
 
-A source knows which tensors there are, their shapes and types, and reads any part of one; `pieces` yields a
-tensor in row-major pieces of bounded size. Safetensors directories are one source, llama2.c files and packed gpt-oss units
-are others.
+A source knows which tensors there are, their shapes and types, and reads any part of one; `pieces` yields a tensor in
+row-major pieces of bounded size. Safetensors directories are one source; llama2.c files and packed gpt-oss units are
+others.
 """
 
 from __future__ import annotations
