@@ -21,11 +21,11 @@ class Trace:
     """What woke, step by step: the raw material of an energy account."""
 
     routings: list[tuple[Routing | None, ...]] = field(default_factory=list)
-    num_prompt_tokens: int = 0
+    num_tokens: list[int] = field(default_factory=list)
 
-    def generated(self) -> list[tuple[Routing | None, ...]]:
-        """The steps after the prompt was read, one token each."""
-        return [step for step in self.routings if all(layer is None or len(layer.units) == 1 for layer in step)]
+    def steps(self) -> Iterator[tuple[tuple[Routing | None, ...], int]]:
+        """Each forward pass: who woke in each layer, and for how many tokens."""
+        return zip(self.routings, self.num_tokens, strict=True)
 
 
 @dataclass
@@ -82,5 +82,5 @@ class Decoder:
         self.state = output.past_key_values
         if self.trace is not None:
             self.trace.routings.append(output.routings)
-            self.trace.num_prompt_tokens += unread.shape[1] if unread.shape[1] > 1 else 0
+            self.trace.num_tokens.append(unread.shape[1])
         return sampler(self.tokens, output.logits[:, -1])

@@ -1,0 +1,76 @@
+"""The command line: each verb one thought. Nothing heavy is imported until a verb needs it.
+
+Exit codes: 0 done, 2 the input can be mended, 1 something failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from pragnosia import __version__
+from pragnosia.apps import evaluating, models, speaking, training
+
+app = typer.Typer(
+    name="pragnosia",
+    help="Language models built like brains: large in total, small at work.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+tokenizer = typer.Typer(help="Tokenizers: text to ids and back.", no_args_is_help=True)
+
+app.command("train")(training.train)
+app.command("generate")(speaking.generate)
+app.command("chat")(speaking.chat)
+app.command("eval")(evaluating.evaluate)
+app.command("energy")(evaluating.energy)
+app.command("compare")(training.compare)
+app.command("inspect")(models.inspect)
+app.command("import")(models.import_model)
+app.command("export")(models.export_model)
+app.command("doctor")(models.doctor)
+app.add_typer(tokenizer, name="tokenizer")
+tokenizer.command("train")(training.train_tokenizer)
+
+# Typer bundles the click it stands on; its errors are reached through the one class it makes public.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+) -> None:
+    """Options that stand before any command."""
+    if version:
+        print(f"pragnosia {__version__}")
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        outcome = app(args=arguments, prog_name="pragnosia", standalone_mode=False)
+    except UsageError as error:
+        return _usage(error)
+    except typer.Abort:
+        print("pragnosia: interrupted", file=sys.stderr)
+        return 130
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _usage(error: Exception) -> int:
+    """A wrong command line: what was wrong and where to look, in one line."""
+    context = getattr(error, "ctx", None)
+    where = context.command_path if context is not None else "pragnosia"
+    message = " ".join(getattr(error, "format_message", lambda: str(error))().split())
+    if not message:  # a group without a command has printed its help
+        return 2
+    print(f"pragnosia: {message.rstrip('.')}. See: {where} --help", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""`eval` and `energy`: how well a model predicts a text, and what that costs at each setting of the energy dial."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
+from pragnosia.apps.speaking import Energy, Model
+from pragnosia.units import format_bytes, format_count, format_duration, format_joules
+
+Data = Annotated[
+    list[str], typer.Option("--data", help="Texts: files, directories, recipes, hf:NAME or default; repeatable.")
+]
+Context = Annotated[int | None, typer.Option(help="Tokens seen at once; default what the model holds.")]
+MaxBytes = Annotated[str | None, typer.Option(help="Stop after so much text, as in 1MiB.")]
+
+
+@answering
+def evaluate(
+    model: Model,
+    data: Data,
+    context: Context = None,
+    stride: Annotated[int | None, typer.Option(help="Tokens scored per window; default half the context.")] = None,
+    max_bytes: MaxBytes = None,
+    energy: Energy = 1.0,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> Answer:
+    """Perplexity and bits per byte of a text, every token scored once with the context before it."""
+    values = {"model": str(model), "data": data, **_evaluated(model, data, context, stride, max_bytes, energy)}
+    rows = [
+        ("bits per byte", f"{values['bits_per_byte']:.4f}"),
+        ("perplexity", f"{values['perplexity']:.3f} per token"),
+        ("text", f"{format_bytes(values['bytes'])}, {format_count(values['tokens'])} tokens"),
+        ("speed", f"{values['tokens_per_second']:.0f} tokens/s, {format_duration(values['seconds'])}"),
+        ("cost per token", _cost(values)),
+    ]
+    return Answer(values, aligned(rows))
+
+
+@answering
+def energy(
+    model: Model,
+    data: Data,
+    at: Annotated[str, typer.Option(help="Energies to measure, separated by commas.")] = "1,0.5",
+    context: Context = None,
+    max_bytes: MaxBytes = "64KiB",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> Answer:
+    """What a text costs at each energy: operations, bytes and joules from the units that actually woke."""
+    rows = [(energy, _evaluated(model, data, context, None, max_bytes, energy)) for energy in _energies(at)]
+    header = f"{'energy':>6}  {'bits/byte':>9}  {'awake':>6}  cost per token"
+    lines = [
+        f"{energy:>6.2f}  {row['bits_per_byte']:>9.4f}  {row['awake_per_token']:>6.2f}  {_cost(row)}"
+        for energy, row in rows
+    ]
+    values = {"model": str(model), "data": data, "settings": [{"energy": energy, **row} for energy, row in rows]}
+    return Answer(values, [header, *lines, f"joules: {rows[0][1]['joules_note']}"])
+
+
+def _energies(text: str) -> list[float]:
+    from pragnosia.errors import ConfigError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--at is {text!r}; write numbers in (0, 1] separated by commas, as in 1,0.5") from None
+
+
+def _evaluated(
+    model: Path, data: list[str], context: int | None, stride: int | None, max_bytes: str | None, energy: float
+) -> dict[str, Any]:
+    from itertools import chain
+
+    from pragnosia.data.specs import documents
+    from pragnosia.inference.speaker import Pragnosia
+    from pragnosia.measure.evaluation import evaluate as measure_text
+    from pragnosia.units import parse_bytes
+
+    limit = parse_bytes(max_bytes) if max_bytes else None
+    speaker = Pragnosia.from_pretrained(model)
+    texts = chain.from_iterable(documents(source) for source in data)
+    result = measure_text(
+        speaker.model, speaker.tokenizer, texts, context=context, stride=stride, energy=energy, max_bytes=limit
+    )
+    return asdict(result)
+
+
+def _cost(values: dict[str, Any]) -> str:
+    return (
+        f"{format_count(values['operations_per_token'])} operations, {format_bytes(values['bytes_per_token'])}, "
+        f"{format_joules(values['joules'] / max(values['tokens'], 1))} by {values['joules_source']}"
+    )

@@ -1,0 +1,175 @@
+"""`inspect`, `import`, `export`, `doctor`: what a model is, where it comes from, and what this machine makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
+from pragnosia.units import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from pragnosia.measure.machine import Machine
+    from pragnosia.model.configuration import PragnosiaConfig
+
+Out = Annotated[Path, typer.Argument(help="A directory to make.", metavar="OUT")]
+
+
+@answering
+def inspect(
+    model: Annotated[str, typer.Argument(metavar="MODEL|PRESET", help="A model directory or the name of a preset.")],
+    context: Annotated[int | None, typer.Option(help="Tokens remembered; default 2048 or all the model holds.")] = None,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens of one training step.")] = 8192,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> Answer:
+    """Say what a model is: total and active parameters, cost per token, memory to train, tune and run.
+
+    Nothing is loaded: the model is built without storage, so 450b works on any machine.
+    """
+    from pragnosia.measure.accounting import account
+    from pragnosia.measure.memory import memory_to_run, memory_to_train, memory_to_tune
+
+    config, precision = _described(model)
+    counted = account(config, precision=precision, context=context)
+    memory = {
+        "train": memory_to_train(counted, tokens=batch_tokens, checkpointing=True),
+        "tune": memory_to_tune(counted, tokens=batch_tokens),
+        "run": memory_to_run(counted),
+    }
+    values = {
+        "model": model,
+        "precision": precision,
+        "context": counted.context,
+        "total_parameters": counted.total_parameters,
+        "active_parameters": counted.active_parameters,
+        "operations_per_token": counted.operations_per_token,
+        "bytes_per_token": counted.bytes_per_token,
+        "memory": {purpose: needed.total for purpose, needed in memory.items()},
+        "memory_parts": {purpose: needed.parts for purpose, needed in memory.items()},
+        "lobes": dict(config.experts.lobes) if config.experts else {},
+    }
+    return Answer(values, _description(values, config))
+
+
+def _described(model: str) -> tuple[PragnosiaConfig, str]:
+    """Configuration and precision of a directory or a preset."""
+    from pragnosia.errors import CheckpointError, unknown_name
+    from pragnosia.inference.loading import load_config
+    from pragnosia.model.presets import PRESETS, preset
+
+    if model in PRESETS:
+        return preset(model), "bfloat16"
+    if not Path(model).exists() and "/" not in model:
+        raise CheckpointError(unknown_name("preset", model, PRESETS) + "; and there is no directory of that name")
+    config = load_config(model)
+    return config, str(config.dtype or "float32").removeprefix("torch.")
+
+
+def _description(values: dict[str, Any], config: PragnosiaConfig) -> list[str]:
+    total, active = values["total_parameters"], values["active_parameters"]
+    shape = f"{config.num_hidden_layers} layers of width {config.hidden_size}, vocabulary {config.vocab_size}"
+    rows = [
+        ("model", values["model"]),
+        ("shape", shape),
+        ("total parameters", format_count(total)),
+        ("active per token", f"{format_count(active)} ({active / total:.1%})"),
+        ("operations per token", format_count(values["operations_per_token"])),
+        ("bytes per token", f"{format_bytes(values['bytes_per_token'])} ({values['precision']})"),
+    ]
+    if config.experts:
+        organ = config.experts
+        lobes = ", ".join(f"{label} {count}" for label, count in organ.lobes.items())
+        wakes = f"{organ.thalamus.num_awake} of {organ.num_units} units of width {organ.unit_width}"
+        rows.append(("wakes", f"{wakes}, {organ.num_shared} shared ({organ.thalamus.kind})"))
+        rows.append(("lobes", lobes))
+    for purpose, needed in values["memory"].items():
+        parts = ", ".join(
+            f"{name.replace('_', ' ')} {format_bytes(size)}" for name, size in values["memory_parts"][purpose].items()
+        )
+        rows.append((f"memory to {purpose}", f"{format_bytes(needed)} ({parts})"))
+    return aligned(rows)
+
+
+@answering
+def import_model(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A Hugging Face directory or a llama2.c file.")],
+    out: Out,
+    tokenizer: Annotated[Path | None, typer.Option(help="A llama2.c tokenizer that lies elsewhere.")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> Answer:
+    """Turn another family's checkpoint into a model directory of ours."""
+    from pragnosia.checkpoints.importing import import_model as bring_in
+
+    report = bring_in(source, out, tokenizer=tokenizer)
+    return Answer(asdict(report), _moved(asdict(report), "imported"))
+
+
+@answering
+def export_model(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model directory.")],
+    out: Out,
+    family: Annotated[str | None, typer.Option(help="Target family; default where it came from.")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> Answer:
+    """Write a model directory of ours as another family's checkpoint."""
+    from pragnosia.checkpoints.exporting import export_model as send_out
+
+    report = send_out(model, out, family)
+    return Answer(asdict(report), _moved(asdict(report), "exported"))
+
+
+def _moved(report: dict[str, Any], verb: str) -> list[str]:
+    size = f"{format_count(report['num_parameters'])} parameters, {format_bytes(report['num_bytes'])}"
+    where = f"{report['source']} ({report['family']}) to {report['out']}"
+    return [f"{verb} {where}: {report['num_tensors']} tensors, {size}"]
+
+
+@answering
+def doctor(
+    folder: Annotated[Path | None, typer.Option(help="Where models lie; its disk is measured.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Look, but measure no speeds.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> Answer:
+    """Look at this machine: what it has, how fast it is, what will be slow and why."""
+    from pragnosia.measure.advice import diagnose
+    from pragnosia.measure.machine import survey
+
+    machine = survey(folder or Path(), measure=not quick)
+    advice = diagnose(machine)
+    values = machine.as_dict() | {"advice": [asdict(entry) for entry in advice]}
+    findings = [f"{entry.level:<6}  {entry.topic}: {entry.text}" for entry in advice]
+    return Answer(values, [*_machine_lines(machine), "", *(findings or ["nothing to complain about"])])
+
+
+def _machine_lines(machine: Machine) -> list[str]:
+    processor, limits = machine.processor, machine.limits
+    cores = f"{processor.physical} cores, {limits.cores:g} usable, {machine.num_threads} threads"
+    rows = [
+        ("processor", f"{processor.model}, {cores}"),
+        ("instructions", ", ".join(processor.instructions) or "none that matter here"),
+        ("memory", f"{format_bytes(limits.memory_total)}, {format_bytes(limits.memory_available)} available"),
+        *(("limited by", limit) for limit in limits.limited_by),
+        ("native kernel", machine.native_kernel or "none"),
+    ]
+    rows += [
+        ("gpu", f"{gpu.name}, {format_bytes(gpu.memory_available)} of {format_bytes(gpu.memory_total)} free")
+        for gpu in machine.accelerators
+    ] or [("gpu", "none")]
+    if machine.speeds is not None:
+        for speed in machine.speeds.devices:
+            rates = ", ".join(f"{name} {format_count(rate)}op/s" for name, rate in speed.operations_per_second.items())
+            rows.append((speed.device, f"reads memory at {format_bytes(speed.memory_bytes_per_second)}/s; {rates}"))
+        disk = machine.speeds.disk
+        if disk is not None:
+            how = "page cache bypassed" if disk.direct else "through the page cache"
+            rows.append(("disk", f"{disk.folder} reads {format_bytes(disk.read_bytes_per_second)}/s ({how})"))
+    rows.append(("libraries", ", ".join(f"{name} {version}" for name, version in machine.libraries.items())))
+    rows.append(("python", f"{machine.python} on {machine.platform}"))
+    return aligned(rows)

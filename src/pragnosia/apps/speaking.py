@@ -1,0 +1,188 @@
+"""`generate` and `chat`: a model speaks, and says what it cost."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pragnosia.apps.answer import Answer, AsJson, Debug, answering
+from pragnosia.units import format_bytes, format_count, format_joules
+
+if TYPE_CHECKING:
+    from pragnosia.inference.decode import Trace
+    from pragnosia.inference.speaker import Pragnosia
+
+Model = Annotated[Path, typer.Argument(help="A model directory.", metavar="MODEL")]
+MaxNewTokens = Annotated[int, typer.Option(help="Most tokens to say.")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy; higher is bolder.")]
+TopK = Annotated[int | None, typer.Option(help="Choose among the K likeliest tokens.")]
+TopP = Annotated[float | None, typer.Option(help="Choose among the likeliest tokens that hold P of the chance.")]
+MinP = Annotated[float | None, typer.Option(help="Leave out tokens less likely than P times the likeliest.")]
+RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 makes tokens already said less likely.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed says the same.")]
+Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be given several times.")]
+Energy = Annotated[float, typer.Option(help="In (0, 1]: the share of the usual number of units that wakes.")]
+
+
+@answering
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    max_new_tokens: MaxNewTokens = 100,
+    temperature: Temperature = 0.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    seed: Seed = None,
+    stop: Stop = None,
+    energy: Energy = 1.0,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> Answer:
+    """Continue a text."""
+    from pragnosia.inference.decode import Trace
+    from pragnosia.inference.sampler import Sampling
+    from pragnosia.inference.speaker import Pragnosia
+    from pragnosia.measure.meter import EnergyMeter
+
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
+    speaker, trace = Pragnosia.from_pretrained(model), Trace()
+    ids = speaker.encode(prompt)
+    decoder = speaker.decoder(len(ids) + max_new_tokens, energy, trace)
+    decoder.read(ids)
+    started = time.perf_counter()
+    with EnergyMeter() as meter:
+        spoken = decoder.speak(max_new_tokens, sampling, speaker.stop_tokens)
+        pieces = [_shown(piece, quiet=as_json) for piece in speaker.pieces(spoken, sampling.stop)]
+    seconds = time.perf_counter() - started
+    if not as_json:
+        print(file=sys.__stdout__)
+    tokens = decoder.tokens.shape[1] - len(ids)
+    cost = spent(speaker, trace, meter.measured)
+    values = {"text": "".join(pieces), "tokens": tokens, "tokens_per_second": tokens / max(seconds, 1e-9), **cost}
+    return Answer(values, [cost_line(values)])
+
+
+@answering
+def chat(
+    model: Model,
+    max_new_tokens: MaxNewTokens = 200,
+    temperature: Temperature = 0.7,
+    top_k: TopK = None,
+    top_p: TopP = 0.95,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = 1.1,
+    seed: Seed = None,
+    energy: Energy = 1.0,
+    system: Annotated[str | None, typer.Option(help="What the model is told before the first turn.")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> Answer:
+    """Talk with a model, turn by turn. Ctrl-C stops the sentence, Ctrl-D (or /exit) leaves.
+
+    With --json the turns are read from standard input, a line each, and the answer is the whole conversation.
+    """
+    from pragnosia.inference.chat import Conversation
+    from pragnosia.inference.sampler import Sampling
+    from pragnosia.inference.speaker import Pragnosia
+
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    speaker = Pragnosia.from_pretrained(model)
+    conversation = Conversation(speaker, sampling=sampling, max_new_tokens=max_new_tokens, system=system, energy=energy)
+    turns: list[dict[str, str]] = []
+    interactive = sys.stdin.isatty() and not as_json
+    if interactive:
+        print("Ctrl-C stops the sentence, Ctrl-D or /exit leaves.", file=sys.stderr)
+    while (line := _next_turn(interactive)) is not None:
+        if line.strip() in ("/exit", "/quit"):
+            break
+        if line.strip():
+            turns += [
+                {"role": "user", "content": line},
+                {"role": "assistant", "content": _reply(conversation, line, as_json)},
+            ]
+    return Answer({"messages": turns}, [])
+
+
+def _next_turn(interactive: bool) -> str | None:
+    """The user's next line, None at the end."""
+    try:
+        if not interactive:
+            return sys.stdin.readline().rstrip("\n") or None
+        print("> ", end="", file=sys.__stdout__, flush=True)
+        return input()
+    except EOFError:
+        return None
+    except KeyboardInterrupt:
+        print(file=sys.__stdout__)
+        return ""
+
+
+def _reply(conversation: Any, line: str, quiet: bool) -> str:
+    """Print the answer as it comes; Ctrl-C ends it, not the conversation."""
+    said: list[str] = []
+    answer = conversation.say(line)
+    try:
+        said.extend(_shown(piece, quiet=quiet) for piece in answer)
+    except KeyboardInterrupt:
+        answer.close()
+    if not quiet:
+        print(file=sys.__stdout__)
+    return "".join(said)
+
+
+def _shown(piece: str, *, quiet: bool) -> str:
+    if not quiet:
+        print(piece, end="", file=sys.__stdout__, flush=True)
+    return piece
+
+
+def spent(speaker: Pragnosia, trace: Trace, measured: Any) -> dict[str, Any]:
+    """Operations, bytes and joules of what actually woke, prompt included."""
+    from pragnosia.measure.accounting import account
+    from pragnosia.measure.activity import ActivityMeter
+    from pragnosia.measure.energy import energy_model
+
+    model = speaker.model
+    precision = str(model.dtype).removeprefix("torch.")
+    meter, past = ActivityMeter(account(model, precision=precision)), 0
+    for routings, tokens in trace.steps():
+        meter.add(routings, tokens=tokens, past=past, logits=1)
+        past += tokens
+    activity = meter.activity()
+    joules = activity.energy(energy_model(device=model.device.type), measured)
+    return {
+        "operations_per_token": activity.operations_per_token,
+        "bytes_per_token": activity.bytes_per_token,
+        "joules": joules.joules,
+        "joules_source": joules.source,
+    }
+
+
+def cost_line(values: dict[str, Any]) -> str:
+    """What an answer cost, for people."""
+    return (
+        f"[{values['tokens']} tokens, {values['tokens_per_second']:.0f} tokens/s, "
+        f"{format_count(values['operations_per_token'])} operations and {format_bytes(values['bytes_per_token'])} "
+        f"per token, {format_joules(values['joules'])} by {values['joules_source']}]"
+    )

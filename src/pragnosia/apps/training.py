@@ -1,0 +1,101 @@
+"""`train`, `compare`, `tokenizer train`: where weights come from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
+from pragnosia.units import format_bytes, format_count, format_duration
+
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, see configs/.")]
+Data = Annotated[
+    list[str] | None,
+    typer.Option("--data", help="Texts instead of the config's: files, directories, recipes or default; repeatable."),
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key, as in optimiser.lr=1e-3.")
+]
+
+
+@answering
+def train(
+    config: Config,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option(help="The run's directory; default runs/ and the config's name.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last good checkpoint in OUT.")] = False,
+    settings: Settings = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> Answer:
+    """Train a model. The run's directory is a model directory, with its log, curves and checkpoints beside it."""
+    from pragnosia.training.progress import Bar
+    from pragnosia.training.trainer import train as run
+
+    report = run(
+        config,
+        data=data or (),
+        out=out or Path("runs") / Path(config).stem,
+        resume=resume,
+        overrides=settings or [],
+        reporter=Bar(),
+    )
+    values = asdict(report)
+    rows = [
+        ("model", values["out"]),
+        ("trained", f"{values['steps']} steps, {format_count(values['tokens'])} tokens"),
+        ("bits per byte", f"{values['bits_per_byte']:.4f} on held-out text"),
+        ("speed", f"{values['tokens_per_second']:.0f} tokens/s, {format_duration(values['seconds'])}"),
+    ]
+    return Answer(values, aligned(rows))
+
+
+@answering
+def compare(
+    configs: Annotated[list[str], typer.Argument(metavar="CONFIG...", help="YAML files, one per arm.")],
+    data: Data = None,
+    seeds: Annotated[int, typer.Option(help="Runs per arm.")] = 3,
+    out: Annotated[Path, typer.Option(help="Where the table, its JSON, the picture and the runs go.")] = Path(
+        "runs/compare"
+    ),
+    settings: Settings = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> Answer:
+    """Train several models on the same tokens in the same order and set them side by side.
+
+    One arm is always a dense model of equal active compute; every arm's learning rate is swept alike.
+    """
+    from pragnosia.training.compare import compare as run
+    from pragnosia.training.progress import Bar
+
+    report = run(configs, data=data, seeds=seeds, out=out, overrides=settings or [], reporter=Bar())
+    return Answer(report.to_dict(), report.table())
+
+
+@answering
+def train_tokenizer(
+    files: Annotated[list[str], typer.Argument(metavar="FILES...", help="Texts to learn from.")],
+    vocab_size: Annotated[int, typer.Option(help="Entries wanted, special ones included.")],
+    out: Annotated[Path, typer.Option(help="A directory to make.")],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> Answer:
+    """Train a byte-level BPE tokenizer."""
+    from pragnosia.data.tokenizer_training import train_tokenizer as learn
+
+    report = learn(files, vocab_size, out)
+    rows = [
+        ("tokenizer", report.out),
+        ("vocabulary", f"{report.vocab_size} of {report.requested_vocab_size} asked for"),
+        ("trained on", f"{format_bytes(report.trained_bytes)} in {format_duration(report.seconds)}"),
+        ("bytes per token", f"{report.bytes_per_token:.3f}"),
+    ]
+    rows += [
+        (f"  {part.name}", f"{part.bytes_per_token:.3f}{' held out' if part.held_out else ''}")
+        for part in report.measurements
+    ]
+    return Answer(report.to_dict(), aligned(rows))
