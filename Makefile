@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := runs/demo
-PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
@@ -22,7 +22,7 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.11" if sys.version_info < (3, 10) else 0)'
 	@if $(BIN)/python -m pip --version >/dev/null 2>&1; then echo "== $(VENV): reused"; \
 	  else echo "== $(VENV): made with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear $(VENV); fi
-	@echo "== $(VENV): installing the pins of requirements.lock (about 1.5 GB; minutes the first time)"
+	@echo "== $(VENV): installing the pins of requirements.lock (about 2 GB; minutes the first time)"
 	@$(PIP) install -r requirements.lock
 	@echo "== $(VENV): installing pragnosia from src/"
 	@$(PIP) install --no-deps --no-build-isolation -e .
