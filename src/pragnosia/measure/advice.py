@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from pragnosia.measure.accounting import Account, account
@@ -116,7 +117,7 @@ def _kernel(machine: Machine) -> Iterator[Advice]:
 def _presets(machine: Machine) -> Iterator[Advice]:
     """What fits, and how fast memory and disk let it speak at most."""
     free = max([machine.limits.memory_available, *(gpu.memory_available for gpu in machine.accelerators)])
-    accounts = {name: account(preset(name)) for name in PRESETS}
+    accounts = {name: _account_of(name) for name in PRESETS}
     needs = {name: memory_needs(one) for name, one in accounts.items()}
     ways = {
         "run": "run in bf16",
@@ -129,6 +130,11 @@ def _presets(machine: Machine) -> Iterator[Advice]:
         yield Advice(level="note", topic="memory", text=text)
     held = {name for name in PRESETS if needs[name]["run"].total <= free}
     yield from _ceilings(machine, accounts, held)
+
+
+@cache
+def _account_of(name: str) -> Account:
+    return account(preset(name))
 
 
 def _ceilings(machine: Machine, accounts: dict[str, Account], held: set[str]) -> Iterator[Advice]:

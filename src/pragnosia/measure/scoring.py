@@ -1,0 +1,66 @@
+"""What a model thinks of given tokens: log-probabilities in float32, without ever holding (N, V) logits.
+
+    log p(target) = z[target] - logsumexp_v z[v]          z = hidden W'          [nats]
+
+The head is taken in blocks of rows and of vocabulary; products, sums and logarithms are float32 whatever the precision
+of the weights, since bf16 logits near 16 lie 1/8 apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from pragnosia.model.modeling import PragnosiaForCausalLM
+
+# 512 x 4096 logits of float32 are 8 MiB: they stay in cache.
+ROWS, COLUMNS = 512, 4096
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of N tokens."""
+
+    log_probabilities: Float[Tensor, " N"]
+    """Nats."""
+    greedy: Bool[Tensor, " N"]
+    """Whether the token is the one the model thinks most likely."""
+
+
+@torch.inference_mode()
+def score(hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], targets: Int[Tensor, " N"]) -> Scores:
+    """Score each target by the hidden state before it."""
+    parts = [
+        _score_rows(hidden[at : at + ROWS].float(), head, targets[at : at + ROWS]) for at in range(0, len(targets), ROWS)
+    ]
+    return Scores(torch.cat([part.log_probabilities for part in parts]), torch.cat([part.greedy for part in parts]))
+
+
+def _score_rows(rows: Float[Tensor, "R D"], head: Float[Tensor, "V D"], targets: Int[Tensor, " R"]) -> Scores:
+    norm = best = chosen = rows.new_full((len(rows),), float("-inf"))
+    for start in range(0, head.shape[0], COLUMNS):
+        logits = rows @ head[start : start + COLUMNS].float().T
+        norm = torch.logaddexp(norm, logits.logsumexp(-1))
+        best = torch.maximum(best, logits.amax(-1))
+        column = targets - start
+        here = (column >= 0) & (column < logits.shape[1])
+        found = logits.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+        chosen = torch.where(here, found, chosen)
+    return Scores(chosen - norm, chosen >= best)
+
+
+@contextmanager
+def listening(model: PragnosiaForCausalLM) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards the mode is as it was."""
+    training = model.training
+    model.eval()  # type: ignore[no-untyped-call]
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pragnosia.errors import UserError
+from pragnosia.measure.bandwidth import device_speed, disk_speed, matrix_throughput, memory_bandwidth
+from pragnosia.units import MIB
+
+CPU = torch.device("cpu")
+
+
+def test_memory_and_arithmetic_have_plausible_speeds():
+    assert 1e8 < memory_bandwidth(CPU, seconds=0.02, num_bytes=64 * MIB) < 1e13
+    assert 1e8 < matrix_throughput(CPU, torch.float32, seconds=0.02, size=256) < 1e15
+
+
+def test_a_disk_is_timed_and_left_clean(tmp_path):
+    speed = disk_speed(tmp_path, num_bytes=16 * MIB, seconds=0.5)
+    assert speed.read_bytes_per_second > 1e5
+    assert speed.write_bytes_per_second > 1e5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_direct_reading(tmp_path, monkeypatch):
+    monkeypatch.delattr("os.O_DIRECT")
+    assert disk_speed(tmp_path, num_bytes=4 * MIB, seconds=0.2).direct is False
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="cannot measure the disk"):
+        disk_speed(tmp_path / "none")
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_faster_in_bf16():
+    speed = device_speed(torch.device("cuda"), seconds=0.1)
+    assert speed.operations_per_second["bfloat16"] > speed.operations_per_second["float32"]
+    assert speed.memory_bytes_per_second > 1e11
