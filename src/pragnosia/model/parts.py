@@ -34,5 +34,5 @@ def part(table: Mapping[str, str], name: str) -> Any:
         raise ConfigError(unknown_name("part", name, table) + "; or write module:Class")
     try:
         return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"cannot load part {name!r}: {error}") from error
