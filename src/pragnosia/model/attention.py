@@ -19,6 +19,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.linear import Linear
+from pragnosia.model.norm import RMSNorm
 from pragnosia.model.state import Borrowed, KeysValues, KeyValues
 
 Rotation = tuple[Float[Tensor, "B 1 T K"], Float[Tensor, "B 1 T K"]]
@@ -93,8 +94,8 @@ class Attention(nn.Module):
         self.o_proj = Linear(query_width, width, bias=organ.output_bias, writes_to_stream=True)
         self.norm_heads = organ.qk_norm == "head"
         normed = {"head": (organ.head_dim, organ.head_dim), "full": (query_width, key_width)}.get(organ.qk_norm)
-        self.q_norm: nn.Module = nn.RMSNorm(normed[0], eps=config.rms_norm_eps) if normed else nn.Identity()
-        self.k_norm: nn.Module = nn.RMSNorm(normed[1], eps=config.rms_norm_eps) if normed else nn.Identity()
+        self.q_norm: nn.Module = RMSNorm(normed[0], eps=config.rms_norm_eps) if normed else nn.Identity()
+        self.k_norm: nn.Module = RMSNorm(normed[1], eps=config.rms_norm_eps) if normed else nn.Identity()
         self.sinks = nn.Parameter(torch.zeros(organ.num_heads)) if organ.sinks else None
 
     def forward(

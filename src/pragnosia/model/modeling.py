@@ -28,6 +28,7 @@ from pragnosia.model.attention import Moment, RotaryPositions
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.experts import Experts
 from pragnosia.model.linear import Linear
+from pragnosia.model.norm import RMSNorm
 from pragnosia.model.output_cortex import PragnosiaCausalLMOutput, PragnosiaOutput, next_token_loss
 from pragnosia.model.parts import FEED_FORWARDS, MIXERS, part
 from pragnosia.model.state import Memory, State, borrowed, causal_mask
@@ -41,9 +42,9 @@ class PragnosiaLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: PragnosiaConfig, layer: int) -> None:
         super().__init__()
-        self.mixer_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mixer_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mixer = part(MIXERS, config.mixers[layer])(config, layer)
-        self.feed_forward_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.feed_forward_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.feed_forward = part(FEED_FORWARDS, config.feed_forwards[layer])(config, layer)  # type: ignore[index]
 
     def forward(
@@ -85,7 +86,7 @@ class PragnosiaPreTrainedModel(PreTrainedModel):
         std = self.config.initializer_range
         writer_std = std / math.sqrt(2 * self.config.num_hidden_layers)
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            if name == "weight" and isinstance(module, nn.RMSNorm):
+            if name == "weight" and isinstance(module, RMSNorm):
                 init.ones_(tensor)
             elif name in ("weight", "up", "down"):
                 writes = name == "down" or getattr(module, "writes_to_stream", False)
@@ -106,7 +107,7 @@ class PragnosiaModel(PragnosiaPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.positions = RotaryPositions(config)
         self.layers = nn.ModuleList(PragnosiaLayer(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()  # type: ignore[no-untyped-call]
 
