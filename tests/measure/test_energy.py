@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from pragnosia.errors import ConfigError
 from pragnosia.measure.accounting import PRECISIONS
@@ -44,6 +45,12 @@ def test_fewer_bits_cost_less():
 )
 def test_a_device_has_its_model(device, gpu, name):
     assert energy_model(device=device, gpu_name=gpu).name == name
+
+
+def test_the_gpu_in_use_is_asked_for_its_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100-SXM4-80GB")
+    assert energy_model(device="cuda").name == "circuit-7nm-hbm"
 
 
 def test_an_estimate_says_that_it_is_one():

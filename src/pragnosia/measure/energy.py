@@ -26,6 +26,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from pragnosia.errors import ConfigError, unknown_name
 
 _PICO = 1e-12
@@ -109,10 +111,14 @@ MODELS = {
 def energy_model(name: str | None = None, *, device: str = "cpu", gpu_name: str = "") -> EnergyModel:
     """The model of that name; without one, the circuit model of the device's kind of memory.
 
-    Raises ConfigError for a name there is not.
+    `gpu_name` defaults to the GPU torch uses. Raises ConfigError for a name there is not.
     """
-    if name is None:
-        name = "circuit-7nm-ddr" if device == "cpu" else f"circuit-7nm-{_memory_kind(gpu_name)}"
+    if name is None and device == "cpu":
+        name = "circuit-7nm-ddr"
+    elif name is None:
+        if not gpu_name and torch.cuda.is_available():
+            gpu_name = torch.cuda.get_device_name()
+        name = f"circuit-7nm-{_memory_kind(gpu_name)}"
     if name not in MODELS:
         raise ConfigError(unknown_name("energy model", name, MODELS))
     return MODELS[name]

@@ -29,34 +29,36 @@ class Scores:
     log_probabilities: Float[Tensor, " N"]
     """Nats."""
     greedy: Bool[Tensor, " N"]
-    """Whether the token is the one the model thinks most likely."""
+    """Whether the token is the one the model thinks likeliest, of equals the first."""
 
 
 @torch.inference_mode()
 def score(hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], targets: Int[Tensor, " N"]) -> Scores:
     """Score each target by the hidden state before it."""
-    parts = [
-        _score_rows(hidden[at : at + ROWS].float(), head, targets[at : at + ROWS]) for at in range(0, len(targets), ROWS)
-    ]
+    blocks = zip(hidden.split(ROWS), targets.split(ROWS), strict=True)
+    parts = [_score_rows(rows.float(), head, aims) for rows, aims in blocks]
     return Scores(torch.cat([part.log_probabilities for part in parts]), torch.cat([part.greedy for part in parts]))
 
 
 def _score_rows(rows: Float[Tensor, "R D"], head: Float[Tensor, "V D"], targets: Int[Tensor, " R"]) -> Scores:
-    norm = best = chosen = rows.new_full((len(rows),), float("-inf"))
+    norm = best = chosen = rows.new_full(targets.shape, float("-inf"))
+    likeliest = torch.zeros_like(targets)
     for start in range(0, head.shape[0], COLUMNS):
         logits = rows @ head[start : start + COLUMNS].float().T
         norm = torch.logaddexp(norm, logits.logsumexp(-1))
-        best = torch.maximum(best, logits.amax(-1))
+        peak, where = logits.max(-1)
+        likeliest = torch.where(peak > best, where + start, likeliest)
+        best = torch.maximum(best, peak)
         column = targets - start
-        here = (column >= 0) & (column < logits.shape[1])
-        found = logits.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
-        chosen = torch.where(here, found, chosen)
-    return Scores(chosen - norm, chosen >= best)
+        inside = (column >= 0) & (column < logits.shape[1])
+        here = logits.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+        chosen = torch.where(inside, here, chosen)
+    return Scores(chosen - norm, likeliest == targets)
 
 
 @contextmanager
 def listening(model: PragnosiaForCausalLM) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards the mode is as it was."""
+    """Evaluation mode and no gradients; afterwards the mode is as it was."""
     training = model.training
     model.eval()  # type: ignore[no-untyped-call]
     try:
