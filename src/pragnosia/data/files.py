@@ -1,0 +1,192 @@
+"""Documents from files: plain text, JSON lines and Parquet, compressed or not, alone or in folders.
+
+A text file holds one document, or several separated by lines that say `<|endoftext|>`.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import json
+import lzma
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NoReturn, cast
+
+from pragnosia.data.rows import PLAIN, Rows
+from pragnosia.errors import DataError
+
+SEPARATOR = "<|endoftext|>"
+# A longer text is cut at a line end into documents of about this many characters, so that memory stays bounded.
+MAX_DOCUMENT_CHARS = 8 * 1024**2
+_BLOCK = 1024**2
+
+_OPENERS: dict[str, Callable[[Path], Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+_TABLES = (".jsonl", ".ndjson", ".parquet")
+_TEXTS = (
+    ".txt", ".text", ".md", ".rst", ".tex", ".org", ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs",
+    ".go", ".java", ".kt", ".js", ".ts", ".rb", ".sh", ".sql", ".r", ".jl", ".hs", ".lua", ".toml", ".yaml", ".yml",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Files:
+    """A text file, a table, or every one of them below a folder, in sorted order."""
+
+    root: Path
+    rows: Rows = PLAIN
+
+    @property
+    def name(self) -> str:
+        return str(self.root)
+
+    def paths(self) -> list[Path]:
+        """The files that are read. Raises DataError for a place that is missing, closed or holds none."""
+        try:
+            if not self.root.exists():
+                raise DataError(f"no such file or folder: {self.root}")
+            if not self.root.is_dir():
+                return [self.root]
+            found = sorted(path for path in _walk(self.root) if _kind(path) in (*_TABLES, *_TEXTS))
+        except OSError as error:
+            raise DataError(f"cannot read {error.filename or self.root}: {error.strerror}") from error
+        if not found:
+            raise DataError(f"no text in the folder {self.root}; expected .txt, .md, .py, .jsonl, .parquet or the like")
+        return found
+
+    def documents(self) -> Iterator[str]:
+        empty = True
+        for path in self.paths():
+            for text in _read(path, self.rows):
+                empty = False
+                yield text
+        if empty:
+            raise DataError(f"{self.root} is empty: it holds no text")
+
+    def identity(self) -> dict[str, object]:
+        stats = [(path, path.stat()) for path in self.paths()]
+        files = [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+        return {"files": files, "rows": self.rows.identity()}
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Every file below `root`, hidden ones left out."""
+
+    def refuse(error: OSError) -> NoReturn:
+        raise error
+
+    for folder, folders, names in os.walk(root, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
+        yield from (Path(folder) / name for name in names if not name.startswith("."))
+
+
+def _kind(path: Path) -> str:
+    """The suffix that says what a file holds, compression aside: `a.jsonl.xz` -> `.jsonl`."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in _OPENERS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _read(path: Path, rows: Rows) -> Iterator[str]:
+    kind = _kind(path)
+    try:
+        if kind == ".parquet":
+            yield from rows.documents(_parquet_rows(path, rows))
+        elif kind in _TABLES:
+            yield from rows.documents(_json_rows(path))
+        else:
+            yield from _text_documents(path)
+    except UnicodeDecodeError:
+        _refuse_binary(path)
+    except (EOFError, lzma.LZMAError, zlib.error) as error:
+        raise DataError(f"cannot read {path}: damaged or cut short ({error})") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _open_bytes(path: Path) -> IO[bytes]:
+    opener = _OPENERS.get(path.suffix.lower())
+    return path.open("rb") if opener is None else cast("IO[bytes]", opener(path))
+
+
+def _text_documents(path: Path) -> Iterator[str]:
+    with io.TextIOWrapper(_open_bytes(path), encoding="utf-8-sig") as stream:
+        lines: list[str] = []
+        size = 0
+        while line := stream.readline(MAX_DOCUMENT_CHARS):
+            separates = line.startswith(SEPARATOR) and line.strip() == SEPARATOR
+            if not separates:
+                lines.append(line)
+                size += len(line)
+            if separates or size >= MAX_DOCUMENT_CHARS:
+                yield from _document(path, lines, before_separator=separates)
+                lines, size = [], 0
+        yield from _document(path, lines, before_separator=False)
+
+
+def _document(path: Path, lines: list[str], *, before_separator: bool) -> Iterator[str]:
+    text = "".join(lines)
+    if "\0" in text:
+        _refuse_binary(path)
+    if before_separator:
+        text = text.removesuffix("\n")  # that line end belongs to the separator
+    if text.strip():
+        yield text
+
+
+def _refuse_binary(path: Path) -> NoReturn:
+    """Say where a file stops being text; read anew, for a stream does not tell."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset = 0
+    with _open_bytes(path) as stream:
+        while block := stream.read(_BLOCK):
+            pending = len(decoder.getstate()[0])
+            try:
+                decoder.decode(block)
+                nul = block.find(b"\0")
+            except UnicodeDecodeError as error:
+                nul = block[: max(0, error.start - pending)].find(b"\0")
+                if nul < 0:
+                    at = offset - pending + error.start
+                    raise DataError(f"{path} is not UTF-8 text: invalid byte at offset {at}; convert it") from None
+            if nul >= 0:
+                raise DataError(f"{path} is not text: NUL byte at offset {offset + nul}; expected UTF-8 text")
+            offset += len(block)
+    raise DataError(f"{path} is not UTF-8 text: it ends inside a character, at offset {offset}; convert it")
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
+    # newline="\n": U+2028 and U+0085 are text inside a JSON line, not its end.
+    with io.TextIOWrapper(_open_bytes(path), encoding="utf-8-sig", newline="\n") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{where} is not JSON: {str(error).splitlines()[0]}") from None
+            if not isinstance(row, dict):
+                raise DataError(f"{where} holds {type(row).__name__}, expected a JSON object")
+            yield where, row
+
+
+def _parquet_rows(path: Path, rows: Rows) -> Iterator[tuple[str, Mapping[str, object]]]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        with parquet.ParquetFile(path) as table:
+            rows.check(table.schema_arrow.names, str(path))
+            number = 0
+            for batch in table.iter_batches(batch_size=1024, columns=list(rows.columns)):
+                for row in batch.to_pylist():
+                    yield f"{path}, row {number}", row
+                    number += 1
+    except ArrowException as error:
+        raise DataError(f"cannot read {path} as Parquet: {str(error).splitlines()[0]}") from error
