@@ -24,8 +24,10 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_positive(owner: str, **values: int | float) -> None:
-    """Every value is greater than zero."""
+    """Every value is a number greater than zero."""
     for name, value in values.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        require(number, f"{owner}.{name} is {value!r}; it must be a number")
         require(value > 0, f"{owner}.{name} is {value}; it must be greater than 0")
 
 
