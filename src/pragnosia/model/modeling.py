@@ -31,7 +31,7 @@ from pragnosia.model.linear import Linear
 from pragnosia.model.norm import RMSNorm
 from pragnosia.model.output_cortex import PragnosiaCausalLMOutput, PragnosiaOutput, next_token_loss
 from pragnosia.model.parts import FEED_FORWARDS, MIXERS, part
-from pragnosia.model.state import Memory, State, borrowed, causal_mask
+from pragnosia.model.state import Memory, State, as_visibility, borrowed, causal_mask
 from pragnosia.model.thalamus import Routing
 
 _ZEROS = {"bias", "up_bias", "down_bias", "sinks", "balance", "steering", "num_observed"}
@@ -193,12 +193,14 @@ class PragnosiaModel(PragnosiaPreTrainedModel):
                 "sliding_attention": create_sliding_window_causal_mask,
             }
             masks: dict[str, Any] = {
-                kind: build[kind](
-                    config=self.config,
-                    inputs_embeds=x,
-                    attention_mask=attention_mask,
-                    past_key_values=past,
-                    position_ids=position_ids,
+                kind: as_visibility(
+                    build[kind](
+                        config=self.config,
+                        inputs_embeds=x,
+                        attention_mask=attention_mask,
+                        past_key_values=past,
+                        position_ids=position_ids,
+                    )
                 )
                 for kind in kinds
             }

@@ -134,3 +134,8 @@ def causal_mask(
         return visible
     # A padded query would see nothing, and a softmax over nothing is not a number: it sees itself.
     return (visible & padding[:, None, None, :].bool()) | (key == query)
+
+
+def as_visibility(mask: Tensor | None) -> Tensor | None:
+    """A mask of transformers in our terms: its eager attention adds masks (0 is seen), ours says who is seen."""
+    return mask if mask is None or mask.dtype == torch.bool else mask == 0
