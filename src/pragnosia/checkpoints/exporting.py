@@ -77,7 +77,7 @@ def _read_ours(path: Path) -> PragnosiaConfig:
         raise CheckpointError(f"{path}: model_type is {fields.get('model_type')!r}, expected a Pragnosia model")
     try:
         config: PragnosiaConfig = PragnosiaConfig.from_dict(fields)
-    except StrictDataclassError as error:
+    except (StrictDataclassError, TypeError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     return config
 
@@ -89,9 +89,9 @@ def _target(name: str | None, config: PragnosiaConfig) -> Family:
 def _entries(rules: list[Rule], shapes: Mapping[str, Shape], source: TensorSource) -> list[Entry]:
     """One entry to write for each of their tensors."""
     return [
-        Entry(name, source.dtype(rule.ours), shape, partial(rule.to_theirs, name, source))
+        Entry(name, source.dtype(rule.ours), shape, partial(rule.to_theirs, number, source))
         for rule in rules
-        for name, shape in rule.their_shapes(shapes[rule.ours]).items()
+        for number, (name, shape) in enumerate(rule.their_shapes(shapes[rule.ours]).items())
     ]
 
 

@@ -35,8 +35,8 @@ class Rule(ABC):
         """Our tensor, in row-major pieces."""
 
     @abstractmethod
-    def to_theirs(self, name: str, ours: TensorSource) -> Iterator[Tensor]:
-        """Their tensor `name`, in row-major pieces."""
+    def to_theirs(self, number: int, ours: TensorSource) -> Iterator[Tensor]:
+        """The `number`th of their tensors, in row-major pieces."""
 
 
 @final
@@ -63,9 +63,9 @@ class Joined(Rule):
         for name in self._names:
             yield from pieces(theirs, name)
 
-    def to_theirs(self, name: str, ours: TensorSource) -> Iterator[Tensor]:
-        """The rows of ours that `name` gave."""
-        unit, part = divmod(self._names.index(name), len(self.parts))
+    def to_theirs(self, number: int, ours: TensorSource) -> Iterator[Tensor]:
+        """The rows of ours that it gave."""
+        unit, part = divmod(number, len(self.parts))
         fixed: Index = () if self.num_units is None else (unit,)
         rows = ours.shape(self.ours)[len(fixed)] // len(self.parts)
         yield from pieces(ours, self.ours, (*fixed, slice(part * rows, (part + 1) * rows)))
@@ -91,7 +91,7 @@ class PerUnit(Rule):
             rows = rows.T if self.transposed else rows
             yield torch.cat((rows[0::2], rows[1::2])) if self.interleaved else rows
 
-    def to_theirs(self, name: str, ours: TensorSource) -> Iterator[Tensor]:
+    def to_theirs(self, number: int, ours: TensorSource) -> Iterator[Tensor]:
         """One unit after the other, turned back."""
         for unit in range(ours.shape(self.ours)[0]):
             rows = ours.read(self.ours, (unit,))
