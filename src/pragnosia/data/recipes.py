@@ -9,7 +9,7 @@ from pragnosia.data.files import Files
 from pragnosia.data.hub import HubDataset
 from pragnosia.data.rows import PLAIN, Rows
 from pragnosia.data.sources import Source
-from pragnosia.errors import DataError, unknown_name
+from pragnosia.errors import DataError
 
 _PERMISSIVE = (
     "mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "isc", "unlicense", "cc0-1.0",
@@ -99,10 +99,3 @@ def named(spec: str) -> Source | None:
         rows=recipe.rows,
         offline=f"offline, pass a local copy: {name}=PATH",
     )
-
-
-def recipe(name: str) -> Recipe:
-    """The recipe of that name; DataError that lists them all where there is none."""
-    if name not in RECIPES:
-        raise DataError(unknown_name("recipe", name, RECIPES))
-    return RECIPES[name]

@@ -26,16 +26,20 @@ SPECIAL_TOKENS = (END, USER, ASSISTANT, PAD)
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 # A turn is its speaker and what is said; the assistant's ends, so that generation knows where to stop.
 # A system message is what the user says first.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    f"{{% if message['role'] == 'assistant' %}}{ASSISTANT}{{{{ message['content'] }}}}{END}"
-    "{% elif message['role'] == 'system' %}"
-    f"{USER}{{{{ message['content'] }}}}\n\n"
-    f"{{% else %}}{{% if loop.index0 == 0 or messages[loop.index0 - 1]['role'] != 'system' %}}{USER}{{% endif %}}"
-    "{{ message['content'] }}{% endif %}"
-    "{% endfor %}"
-    f"{{% if add_generation_prompt %}}{ASSISTANT}{{% endif %}}"
-)
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+    {%- if message['role'] == 'assistant' -%}
+        {{ '<|assistant|>' + message['content'] + '<|endoftext|>' }}
+    {%- elif loop.previtem is defined and loop.previtem['role'] == 'system' -%}
+        {{ message['content'] }}
+    {%- else -%}
+        {{ '<|user|>' + message['content'] + ('\\n\\n' if message['role'] == 'system' else '') }}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{ '<|assistant|>' }}
+{%- endif -%}
+"""
 _HELD_OUT = 0.02
 _LONG_CHARS = 64 * 1024  # of a longer document only the end is held out, for one book may be all there is
 _MEASURED_BYTES = 2 * MIB  # of each source
