@@ -155,13 +155,15 @@ def find_accelerators() -> tuple[Accelerator, ...]:
 def _driver_version() -> str | None:
     try:
         import pynvml
-
+    except ImportError:
+        return None
+    try:
         pynvml.nvmlInit()
         try:
             return str(pynvml.nvmlSystemGetDriverVersion())
         finally:
             pynvml.nvmlShutdown()
-    except (ImportError, pynvml.NVMLError):
+    except pynvml.NVMLError:
         return None
 
 

@@ -1,0 +1,137 @@
+"""How fast does a small mixture train, beside transformers' Qwen3-MoE of the same shape and beside a dense model?
+
+Width 256, 4 layers, vocabulary 8192, batch 8 x 256, AdamW, clipping. transformers runs in each of its expert
+implementations and precisions, and its best counts; so does ours in each precision. One process, arms in turn.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from _bench import Arm, in_turn, median, publish, ratio, spread, timed
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from pragnosia import PragnosiaConfig, PragnosiaForCausalLM
+
+WIDTH, LAYERS, VOCABULARY, BATCH, LENGTH = 256, 4, 8192, 8, 256
+SHAPES = [(4, 2, 128), (16, 2, 128), (64, 2, 128), (64, 8, 32), (256, 8, 32)]
+ATTENTION = {"num_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "qk_norm": "head"}
+
+
+def ours(units: int, awake: int, width: int) -> PragnosiaForCausalLM:
+    """Our mixture, routed like Qwen3-MoE."""
+    experts = {
+        "num_units": units,
+        "unit_width": width,
+        "thalamus": {"kind": "softmax", "num_awake": awake, "balance_rate": 1e-3},
+    }
+    return PragnosiaForCausalLM(_config(experts=experts))
+
+
+def dense(hidden: int) -> PragnosiaForCausalLM:
+    """Our dense model of the same active size."""
+    return PragnosiaForCausalLM(_config(feed_forward={"width": hidden}))
+
+
+def _config(**feed_forward: Any) -> PragnosiaConfig:
+    return PragnosiaConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, attention=ATTENTION, **feed_forward
+    )
+
+
+def theirs(units: int, awake: int, width: int, implementation: str) -> Qwen3MoeForCausalLM:
+    """transformers' Qwen3-MoE."""
+    config = Qwen3MoeConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        moe_intermediate_size=width,
+        num_experts=units,
+        num_experts_per_tok=awake,
+        norm_topk_prob=True,
+        tie_word_embeddings=True,
+        max_position_embeddings=2048,
+    )
+    model = Qwen3MoeForCausalLM(config)
+    model.set_experts_implementation(implementation)
+    return model
+
+
+def training(model: Any, *, bf16: bool, steps: int = 2) -> Arm:
+    """An arm that takes optimiser steps on the same random tokens."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    tokens = torch.randint(VOCABULARY, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
+
+    def work() -> float:
+        for _ in range(steps):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                output = model(input_ids=tokens, labels=tokens, use_cache=False)
+            output.loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if isinstance(model, PragnosiaForCausalLM):
+                model.rebalance(output.routings)
+        return float(steps * tokens.numel())
+
+    return timed(work)
+
+
+def best(rates: dict[str, list[float]], prefix: str) -> str:
+    """The fastest arm whose name starts so."""
+    return max((name for name in rates if name.startswith(prefix)), key=lambda name: median(rates[name]))
+
+
+def main(rounds: int) -> None:
+    """Measure every shape."""
+    torch.manual_seed(0)
+    rows, results, fastest = [], {}, {}
+    for units, awake, width in SHAPES:
+        arms: dict[str, Arm] = {}
+        for precision in ("fp32", "bf16"):
+            bf16 = precision == "bf16"
+            arms[f"ours {precision}"] = training(ours(units, awake, width), bf16=bf16)
+            arms[f"dense {precision}"] = training(dense(awake * width), bf16=bf16)
+            for implementation in ("eager", "grouped_mm"):
+                model = theirs(units, awake, width, implementation)
+                arms[f"transformers {implementation} {precision}"] = training(model, bf16=bf16)
+        rates = in_turn(arms, rounds=rounds)
+        mine, peer, solid = (best(rates, name) for name in ("ours", "transformers", "dense"))
+        against_peer, against_dense = ratio(rates[mine], rates[peer]), ratio(rates[mine], rates[solid])
+        shape = f"{units}/{awake}/{width}"
+        fastest[shape] = median(rates[mine])
+        results[shape] = {
+            "tokens_per_second": {name: median(values) for name, values in rates.items()},
+            "best": {"ours": mine, "transformers": peer, "dense": solid},
+            "ours_over_transformers": against_peer,
+            "ours_over_dense": against_dense,
+        }
+        rows.append([shape, f"{median(rates[mine]):.0f} ({mine})", f"{median(rates[peer]):.0f} ({peer})",
+                     spread(against_peer), f"{median(rates[solid]):.0f}", spread(against_dense)])  # fmt: skip
+        print(rows[-1], flush=True)
+    growth = growth_cost(rounds)
+    header = ["units/awake/width", "ours tok/s", "transformers tok/s", "ours/theirs", "dense tok/s", "ours/dense"]
+    rows += [[f"{name}: cost x{cost['median']:.2f} ({cost['min']:.2f}-{cost['max']:.2f})", "", "", "", "", ""]
+             for name, cost in growth.items()]  # fmt: skip
+    values = {"shapes": results, "cost_of_16x_units": growth, "rounds": rounds, "batch": [BATCH, LENGTH], "seed": 0}
+    publish("Training tokens per second, small mixtures, CPU", header, rows, values, __file__)
+
+
+def growth_cost(rounds: int) -> dict[str, dict[str, float]]:
+    """Time per token with 16 times the units over time with few, at the same number awake."""
+    costs = {}
+    for (few, many), awake, width in (((4, 64), 2, 128), ((16, 256), 8, 32)):
+        arms = {str(units): training(ours(units, awake, width), bf16=True) for units in (few, many)}
+        rates = in_turn(arms, rounds=2 * rounds)
+        costs[f"{few} -> {many} units of {width}, {awake} awake"] = ratio(rates[str(few)], rates[str(many)])
+    return costs
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
