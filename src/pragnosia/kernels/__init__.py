@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 
-from pragnosia.kernels import cpu, reference
+from pragnosia.kernels import cpu, native, reference
 from pragnosia.kernels.activations import ACTIVATIONS, Activation, activation_named
+from pragnosia.kernels.compiled import native_status
 from pragnosia.kernels.cross_entropy import linear_cross_entropy
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ __all__ = [
     "linear_cross_entropy",
 ]
 
-BACKENDS: dict[str, Callable[..., Tensor]] = {"reference": reference.bank, "cpu": cpu.bank}
+BACKENDS: dict[str, Callable[..., Tensor]] = {"reference": reference.bank, "cpu": cpu.bank, "native": native.bank}
 
 
 def bank(
@@ -46,14 +47,14 @@ def bank(
     """Each token's woken units, weighted and summed: (T, D) -> (T, D)."""
     entry = activation_named(activation)
     _check_shapes(x, units, strengths, up, down, up_bias, down_bias, entry)
-    name = backend or _best_backend(x)
+    name = backend or _best_backend(x, up)
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}. Available: {', '.join(BACKENDS)}")
     return BACKENDS[name](x, units, strengths, up, down, up_bias, down_bias, entry)
 
 
-def _best_backend(x: Tensor) -> str:
-    return "cpu"
+def _best_backend(x: Tensor, up: Tensor) -> str:
+    return "native" if native.supports(x, up) else "cpu"
 
 
 def _check_shapes(

@@ -1,0 +1,107 @@
+"""The C++ of this room, built once for this machine with its own compiler and kept in the user's cache.
+
+The library is found by a hash of its source, the compiler, its flags and the processor, so that a changed file or a
+shared home directory builds anew. OpenMP stays unlinked: the symbols come from the runtime torch has already loaded,
+and so there is one pool of threads, not two. Without a compiler, or with PRAGNOSIA_NATIVE=0, there is no library
+and every kernel takes its torch path.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch  # noqa: F401  (loads the OpenMP runtime that the library's symbols resolve to)
+
+SOURCE = Path(__file__).parent / "source"
+FLAGS = (
+    *("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp"),
+    # nothing of -ffast-math that would change a NaN; only leave to turn loops into vector code
+    *("-fno-math-errno", "-fno-trapping-math", "-w"),
+)
+BUILD_SECONDS = 300
+
+
+def native_library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None where there are none; builds them on the first call."""
+    return _load()[0]
+
+
+def native_status() -> str:
+    """One line on the compiled kernels for a person: in use, or why not."""
+    return _load()[1]
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    if os.environ.get("PRAGNOSIA_NATIVE", "1") == "0":
+        return None, "off (PRAGNOSIA_NATIVE=0)"
+    compiler = _compiler()
+    if compiler is None:
+        return None, "off (no C++ compiler; install g++ or set CXX)"
+    try:
+        path = _build(compiler)
+        library = ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        return None, f"off ({compiler[0]}: {reason.strip().splitlines()[0] if reason.strip() else 'failed'})"
+    tiles = "bfloat16 tiles" if library.pragnosia_tiles() else "no bfloat16 tiles"
+    return library, f"on ({tiles}, {path})"
+
+
+def _compiler() -> list[str] | None:
+    named = shlex.split(os.environ.get("CXX", ""))
+    for command in [named] if named else [["c++"], ["g++"], ["clang++"]]:
+        if shutil.which(command[0]):
+            return command
+    return None
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+
+
+def _cache_directory() -> Path:
+    """The user's cache, or a directory of this process alone where that cannot be written."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    directory = base / "pragnosia" / "kernels"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="pragnosia-"))
+    return directory if os.access(directory, os.W_OK) else Path(tempfile.mkdtemp(prefix="pragnosia-"))
+
+
+def _build(compiler: list[str]) -> Path:
+    digest = hashlib.sha256()
+    for file in sorted(SOURCE.iterdir()):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True, timeout=BUILD_SECONDS)
+    digest.update("\0".join((*compiler, version.stdout, *FLAGS, _processor())).encode())
+    directory = _cache_directory()
+    target = directory / f"kernels-{digest.hexdigest()[:20]}.so"
+    if target.exists():
+        return target
+    # whoever finishes first, or last, puts the same whole file in place
+    with tempfile.TemporaryDirectory(prefix="build-", dir=directory) as scratch:
+        compiled, linked = Path(scratch) / "native.o", Path(scratch) / "native.so"
+        for command in (
+            [*compiler, *FLAGS, "-c", str(SOURCE / "native.cpp"), "-o", str(compiled)],
+            [*compiler, "-shared", str(compiled), "-o", str(linked)],
+        ):
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=BUILD_SECONDS)
+        os.replace(linked, target)
+    return target

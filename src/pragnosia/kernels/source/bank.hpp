@@ -1,0 +1,101 @@
+// What both passes of a grouped bank share: its views on the call, the buffers of a tile, the sum over slots.
+//
+// A pass takes the slots of one unit in tiles that stay in cache from gather to scatter. Each slot writes a row of its
+// own, and a second pass adds the rows of a token in slot order; each weight gradient is summed by one thread in slot
+// order. So results depend neither on the number of threads nor on who came first.
+#pragma once
+#include "activation.hpp"
+#include "slots.hpp"
+
+template <class Engine> struct Bank {
+    using Stored = typename Engine::Stored;  // what is kept between passes
+    using Left = typename Engine::Left;
+    using Right = typename Engine::Right;
+    static constexpr int64_t TILE = 64;  // slots that go through a unit together
+
+    const BankCall& call;
+    const Activation& act = activation(int(call.activation));
+    const int64_t slots = call.tokens * call.awake, width = call.width, unit_width = call.unit_width;
+    const int64_t hidden_width = act.parts * unit_width;
+    const std::vector<Job> jobs = jobs_of(call);
+    std::vector<int32_t> tokens;  // of each sorted slot
+
+    explicit Bank(const BankCall& call) : call(call), tokens(call.bounds[call.units]) {
+        for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = call.order[i] / int32_t(call.awake);
+    }
+
+    Matrix x_rows(int64_t start) const { return {call.x, call.x_is_bf16 != 0, width, &tokens[start]}; }
+    Matrix grad_rows(int64_t start) const { return {call.grad, call.grad_is_bf16 != 0, width, &tokens[start]}; }
+    Matrix up_of(int64_t unit) const {
+        return Matrix(call.up, call.weights_are_bf16 != 0, width).shifted(unit * hidden_width, 0);
+    }
+    Matrix down_of(int64_t unit) const {
+        return Matrix(call.down, call.weights_are_bf16 != 0, unit_width).shifted(unit * width, 0);
+    }
+
+    // Scratch of the calling thread for what all threads share, and of each thread for itself.
+    static Scratch& shared() {
+        static thread_local Scratch scratch;
+        return scratch;
+    }
+    static Scratch& own() {
+        static thread_local Scratch scratch;
+        return scratch;
+    }
+
+    // One thread's packed weights of one unit and the buffers of one tile.
+    struct Desk {
+        int64_t unit = -1;  // whose weights are packed
+        Right *up, *down;
+        Left *wide, *narrow;                                // (m, max(D, G*F)), (m, F)
+        float *hidden, *active, *grad, *up_bias, *down_bias;  // (m, G*F), (m, F), (m, F), (G*F,), (D,)
+
+        Desk(const Bank& bank, Scratch& scratch) {
+            const int64_t d = bank.width, f = bank.unit_width, gf = bank.hidden_width;
+            const int64_t rights[] = {std::max(Engine::right_size(d, gf), Engine::right_size(gf, d)),
+                                      std::max(Engine::right_size(d, f), Engine::right_size(f, d))};
+            const int64_t lefts[] = {Engine::left_size(TILE, std::max(d, gf)), Engine::left_size(TILE, f)};
+            const int64_t floats[] = {TILE * gf, TILE * f, TILE * f, gf, d};
+            size_t bytes = 0;
+            for (int64_t size : rights) bytes += Scratch::size<Right>(size);
+            for (int64_t size : lefts) bytes += Scratch::size<Left>(size);
+            for (int64_t size : floats) bytes += Scratch::size<float>(size);
+            scratch.reset(bytes);
+            up = scratch.take<Right>(rights[0]), down = scratch.take<Right>(rights[1]);
+            wide = scratch.take<Left>(lefts[0]), narrow = scratch.take<Left>(lefts[1]);
+            hidden = scratch.take<float>(floats[0]), active = scratch.take<float>(floats[1]);
+            grad = scratch.take<float>(floats[2]), up_bias = scratch.take<float>(floats[3]);
+            down_bias = scratch.take<float>(floats[4]);
+        }
+    };
+    void read_biases(int64_t unit, Desk& desk) const {
+        if (call.up_bias) read(call.up_bias, call.weights_are_bf16, unit * hidden_width, hidden_width, desk.up_bias);
+        else std::fill_n(desk.up_bias, hidden_width, 0.f);
+        if (call.down_bias) read(call.down_bias, call.weights_are_bf16, unit * width, width, desk.down_bias);
+        else std::fill_n(desk.down_bias, width, 0.f);
+    }
+
+    static void store(const float* from, int64_t count, float scale, Stored* to) {
+        for (int64_t i = 0; i < count; ++i) to[i] = narrow<Stored>(scale * from[i]);
+    }
+    // A sink for Engine::multiply that lays the product out as (m, columns).
+    static auto plainly(float* out, int64_t columns) {
+        return [=](int64_t i, int64_t j, const float* block, int stride, int64_t m, int64_t n) {
+            for (int64_t r = 0; r < m; ++r) std::memcpy(out + (i + r) * columns + j, block + r * stride, n * sizeof(float));
+        };
+    }
+
+    // out[t] = the sum of the rows of t's slots, in their order. Called by every thread of a team.
+    void sum_slots(const Stored* rows, void* out, bool out_is_bf16) const {
+        std::vector<float> total(width);
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < call.tokens; ++t) {
+            std::fill(total.begin(), total.end(), 0.f);
+            for (int64_t slot = t * call.awake; slot < (t + 1) * call.awake; ++slot) {
+                if (call.routes[slot] < 0) continue;
+                for (int64_t d = 0; d < width; ++d) total[d] += widen(rows[slot * width + d]);
+            }
+            write(total.data(), width, out, out_is_bf16, t * width);
+        }
+    }
+};

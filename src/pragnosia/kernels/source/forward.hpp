@@ -1,0 +1,59 @@
+// The grouped bank forward:   X = x[tokens]   H = X up'   P = act(H)   Y = P down'   y[t] = sum_a s[t, a] Y[slot(t, a)]
+#pragma once
+#include "bank.hpp"
+
+template <class Engine> struct Forward : Bank<Engine> {
+    using Base = Bank<Engine>;
+    using typename Base::Desk;
+    using typename Base::Stored;
+    using Base::act, Base::call, Base::hidden_width, Base::jobs, Base::slots, Base::unit_width, Base::width;
+    using Base::Base;
+
+    void run() const {
+        Base::shared().reset(Scratch::size<Stored>(slots * width));
+        Stored* rows = Base::shared().template take<Stored>(slots * width);  // s Y of each flat slot
+#pragma omp parallel num_threads(int(call.threads))
+        {
+            Engine::enter();
+            Desk desk(*this, Base::own());
+#pragma omp for schedule(dynamic)
+            for (size_t j = 0; j < jobs.size(); ++j) {
+                pack(jobs[j].unit, desk);
+                for (int32_t at = 0; at < jobs[j].count; at += Base::TILE)
+                    tile(jobs[j].start + at, std::min<int64_t>(Base::TILE, jobs[j].count - at), desk, rows);
+            }
+            Engine::leave();
+            Base::sum_slots(rows, call.out, call.out_is_bf16);
+        }
+    }
+
+    void pack(int64_t unit, Desk& desk) const {
+        if (desk.unit == unit) return;
+        Engine::pack_right_transposed(Base::up_of(unit), hidden_width, width, desk.up);
+        Engine::pack_right_transposed(Base::down_of(unit), width, unit_width, desk.down);
+        Base::read_biases(unit, desk);
+        desk.unit = unit;
+    }
+
+    void tile(int64_t start, int64_t count, Desk& desk, Stored* rows) const {
+        Engine::pack_left(Base::x_rows(start), count, width, desk.wide);
+        Engine::multiply(desk.wide, desk.up, count, hidden_width, width, Base::plainly(desk.hidden, hidden_width));
+        for (int64_t i = 0; i < count; ++i) {
+            float* h = desk.hidden + i * hidden_width;
+            for (int64_t k = 0; k < hidden_width; ++k) h[k] += desk.up_bias[k];
+            act.forward(h, unit_width, desk.active + i * unit_width);
+        }
+        if (call.hidden)
+            Base::store(desk.hidden, count * hidden_width, 1.f, static_cast<Stored*>(call.hidden) + start * hidden_width);
+        Engine::pack_left({desk.active, unit_width}, count, unit_width, desk.narrow);
+        Engine::multiply(desk.narrow, desk.down, count, width, unit_width,
+                         [&](int64_t i, int64_t j, float* block, int stride, int64_t m, int64_t n) {
+                             for (int64_t r = 0; r < m; ++r) {
+                                 const int64_t slot = call.order[start + i + r];
+                                 float* y = block + r * stride;
+                                 for (int64_t c = 0; c < n; ++c) y[c] += desk.down_bias[j + c];
+                                 Base::store(y, n, call.strengths[slot], rows + slot * width + j);
+                             }
+                         });
+    }
+};

@@ -1,0 +1,64 @@
+// Who works for whom: the slots (t, a) of a routing sorted by unit, and cut into jobs for the threads.
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "numbers.hpp"
+
+// One call of a bank; mirrored field by field by native.py. Flags say which matrices are bfloat16, the rest is float.
+struct BankCall {
+    int64_t tokens, awake, units, width, unit_width, activation, threads;
+    int64_t x_is_bf16, weights_are_bf16, grad_is_bf16, out_is_bf16;
+    const void *x, *up, *down, *up_bias, *down_bias;  // biases may be null
+    const int64_t* routes;                            // (T, A), -1 for nobody
+    const float* strengths;                           // (T, A)
+    int32_t* order;   // (T*A,) flat slots sorted by unit; written by forward, read by backward
+    int32_t* bounds;  // (U + 1,) where each unit's slots begin; likewise
+    void* hidden;     // (T*A, G*F) H of each sorted slot; null when no gradient will be asked
+    void* out;        // (T, D)
+    const void* grad;                                                    // (T, D)
+    void *grad_x, *grad_up, *grad_down, *grad_up_bias, *grad_down_bias;  // each may be null
+    float* grad_strengths;                                               // may be null
+};
+
+// Stable counting sort; false where a route names a unit that is not there.
+inline bool sort_slots(const BankCall& call) {
+    const int64_t slots = call.tokens * call.awake;
+    std::fill(call.bounds, call.bounds + call.units + 1, 0);
+    for (int64_t i = 0; i < slots; ++i) {
+        const int64_t unit = call.routes[i];
+        if (unit < -1 || unit >= call.units) return false;
+        if (unit >= 0) ++call.bounds[unit];
+    }
+    int32_t start = 0;
+    for (int64_t u = 0; u <= call.units; ++u) {
+        const int32_t count = call.bounds[u];
+        call.bounds[u] = start;
+        start += count;
+    }
+    for (int64_t i = 0; i < slots; ++i)
+        if (call.routes[i] >= 0) call.order[call.bounds[call.routes[i]]++] = int32_t(i);
+    // placing moved each bound to its unit's end: shift them back
+    for (int64_t u = call.units; u > 0; --u) call.bounds[u] = call.bounds[u - 1];
+    call.bounds[0] = 0;
+    return true;
+}
+
+// A few hundred slots of one unit: enough to pay for packing its weights, few enough to balance the threads.
+struct Job {
+    int32_t unit, start, count;
+};
+
+inline std::vector<Job> jobs_of(const BankCall& call) {
+    const int32_t total = call.bounds[call.units];
+    const int32_t most = int32_t(std::clamp<int64_t>(round_up(total / (4 * call.threads), 32), 64, 512));
+    std::vector<Job> jobs;
+    for (int32_t u = 0; u < call.units; ++u) {
+        const int64_t slots = call.bounds[u + 1] - call.bounds[u], parts = (slots + most - 1) / most;
+        for (int64_t p = 0; p < parts; ++p) {
+            const int32_t from = int32_t(slots * p / parts), to = int32_t(slots * (p + 1) / parts);
+            jobs.push_back({u, call.bounds[u] + from, to - from});
+        }
+    }
+    return jobs;
+}
