@@ -8,6 +8,7 @@ after SteerMoE, arXiv 2509.09660.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -56,12 +57,16 @@ class Experts(nn.Module):
     def steered(self, lobe: str, amount: float) -> Iterator[None]:
         """Add `amount` to the router's logits of one lobe; minus infinity silences it."""
         units = self.lobe(lobe)
-        if amount == float("-inf") and len(units) == self.thalamus.num_units and self.shared is None:
-            raise ConfigError(f"lobe {lobe!r} holds every unit of the layer; silencing it would leave nobody to answer")
+        if math.isnan(amount) or amount == math.inf:
+            raise ConfigError(f"the steering amount is {amount}; it must be finite, or minus infinity to silence")
         steering = self.thalamus.steering
         before = steering.clone()
         steering[units.start : units.stop] += amount
         try:
+            if self.shared is None and bool(steering.isneginf().all()):
+                raise ConfigError(
+                    f"lobe {lobe!r} holds the last units awake; silenced, it would leave nobody to answer"
+                )
             yield
         finally:
             steering.copy_(before)

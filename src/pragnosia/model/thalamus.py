@@ -119,8 +119,9 @@ class SoftmaxThalamus(_TopK):
     """Units compete for one unit of strength."""
 
     def squash(self, logits: Float[Tensor, "T U"]) -> Float[Tensor, "T U"]:
-        """Softmax over all units."""
-        return logits.softmax(-1)
+        """Softmax over all units; a silenced one scores 0, and all of them do where all are silenced."""
+        silenced = logits.isneginf()
+        return logits.masked_fill(silenced, torch.finfo(logits.dtype).min).softmax(-1).masked_fill(silenced, 0.0)
 
 
 class SigmoidThalamus(_TopK):
@@ -170,7 +171,7 @@ class ThresholdThalamus(Thalamus):
         passing = share * torch.arange(1, ENERGY_LEVELS + 1, device=routing.scores.device) / ENERGY_LEVELS
         quantiles = torch.quantile(routing.scores.detach().float(), 1 - passing, dim=0)
         self.num_observed += 1
-        self.thresholds.lerp_(quantiles, max(0.02, 1 / float(self.num_observed)))
+        self.thresholds.lerp_(quantiles.to(self.thresholds.dtype), max(0.02, 1 / float(self.num_observed)))
 
 
 def unit_load(routing: Routing) -> Float[Tensor, " U"]:
