@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +13,6 @@ from pragnosia.training.schedules import (
     SHAPES,
     ScheduleConfig,
     check_lengths,
-    cut,
     length_at,
     rate_factor,
 )
@@ -51,12 +49,6 @@ def test_lengths_double_until_full() -> None:
     assert list(dict.fromkeys(lengths)) == [32, 64, 128, 256]
     assert lengths[30] == 256
     assert length_at(ScheduleConfig(), 0, 256) == 256
-
-
-def test_cutting_keeps_every_token_in_order() -> None:
-    rows = torch.arange(48).reshape(3, 16)
-    assert torch.equal(cut(rows, 4).flatten(), rows.flatten())
-    assert cut(rows, 4).shape == (12, 4)
 
 
 @pytest.mark.parametrize("first", [3, 48, 512])

@@ -1,5 +1,7 @@
 """Learning: rules that change weights."""
 
+from __future__ import annotations
+
 from pragnosia.learning.rule import RULES, LearningRule, Lesson, learning_rule
 
 __all__ = ["RULES", "LearningRule", "Lesson", "learning_rule"]

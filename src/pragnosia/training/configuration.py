@@ -29,23 +29,25 @@ class TokenizerConfig:
 
     path: str | None = None
     vocab_size: int = 4096
+    max_bytes: int = 100_000_000
+    """At most so much text is read to train it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What is read: files, directories or recipes, each with a weight where it is a mapping."""
+    """What is read: files, directories or recipes; a mapping gives each a weight."""
 
     sources: list[str] | dict[str, float] = field(default_factory=lambda: ["default"])
     validation_fraction: float = 0.02
-    """Share of the documents that is never trained on."""
+    """Share of the text that is never trained on."""
+    cache: str | None = None
+    """Folder for packed text, for runs to share; None is `data` in the run's own."""
 
     def __post_init__(self) -> None:
         if not self.sources:
             raise ConfigError("data.sources is empty; name a file, a directory or a recipe, or 'default'")
-        if not 0 <= self.validation_fraction < 1:
-            raise ConfigError(
-                f"data.validation_fraction is {self.validation_fraction}; it must be at least 0 and below 1"
-            )
+        if not 0 <= self.validation_fraction <= 0.5:
+            raise ConfigError(f"data.validation_fraction is {self.validation_fraction}; it must be between 0 and 0.5")
 
 
 @dataclass(frozen=True, kw_only=True)

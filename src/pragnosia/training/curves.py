@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pragnosia.training.log import Record
+from pragnosia.units import format_count
 
 INK, SOFT, WARM, COOL, LEAF = "#22223b", "#9a8c98", "#c1440e", "#2a6f97", "#588157"
 Load = Sequence[Sequence[float]]
@@ -50,6 +51,8 @@ def style(axes: Axes, title: str, x: str, y: str) -> None:
     axes.spines[["left", "bottom"]].set_color("#d0cdd4")
     axes.grid(color="#eceaf0", linewidth=0.8)
     axes.set_axisbelow(True)
+    if x == "tokens":
+        axes.xaxis.set_major_formatter(lambda value, _: format_count(value))
     axes.tick_params(colors=SOFT, labelsize=8.5)
 
 
@@ -66,7 +69,8 @@ def _loss(axes: Axes, records: Sequence[Record]) -> None:
     axes.plot(x, y, color=WARM, linewidth=1.8, marker="o", markersize=3.5, label="held out")
     if y:
         last = (x[-1], y[-1])
-        axes.annotate(f"{y[-1]:.3f}", last, (0, 7), textcoords="offset points", ha="right", color=WARM)
+        axes.annotate(f"{y[-1]:.3f}", last, (6, 0), textcoords="offset points", va="center", color=WARM)
+        axes.margins(x=0.08)
     axes.legend(frameon=False, fontsize=9)
 
 

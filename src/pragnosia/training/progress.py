@@ -48,7 +48,7 @@ class Bar:
         self.steps = 0
 
     def note(self, line: str) -> None:
-        self.console.print(line, markup=False)
+        self.console.print(line, markup=False, soft_wrap=True)
 
     def start(self, steps: int, done: int) -> None:
         self.steps = steps

@@ -17,9 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxtyping import Int
-from torch import Tensor
-
 from pragnosia.errors import ConfigError
 
 
@@ -98,8 +95,3 @@ def length_at(config: ScheduleConfig, step: int, full: int) -> int:
     doublings = (full // config.first_length).bit_length() - 1
     done = doublings * step // config.length_warmup_steps
     return config.first_length << done
-
-
-def cut(rows: Int[Tensor, "B T"], length: int) -> Int[Tensor, "C L"]:
-    """The same tokens in rows of `length`."""
-    return rows.reshape(-1, length)

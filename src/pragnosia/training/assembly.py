@@ -1,0 +1,169 @@
+"""Assembly: from a configuration to what a run works with. Everything that can be wrong is found here, before the loop.
+
+tokenizer  ->  packed corpus  ->  model configuration  ->  does it fit in memory?  ->  model
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedTokenizerFast
+
+from pragnosia.data import (
+    Corpus,
+    Mixture,
+    PackingOptions,
+    build_corpus,
+    check_vocabulary,
+    load_tokenizer,
+    save_tokenizer,
+    train_tokenizer,
+    vocabulary_size,
+)
+from pragnosia.errors import BudgetError, ConfigError, unknown_name
+from pragnosia.measure.accounting import account
+from pragnosia.measure.limits import read_limits
+from pragnosia.measure.memory import memory_to_train
+from pragnosia.model.configuration import PragnosiaConfig
+from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.presets import PRESETS
+from pragnosia.training.configuration import TrainConfig
+from pragnosia.training.progress import Reporter
+from pragnosia.units import format_bytes, format_count
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a run works with."""
+
+    model: PragnosiaForCausalLM
+    tokenizer: PreTrainedTokenizerFast
+    corpus: Corpus
+
+
+def assemble(config: TrainConfig, out: Path, reporter: Reporter) -> Materials:
+    """Make or find the tokenizer in `out`, pack the text, build the model. Raises UserErrors."""
+    device = find_device(config.device)
+    tokenizer = prepare_tokenizer(config, out, reporter)
+    shape = model_config(config, tokenizer)
+    check_memory(config, shape, device)
+    corpus = prepare_corpus(config, tokenizer, out, reporter)
+    sow(config.seed)
+    model = PragnosiaForCausalLM(shape).to(device)  # type: ignore[arg-type]
+    if config.gradient_checkpointing:
+        _checkpoint_activations(model)
+    return Materials(model, tokenizer, corpus)
+
+
+def _checkpoint_activations(model: PragnosiaForCausalLM) -> None:
+    if hasattr(model, "activation_checkpointing_enable"):  # its name since some transformers 5
+        model.activation_checkpointing_enable()
+    else:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def find_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one. Raises ConfigError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {name!r}; expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device is {name!r}, but torch sees no GPU here; use auto or cpu")
+    return device
+
+
+def sow(seed: int) -> None:
+    """Seed every global random generator."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  (libraries draw from the global one)
+    torch.manual_seed(seed)
+
+
+def prepare_tokenizer(config: TrainConfig, out: Path, reporter: Reporter) -> PreTrainedTokenizerFast:
+    """The run's tokenizer: already in `out`, else copied there, else trained on the run's data."""
+    if (out / "tokenizer.json").is_file():
+        return load_tokenizer(out)
+    if config.tokenizer.path is not None:
+        tokenizer = load_tokenizer(config.tokenizer.path)
+        save_tokenizer(tokenizer, out)
+        return tokenizer
+    sources = Mixture.parse(config.data.sources).sources
+    reporter.note(f"training a tokenizer of {config.tokenizer.vocab_size} tokens")
+    report = train_tokenizer(sources, config.tokenizer.vocab_size, out, max_bytes=config.tokenizer.max_bytes)
+    reporter.note(f"tokenizer: {report.vocab_size} tokens, {report.bytes_per_token:.2f} bytes per token")
+    return load_tokenizer(out)
+
+
+def prepare_corpus(config: TrainConfig, tokenizer: PreTrainedTokenizerFast, out: Path, reporter: Reporter) -> Corpus:
+    """The packed text, from the cache where it was packed before."""
+    options = PackingOptions(validation_fraction=config.data.validation_fraction)
+    cache = Path(config.data.cache) if config.data.cache else out / "data"
+    corpus = build_corpus(config.data.sources, tokenizer, cache, options)
+    reporter.note(
+        f"data: {format_count(corpus.train_tokens)} tokens to learn from, {corpus.bytes_per_token:.2f} bytes each; "
+        f"{format_count(sum(part.validation.tokens for part in corpus.parts))} held out"
+    )
+    return corpus
+
+
+def model_config(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> PragnosiaConfig:
+    """The model's shape: the preset with the given changes, and what the tokenizer says. Raises ConfigError."""
+    given = dict(config.model)
+    name = given.pop("preset", None)
+    if name is not None and name not in PRESETS:
+        raise ConfigError(unknown_name("preset", str(name), PRESETS))
+    values = merged(PRESETS[name] if name is not None else {}, given)
+    if "vocab_size" in given:
+        check_vocabulary(tokenizer, given["vocab_size"])
+    else:
+        values["vocab_size"] = vocabulary_size(tokenizer)
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        values.setdefault(key, getattr(tokenizer, key))
+    try:
+        shape = PragnosiaConfig(**values)
+    except (StrictDataclassError, TypeError) as error:
+        raise ConfigError(f"model: {' '.join(str(error).split())}") from error
+    if shape.max_position_embeddings < config.batch.sequence_length:
+        raise ConfigError(
+            f"batch.sequence_length is {config.batch.sequence_length}, the model holds "
+            f"{shape.max_position_embeddings} tokens; shorten it or raise model.max_position_embeddings"
+        )
+    return shape
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with nested `changes`; another number of units drops the lobes that would no longer add up."""
+    values = dict(base)
+    for key, change in changes.items():
+        inner = values.get(key)
+        values[key] = merged(inner, change) if isinstance(inner, Mapping) and isinstance(change, Mapping) else change
+    if "num_units" in changes and "lobes" not in changes:
+        values.pop("lobes", None)
+    return values
+
+
+def check_memory(config: TrainConfig, shape: PragnosiaConfig, device: torch.device) -> None:
+    """Raise BudgetError where training needs more memory than is free, before any is taken."""
+    needed = memory_to_train(
+        account(shape, precision="float32"),
+        tokens=config.batch.batch_size * config.batch.sequence_length,
+        checkpointing=config.gradient_checkpointing,
+        moments=(1 if config.optimiser.name == "muon" else 2) + (config.ema is not None),
+    ).total
+    on_gpu = device.type == "cuda"
+    free = int(torch.cuda.mem_get_info(device)[0]) if on_gpu else read_limits().memory_available
+    if needed > free:
+        raise BudgetError(
+            f"training needs about {format_bytes(needed)}, {format_bytes(free)} are free; take a smaller preset or "
+            "batch.batch_size, or set gradient_checkpointing: true"
+        )

@@ -1,0 +1,265 @@
+"""The loop: read `Trainer.run` from top to bottom and you have read training.
+
+    batches -> rule.learn -> optimisers.step -> rule.settle -> average        once per step
+    log, validation, checkpoint                                               when they are due
+
+The loop knows no learning rule, no optimiser and no data by name; they come from tables, by the configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from safetensors import SafetensorError
+
+from pragnosia.data import Batches, shorten
+from pragnosia.data.whole import whole_folder
+from pragnosia.errors import TrainingError
+from pragnosia.learning import Lesson, learning_rule
+from pragnosia.model.thalamus import report
+from pragnosia.training.assembly import Materials, assemble
+from pragnosia.training.average import Average
+from pragnosia.training.checkpoint import Checkpoints, write_whole
+from pragnosia.training.configuration import TrainConfig, read_config
+from pragnosia.training.curves import draw_run
+from pragnosia.training.interruption import Interruption
+from pragnosia.training.log import LOG, RunLog, read_log
+from pragnosia.training.optimisers import Optimisers
+from pragnosia.training.progress import Bar, Reporter
+from pragnosia.training.run_folder import CHECKPOINTS, open_run
+from pragnosia.training.schedules import length_at, rate_factor
+from pragnosia.training.snapshot import Course, Snapshot, save_model
+from pragnosia.training.validation import Validation, bits_per_byte
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """What a run came to."""
+
+    out: str
+    steps: int
+    tokens: int
+    bits_per_byte: float
+    """On held-out text; on the last training text where nothing was held out."""
+    tokens_per_second: float
+    seconds: float
+
+
+def train(
+    config: TrainConfig | Path | str | Mapping[str, Any],
+    *,
+    data: Sequence[str] = (),
+    out: Path | str | None = None,
+    resume: bool = False,
+    overrides: Sequence[str] = (),
+    reporter: Reporter | None = None,
+) -> TrainReport:
+    """Train as configured; `data` replaces the configured sources. Raises UserError (bad input) or TrainingError."""
+    name = Path(config).stem if isinstance(config, Path | str) else "run"
+    settings = config if isinstance(config, TrainConfig) else read_config(config, overrides)
+    if data:
+        settings = replace(settings, data=replace(settings.data, sources=list(data)))
+    folder = Path(out) if out is not None else Path("runs") / name
+    reporter = reporter or Bar()
+    checkpoint = open_run(folder, settings, resume=resume)
+    trainer = Trainer(settings, assemble(settings, folder, reporter), folder, reporter)
+    if checkpoint is not None:
+        trainer.snapshot.read(checkpoint)
+        reporter.note(f"resuming at step {trainer.course.step}")
+    return trainer.run()
+
+
+@dataclass
+class _Window:
+    """What happened since the last line of the log."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+@final
+class Trainer:
+    """One run."""
+
+    def __init__(self, config: TrainConfig, materials: Materials, out: Path, reporter: Reporter) -> None:
+        self.config, self.out, self.reporter = config, out, reporter
+        self.model, self.tokenizer, self.corpus = materials.model, materials.tokenizer, materials.corpus
+        batch, autocast = config.batch, torch.bfloat16 if config.precision == "bf16" else None
+        self.rule = learning_rule(config.rule, autocast=autocast)
+        learners = list(self.rule.changes(self.model))
+        self.optimisers = Optimisers(learners, _embedded(self.model), config.optimiser)
+        self.average = Average(learners, config.ema) if config.ema else None
+        self.batches = Batches(self.corpus, batch.batch_size, batch.sequence_length, config.seed)
+        self.validation = Validation(self.corpus, config, autocast)
+        self.checkpoints = Checkpoints(out / CHECKPOINTS, config.checkpoint.keep)
+        self.course = Course()
+        self.snapshot = Snapshot(self.course, self.model, self.tokenizer, self.optimisers, self.average, self.batches)
+        self.window = _Window()
+        self.lessons: list[Lesson] = []
+        self.load: list[list[float]] = []
+        if config.compile:
+            self.model.compile()
+
+    def run(self) -> TrainReport:
+        """From wherever the run stands to its end."""
+        config, course = self.config, self.course
+        steps, logging = config.num_steps, config.logging
+        self.model.train()
+        with (
+            self._whatever_happens(),
+            RunLog(self.out, tensorboard=logging.tensorboard, after=course.step) as log,
+            Interruption() as interruption,
+        ):
+            self.reporter.start(steps, course.step)
+            while course.step < steps:
+                self._step()
+                last = course.step == steps
+                validating = self.validation.possible and (last or course.step % logging.validate_every == 0)
+                saving = last or interruption.asked or course.step % config.checkpoint.every == 0
+                record = None
+                if validating or saving or course.step % logging.every == 0:
+                    record = self._record() | (self._validate() if validating else {})
+                    log.write(record)
+                if saving:
+                    self.checkpoints.save(course.step, self.snapshot.write)
+                self.reporter.advance(course.step, record)
+                if interruption.asked and not last:
+                    raise TrainingError(f"stopped at step {course.step} as asked; go on with --resume")
+            return self._finish()
+
+    def _step(self) -> None:
+        """Learn from one step's tokens."""
+        started, config, course = time.perf_counter(), self.config, self.course
+        length = length_at(config.schedule, course.step, config.batch.sequence_length)
+        share = 1 / config.batch.accumulation
+
+        self.optimisers.zero()
+        self.lessons = []
+        for _ in range(config.batch.accumulation):
+            rows = shorten(next(self.batches), length).to(self.model.device)
+            self.lessons.append(self.rule.learn(self.model, rows, share))
+        loss = sum(float(lesson.loss) for lesson in self.lessons) * share
+        self._check_finite("loss", loss)
+        norm = float(self.optimisers.step(rate_factor(config.schedule, course.step, config.num_steps)))
+        self._check_finite("norm of the gradient", norm)
+        self.rule.settle(self.model, self.lessons)
+        course.step += 1
+        if self.average is not None:
+            self.average.update(course.step)
+
+        seconds = time.perf_counter() - started
+        course.tokens += config.batch.tokens
+        course.seconds += seconds
+        self.window.losses.append(loss)
+        self.window.norms.append(norm)
+        self.window.tokens += config.batch.tokens
+        self.window.seconds += seconds
+
+    def _record(self) -> Record:
+        """One line of the log; the next one starts counting here."""
+        window, self.window = self.window, _Window()
+        course, config = self.course, self.config
+        loss = sum(window.losses) / len(window.losses)
+        record: Record = {
+            "step": course.step,
+            "tokens": course.tokens,
+            "loss": loss,
+            "bits_per_byte": bits_per_byte(loss, self.corpus.bytes_per_token),
+            "learning_rate": config.optimiser.learning_rate
+            * rate_factor(config.schedule, course.step - 1, config.num_steps),
+            "gradient_norm": sum(window.norms) / len(window.norms),
+            "tokens_per_second": window.tokens / window.seconds,
+            "seconds_per_step": window.seconds / len(window.losses),
+            "sequence_length": length_at(config.schedule, course.step - 1, config.batch.sequence_length),
+        }
+        layers = [report(routing) for routing in self.lessons[-1].routings if routing is not None]
+        if layers:
+            record["units"] = layers[0].load.numel()
+            record["units_awake"] = sum(layer.awake_per_token for layer in layers) / len(layers)
+            record["load_entropy"] = sum(layer.entropy for layer in layers) / len(layers)
+            record["dead_units"] = sum(layer.num_dead for layer in layers)
+        return record
+
+    def _validate(self) -> Record:
+        """Held-out loss of the model this run is for, and of the average that stands beside it."""
+        average = self.average
+        with self._published():
+            held_out = self.validation.measure(self.model)
+        self.load = held_out.load
+        record = {"validation_loss": held_out.loss, "validation_bits_per_byte": held_out.bits_per_byte}
+        if average is not None and average.config.save == "separate":
+            with average.in_place():
+                record["average_bits_per_byte"] = self.validation.measure(self.model).bits_per_byte
+        return record
+
+    @contextmanager
+    def _published(self) -> Iterator[None]:
+        """Within the context the model holds the weights that the run is for."""
+        averaged = self.average is not None and self.average.config.save == "model"
+        with self.average.in_place() if averaged and self.average is not None else nullcontext():
+            yield
+
+    def _finish(self) -> TrainReport:
+        """Save the model where `from_pretrained` finds it, draw the curves, sum up."""
+        with self._published(), whole_folder(self.out) as partial:
+            save_model(self.model, self.tokenizer, partial)
+        if self.average is not None and self.average.config.save == "separate":
+            with self.average.in_place(), whole_folder(self.out / "ema") as partial:
+                save_model(self.model, self.tokenizer, partial)
+        records, course = read_log(self.out / LOG), self.course
+        held_out = [record["validation_bits_per_byte"] for record in records if "validation_bits_per_byte" in record]
+        report = TrainReport(
+            out=str(self.out),
+            steps=course.step,
+            tokens=course.tokens,
+            bits_per_byte=held_out[-1] if held_out else records[-1]["bits_per_byte"],
+            tokens_per_second=course.tokens / course.seconds,
+            seconds=course.seconds,
+        )
+        if self.config.logging.curves and (self.load or not held_out):
+            draw_run(records, self.load, self.out / "curves.png", self.out.name)
+        write_whole(self.out / "report.json", json.dumps(asdict(report), indent=1))
+        return report
+
+    def _check_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the {what} is {value} at step {self.course.step + 1}; {self._last_good()}; "
+                "lower optimiser.learning_rate or lengthen schedule.warmup_steps"
+            )
+
+    def _last_good(self) -> str:
+        latest = self.checkpoints.latest()
+        return f"the last good checkpoint is {latest}" if latest is not None else "there is no checkpoint yet"
+
+    @contextmanager
+    def _whatever_happens(self) -> Iterator[None]:
+        """Take the bar off the screen, and say in one line that the disk is full."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise TrainingError(
+                f"cannot write {self.out} at step {self.course.step}: {reason}; {self._last_good()}; "
+                "make room and go on with --resume"
+            ) from error
+        finally:
+            self.reporter.stop()
+
+
+def _embedded(model: torch.nn.Module) -> set[int]:
+    """Ids of the token tables and heads."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
+    return {id(end.weight) for end in ends if end is not None}
