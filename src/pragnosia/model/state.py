@@ -8,7 +8,7 @@ at the border, where `generate()` hands one in.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -136,6 +136,7 @@ def causal_mask(
     return (visible & padding[:, None, None, :].bool()) | (key == query)
 
 
-def as_visibility(mask: Tensor | None) -> Tensor | None:
+def as_visibility(mask: Any) -> Tensor | None:
     """A mask of transformers in our terms: its eager attention adds masks (0 is seen), ours says who is seen."""
-    return mask if mask is None or mask.dtype == torch.bool else mask == 0
+    visible: Tensor | None = mask if mask is None or mask.dtype == torch.bool else mask == 0
+    return visible
