@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from _bench import Arm, in_turn, median, publish, ratio, spread
+from transformers.generation import BaseStreamer
 
 from pragnosia import Pragnosia
 from pragnosia.inference.sampler import Sampling
@@ -79,9 +80,8 @@ def main(rounds: int) -> None:
         for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
             arms[f"ours {precision}"] = speaking(ours(*shape).to(dtype))
             for implementation in ("eager", "grouped_mm", "batched_mm"):
-                arms[f"transformers {implementation} {precision}"] = generating(
-                    theirs(*shape, implementation).to(dtype)
-                )
+                model = theirs(*shape, implementation).to(dtype)
+                arms[f"transformers {implementation} {precision}"] = generating(model, implementation)
         rates = in_turn(arms, rounds=rounds)
         mine, peer = best(rates, "ours"), best(rates, "transformers")
         against = ratio(rates[mine], rates[peer])
