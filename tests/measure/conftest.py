@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.modeling import PragnosiaForCausalLM
@@ -31,3 +35,17 @@ def sparse() -> PragnosiaForCausalLM:
 @pytest.fixture(scope="session")
 def make_config() -> object:
     return config
+
+
+def byte_tokenizer(**special: Any) -> PreTrainedTokenizerFast:
+    """A token for each byte, 0 to 255 in the order of their letters, and the special ones after them."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    engine = Tokenizer(models.BPE({letter: token for token, letter in enumerate(letters)}, []))
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=engine, **special)
+
+
+@pytest.fixture(scope="session")
+def make_byte_tokenizer() -> object:
+    return byte_tokenizer

@@ -3,8 +3,8 @@
     bits per byte = nats / (ln 2 bytes)        perplexity = exp(nats / tokens)        nats = - sum_i ln p(t_i | before)
 
 A document is tokenised whole, without special tokens, and stands behind the token documents begin with (else the one
-they end with), so that all of its tokens, and so all of its bytes, are scored; the end is not. A tokenizer with neither
-leaves each document's first token unscored, and the bytes of the characters that token begins are not counted.
+they end with), so that all of its tokens, and so all of its bytes, are scored; its end is not. A tokenizer with neither
+leaves each document's first token unscored, and the characters that token reaches into uncounted.
 
 Window k reads tokens k S to k S + C of its document (context C, stride S) and scores those that window k - 1 has not:
 each token once, with C - S or more tokens before it as far as the document has them, whatever comes after it.
@@ -17,7 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -28,14 +28,226 @@ from pragnosia.data.sources import Source
 from pragnosia.errors import CheckpointError, ConfigError, DataError
 from pragnosia.measure.accounting import DEFAULT_CONTEXT, account
 from pragnosia.measure.activity import ActivityMeter
-from pragnosia.measure.energy import energy_model
+from pragnosia.measure.energy import EnergyModel, energy_model
 from pragnosia.measure.meter import EnergyMeter
-from pragnosia.measure.passages import Passage, passages
+from pragnosia.measure.passages import Passage, Passages, windows
 from pragnosia.measure.scoring import listening, score
 from pragnosia.model.modeling import PragnosiaForCausalLM
 
-# Tokens of one forward pass, and of the windows that wait for others of their length.
+# Tokens in one forward pass, and in the windows that wait for others of their length.
 _BATCH_TOKENS = 8192
 _WAITING_TOKENS = 1024**2
 
 Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """How text is read."""
+
+    context: int | None = None
+    """Tokens in a window; None: what the model holds, at most 2048."""
+    stride: int | None = None
+    """Tokens from one window to the next; None: half the context."""
+    batch_size: int | None = None
+    """Windows in one forward pass; None: as many as make 8192 tokens."""
+    energy: float = 1.0
+    """Scales how many units wake, in (0, 1]."""
+    max_bytes: int | None = None
+    """Of text; None: all there is."""
+
+    def __post_init__(self) -> None:
+        for name in ("context", "stride", "batch_size", "max_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be 1 or more")
+
+    def window(self, limit: int) -> tuple[int, int]:
+        """Context and stride for a model that holds `limit` tokens. Raises ConfigError where they do not fit."""
+        context = min(DEFAULT_CONTEXT, limit) if self.context is None else self.context
+        stride = max(1, context // 2) if self.stride is None else self.stride
+        if context > limit:
+            raise ConfigError(f"context is {context} tokens; the model holds {limit}")
+        if stride > context:
+            raise ConfigError(f"stride is {stride}, context {context}; a stride past the context would skip tokens")
+        return context, stride
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What came of it. `tokens`, `bytes` and `words` are those that were scored."""
+
+    nats: float
+    tokens: int
+    bytes: int
+    words: int
+    documents: int
+    context: int
+    stride: int
+    seconds: float
+    tokens_read: int
+    """Windows overlap, so more are read than scored; what woke is told per token read."""
+    awake_per_token: tuple[float, ...]
+    """Units, for each layer."""
+    operations_per_token: float
+    bytes_per_token: float
+    """To and from memory."""
+    joules: float
+    joules_source: str
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Of UTF-8."""
+        return self.nats / (math.log(2) * self.bytes)
+
+    @property
+    def perplexity(self) -> float:
+        """Per token: not comparable between tokenizers."""
+        return _exp(self.nats / self.tokens)
+
+    @property
+    def word_perplexity(self) -> float:
+        """Per word and line end, as WikiText is reported."""
+        return _exp(self.nats / max(self.words, 1))
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Scored, of wall time."""
+        return self.tokens / self.seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        derived = ("bits_per_byte", "perplexity", "word_perplexity", "tokens_per_second")
+        return {**{name: getattr(self, name) for name in derived}, **asdict(self)}
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
+
+
+def evaluate(
+    model: PragnosiaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Iterable[str] | Source,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Score `documents`; `options` as in EvaluationOptions. `progress` is told the tokens scored so far.
+
+    Raises:
+        DataError: no text, text that is none, or a tokenizer that is not the model's.
+        ConfigError: a window that does not fit the model.
+        CheckpointError: a model whose predictions are not numbers.
+    """
+    choices = EvaluationOptions(**options)
+    context, stride = choices.window(int(model.config.max_position_embeddings))
+    texts = documents.documents() if isinstance(documents, Source) else documents
+    passages = Passages(tokenizer, int(model.config.vocab_size)).of(texts, choices.max_bytes)
+    reader = _Reader(model, choices.energy)
+    counts = _Counts()
+    nats = 0.0
+    began = time.perf_counter()
+    with listening(model), EnergyMeter() as counters:
+        for batch, num_scored in _batches(_spans(passages, context, stride, counts), choices.batch_size):
+            nats += reader.nats(batch, num_scored)
+            counts.tokens += len(batch) * num_scored
+            if progress is not None:
+                progress(counts.tokens)
+    _check(nats, counts)
+    done = reader.meter.activity()
+    energy = done.energy(reader.energy_model(), counters.measured)
+    return Evaluation(
+        nats=nats,
+        tokens=counts.tokens,
+        bytes=counts.bytes,
+        words=counts.words,
+        documents=counts.documents,
+        context=context,
+        stride=stride,
+        seconds=time.perf_counter() - began,
+        tokens_read=done.tokens,
+        awake_per_token=done.awake_per_token,
+        operations_per_token=done.operations_per_token,
+        bytes_per_token=done.bytes_per_token,
+        joules=energy.joules,
+        joules_source=energy.source,
+    )
+
+
+@dataclass
+class _Counts:
+    """What was scored so far."""
+
+    tokens: int = 0
+    bytes: int = 0
+    words: int = 0
+    documents: int = 0
+
+
+def _check(nats: float, counts: _Counts) -> None:
+    if not counts.tokens or not counts.bytes:
+        raise DataError("there is no token to score: the tokenizer has no begin or end token and the text is too short")
+    if not math.isfinite(nats):
+        raise CheckpointError(f"the model's predictions sum to {nats} nats, not a number: its weights are damaged")
+
+
+class _Reader:
+    """Reads batches of windows and keeps account of who woke."""
+
+    def __init__(self, model: PragnosiaForCausalLM, energy: float) -> None:
+        self.model = model
+        self.energy = energy
+        self.meter = ActivityMeter(account(model, precision=str(model.dtype).removeprefix("torch."), energy=energy))
+
+    def nats(self, batch: Int[Tensor, "B T+1"], num_scored: int) -> float:
+        """Of the last `num_scored` tokens of each row."""
+        rows = batch.to(self.model.device)
+        output = self.model.model(rows[:, :-1], use_cache=False, energy=self.energy)
+        self.meter.add(output.routings, tokens=rows.shape[1] - 1, sequences=len(rows), logits=num_scored)
+        hidden = output.last_hidden_state[:, -num_scored:].flatten(0, 1)
+        scores = score(hidden, self.model.lm_head.weight, rows[:, -num_scored:].flatten())
+        return -float(scores.log_probabilities.sum(dtype=torch.float32))
+
+    def energy_model(self) -> EnergyModel:
+        """The stated one of this device."""
+        return energy_model(device=self.model.device.type)
+
+
+def _spans(
+    passages: Iterable[Passage], context: int, stride: int, counts: _Counts
+) -> Iterator[tuple[Int[Tensor, " T+1"], int]]:
+    """Each window's tokens with the one after it, and how many of the last are scored; counts what they stand for."""
+    for passage in passages:
+        counts.documents += 1
+        counts.bytes += passage.num_bytes
+        counts.words += passage.num_words
+        for window in windows(len(passage.tokens) - 1, context, stride):
+            # A copy: what waits must not keep its whole document.
+            yield passage.tokens[window.start : window.stop + 1].clone(), window.num_scored
+
+
+def _batches(
+    spans: Iterable[tuple[Int[Tensor, " T+1"], int]], batch_size: int | None
+) -> Iterator[tuple[Int[Tensor, "B T+1"], int]]:
+    """Windows of one shape together, so that nothing is padded: what is read, and wakes units, is text."""
+    waiting: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+    num_waiting = 0
+    for tokens, num_scored in spans:
+        key = len(tokens), num_scored
+        waiting[key].append(tokens)
+        num_waiting += len(tokens)
+        if len(waiting[key]) >= (batch_size or max(1, _BATCH_TOKENS // len(tokens))):
+            rows = waiting.pop(key)
+            num_waiting -= sum(map(len, rows))
+            yield torch.stack(rows), num_scored
+        if num_waiting >= _WAITING_TOKENS:
+            yield from _flush(waiting)
+            num_waiting = 0
+    yield from _flush(waiting)
+
+
+def _flush(waiting: dict[tuple[int, int], list[Tensor]]) -> Iterator[tuple[Int[Tensor, "B T+1"], int]]:
+    for (_, num_scored), rows in waiting.items():
+        yield torch.stack(rows), num_scored
+    waiting.clear()
