@@ -66,6 +66,15 @@ def test_a_failure_leaves_nothing(tmp_path: Path, failure: type[BaseException]) 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_attempt_left_is_swept(tmp_path: Path) -> None:
+    dead, alive, other = (tmp_path / f".{name}.partial" for name in (f"out.{2**30}", "out.1", f"outer.{2**30}"))
+    for left in (dead, alive, other):
+        left.mkdir()
+    with new_directory(tmp_path / "out"):
+        pass
+    assert sorted(tmp_path.iterdir()) == sorted([alive, other, tmp_path / "out"])
+
+
 def test_an_empty_directory_is_filled_and_any_other_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with new_directory(tmp_path / "out") as folder:

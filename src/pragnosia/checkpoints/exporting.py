@@ -77,7 +77,7 @@ def _read_ours(path: Path) -> PragnosiaConfig:
         raise CheckpointError(f"{path}: model_type is {fields.get('model_type')!r}, expected a Pragnosia model")
     try:
         config: PragnosiaConfig = PragnosiaConfig.from_dict(fields)
-    except (StrictDataclassError, TypeError) as error:
+    except (ConfigError, StrictDataclassError, TypeError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     return config
 

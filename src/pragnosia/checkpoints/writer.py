@@ -8,6 +8,7 @@ Format: https://github.com/huggingface/safetensors#format.
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -25,6 +27,7 @@ from pragnosia.errors import CheckpointError
 from pragnosia.units import GIB
 
 SHARD_BYTES = 2 * GIB
+_PARTIAL = ".partial"
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -116,9 +119,11 @@ def new_directory(out: Path) -> Iterator[Path]:
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise CheckpointError(f"{out} already exists and is not an empty directory; choose another or remove it")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    out = out.resolve()
+    partial = out.with_name(f".{out.name}.{os.getpid()}{_PARTIAL}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(out)
         partial.mkdir()
         yield partial
         partial.replace(out)
@@ -126,3 +131,11 @@ def new_directory(out: Path) -> Iterator[Path]:
         raise CheckpointError(f"cannot write {out}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what earlier attempts at `out` left that were killed before they could do so themselves."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*{_PARTIAL}"):
+        process = left.name.removesuffix(_PARTIAL).rpartition(".")[2]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
