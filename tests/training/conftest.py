@@ -8,16 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from pragnosia.data import train_tokenizer
 
 Configure = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +25,7 @@ def corner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def configure(corner: Path) -> Configure:
     """The small configuration, with sections changed."""
 

@@ -66,7 +66,7 @@ def _checkpoint_activations(model: PragnosiaForCausalLM) -> None:
     if hasattr(model, "activation_checkpointing_enable"):  # its name since some transformers 5
         model.activation_checkpointing_enable()
     else:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
 
 
 def find_device(name: str) -> torch.device:

@@ -23,6 +23,7 @@ from pragnosia.training.configuration import TrainConfig, read_config
 from pragnosia.training.log import LOG
 
 SETTINGS = "train.yaml"
+COMPARISON = "compare.yaml"
 CHECKPOINTS = "checkpoints"
 # What a resumed run may see differently without becoming another run.
 _FREE = ("steps", "tokens", "logging", "checkpoint", "data.cache", "device")
@@ -52,6 +53,20 @@ def _open_run(out: Path, config: TrainConfig, resume: bool) -> Path | None:
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / SETTINGS, yaml.safe_dump(config.write(), sort_keys=False, allow_unicode=True))
     return latest
+
+
+def make_shared_folder(out: Path, settings: str) -> None:
+    """A folder for several runs of one comparison: new, empty, or of the same comparison. Raises ConfigError."""
+    try:
+        held = out / COMPARISON
+        if held.is_file() and held.read_text(encoding="utf-8") != settings:
+            raise ConfigError(f"{out} holds another comparison; choose another --out")
+        if out.exists() and not held.is_file() and any(out.iterdir()):
+            raise ConfigError(f"{out} is not empty and holds no comparison; choose another --out")
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(held, settings)
+    except OSError as error:
+        raise ConfigError(f"cannot write the folder {out}: {error.strerror}; choose another --out") from error
 
 
 def differences(before: TrainConfig, now: TrainConfig) -> list[str]:
