@@ -6,6 +6,7 @@ A layer is a mixer (tokens look at each other) and a feed-forward (a token think
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -21,6 +22,7 @@ from pragnosia.model.organs import (
     ThalamusConfig,
     require,
     require_positive,
+    require_whole,
 )
 
 __all__ = ["AttentionConfig", "ExpertsConfig", "FeedForwardConfig", "PragnosiaConfig", "ThalamusConfig"]
@@ -94,14 +96,20 @@ class PragnosiaConfig(PreTrainedConfig):
         for name, organ in ORGANS.items():
             setattr(self, name, organ.read(getattr(self, name)))
         self._check_sizes()
+        _check_rotation(kwargs.get("rope_scaling") or self.rope_parameters or {})
         self.mixers = self._per_layer("mixers", self.mixers)
         thinker = "experts" if self.experts is not None else "dense"
         self.feed_forwards = self._per_layer("feed_forwards", self.feed_forwards or thinker)
         self.layer_types = self._per_layer("layer_types", self.layer_types or "full_attention")
         self._check_layers()
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
+        try:
+            self.validate_rope()
+        except KeyError as error:
+            raise ConfigError(f"rope_parameters: {error.args[0]}") from error
 
     def _per_layer(self, name: str, value: str | list[str]) -> list[str]:
+        require(isinstance(value, str | list | tuple), f"{name} is {value!r}; give one name, or a list of them")
         values = [value] * self.num_hidden_layers if isinstance(value, str) else list(value)
         require(
             len(values) == self.num_hidden_layers,
@@ -110,16 +118,14 @@ class PragnosiaConfig(PreTrainedConfig):
         return values
 
     def _check_sizes(self) -> None:
-        require_positive(
+        require_whole(
             "config",
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
             num_hidden_layers=self.num_hidden_layers,
             max_position_embeddings=self.max_position_embeddings,
         )
-        kind = (self.rope_parameters or {}).get("rope_type", "default")
-        if kind != "default" and kind not in ROPE_INIT_FUNCTIONS:
-            raise ConfigError(unknown_name("rope_type", str(kind), ["default", *ROPE_INIT_FUNCTIONS]))
+        require_positive("config", rms_norm_eps=self.rms_norm_eps, initializer_range=self.initializer_range)
 
     def _check_layers(self) -> None:
         assert self.layer_types is not None
@@ -170,3 +176,12 @@ def _refuse_unknown(kwargs: dict[str, Any], known: set[str]) -> None:
     for key in kwargs:
         if key not in _BORDER_KEYS and key not in known:
             raise ConfigError(unknown_name("configuration key", key, known))
+
+
+def _check_rotation(rope: Any) -> None:
+    require(isinstance(rope, Mapping), f"rope_parameters are {rope!r}; they must be a mapping")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default" and kind not in ROPE_INIT_FUNCTIONS:
+        raise ConfigError(unknown_name("rope_type", str(kind), ["default", *ROPE_INIT_FUNCTIONS]))
+    share = rope.get("partial_rotary_factor", 1.0)
+    require(share == 1.0, f"rope_parameters.partial_rotary_factor is {share}; heads turn whole here, leave it out")

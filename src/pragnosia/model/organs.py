@@ -23,12 +23,19 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def require_positive(owner: str, **values: int | float) -> None:
+def require_positive(owner: str, **values: Any) -> None:
     """Every value is a number greater than zero."""
     for name, value in values.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         require(number, f"{owner}.{name} is {value!r}; it must be a number")
         require(value > 0, f"{owner}.{name} is {value}; it must be greater than 0")
+
+
+def require_whole(owner: str, **values: Any) -> None:
+    """Every value is a whole number greater than zero: a size."""
+    require_positive(owner, **values)
+    for name, value in values.items():
+        require(isinstance(value, int), f"{owner}.{name} is {value}; it must be a whole number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +82,7 @@ class AttentionConfig(Organ):
     """One learned logit per head that takes attention to nowhere (gpt-oss)."""
 
     def __post_init__(self) -> None:
-        require_positive(
+        require_whole(
             "attention",
             num_heads=self.num_heads,
             num_key_value_heads=self.num_key_value_heads,
@@ -93,7 +100,9 @@ class AttentionConfig(Organ):
         if self.qk_norm is not None and self.qk_norm not in QK_NORMS:
             raise ConfigError(unknown_name("attention.qk_norm", self.qk_norm, QK_NORMS))
         if self.sliding_window is not None:
-            require_positive("attention", sliding_window=self.sliding_window)
+            require_whole("attention", sliding_window=self.sliding_window)
+        if self.clip_qkv is not None:
+            require_positive("attention", clip_qkv=self.clip_qkv)
 
 
 def _check_activation(owner: str, name: str) -> None:
@@ -110,7 +119,7 @@ class FeedForwardConfig(Organ):
     bias: bool = False
 
     def __post_init__(self) -> None:
-        require_positive("feed_forward", width=self.width)
+        require_whole("feed_forward", width=self.width)
         _check_activation("feed_forward", self.activation)
 
 
@@ -132,9 +141,11 @@ class ThalamusConfig(Organ):
     """Step of the loss-free balance: after each step, b += rate * sign(mean load - load). 0 is off."""
 
     def __post_init__(self) -> None:
-        require_positive("thalamus", num_awake=self.num_awake, scale=self.scale)
+        require_whole("thalamus", num_awake=self.num_awake)
+        require_positive("thalamus", scale=self.scale)
         require(self.balance_rate >= 0, f"thalamus.balance_rate is {self.balance_rate}; it must not be negative")
         if self.max_awake is not None:
+            require_whole("thalamus", max_awake=self.max_awake)
             require(
                 self.max_awake >= self.num_awake,
                 f"thalamus.max_awake is {self.max_awake}, below num_awake {self.num_awake}; raise it",
@@ -156,14 +167,16 @@ class ExpertsConfig(Organ):
     thalamus: ThalamusConfig = field(default_factory=ThalamusConfig)
 
     def __post_init__(self) -> None:
+        require(self.thalamus is not None, "experts.thalamus is null; experts need a router, say which")
         object.__setattr__(self, "thalamus", ThalamusConfig.read(self.thalamus))
         object.__setattr__(self, "lobes", dict(self.lobes) if self.lobes else {"cortex": self.num_units})
-        require_positive("experts", num_units=self.num_units, unit_width=self.unit_width)
-        require(self.num_shared >= 0, f"experts.num_shared is {self.num_shared}; it must not be negative")
+        require_whole("experts", num_units=self.num_units, unit_width=self.unit_width)
+        if self.num_shared != 0:
+            require_whole("experts", num_shared=self.num_shared)
         _check_activation("experts", self.activation)
         assert self.lobes is not None
         for label, count in self.lobes.items():
-            require_positive(f"experts.lobes[{label!r}]", count=count)
+            require_whole(f"experts.lobes[{label!r}]", count=count)
         require(
             sum(self.lobes.values()) == self.num_units,
             f"experts.lobes hold {sum(self.lobes.values())} units, num_units is {self.num_units}; make them agree",
