@@ -11,13 +11,15 @@ _DECIMAL = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*")
 
 
+def _digits(value: float) -> str:
+    """Three significant digits, never an exponent."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def _scaled(value: float, steps: list[tuple[float, str]]) -> str:
-    """`value` in the largest step it reaches, three significant digits."""
-    for scale, name in steps:
-        if abs(value) >= scale:
-            return f"{value / scale:.3g} {name}".rstrip()
-    scale, name = steps[-1]
-    return f"{value / scale:.3g} {name}".rstrip()
+    """`value` in the largest step it reaches, or the smallest there is."""
+    scale, name = next((step for step in steps if abs(value) >= step[0]), steps[-1])
+    return f"{_digits(value / scale)} {name}"
 
 
 def format_count(value: float) -> str:
@@ -35,7 +37,7 @@ def format_bytes(value: float) -> str:
 def format_duration(seconds: float) -> str:
     """`3725` -> `1:02:05`; below a minute `12.3 s`, below a second `45 ms`."""
     if seconds < 1:
-        return f"{seconds * 1e3:.3g} ms"
+        return f"{_digits(seconds * 1e3)} ms"
     if seconds < 60:
         return f"{seconds:.3g} s"
     whole = round(seconds)
