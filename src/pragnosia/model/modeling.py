@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Cache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pragnosia.errors import ConfigError
@@ -175,7 +175,7 @@ class PragnosiaModel(PragnosiaPreTrainedModel):
     def _moment(
         self,
         x: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: Any,
         position_ids: Tensor | None,
         past: State | Cache | None,
         seen: int,
@@ -184,31 +184,23 @@ class PragnosiaModel(PragnosiaPreTrainedModel):
         """Positions and masks, worked out once for all layers."""
         if not 0 < energy <= 1:
             raise ConfigError(f"energy is {energy}; it must lie in (0, 1], where 1 wakes the usual number of units")
-        length = x.shape[1]
         if position_ids is None:
-            position_ids = torch.arange(seen, seen + length, device=x.device)[None]
-        windows = {"full_attention": None, "sliding_attention": self.config.sliding_window}
-        kinds = dict.fromkeys(self.config.layer_types or ())
+            position_ids = (torch.arange(x.shape[1], device=x.device) + seen)[None]
         if isinstance(past, Cache):
-            build = {
-                "full_attention": create_causal_mask,
-                "sliding_attention": create_sliding_window_causal_mask,
-            }
-            masks: dict[str, Any] = {
-                kind: as_visibility(
-                    build[kind](
-                        config=self.config,
-                        inputs_embeds=x,
-                        attention_mask=attention_mask,
-                        past_key_values=past,
-                        position_ids=position_ids,
-                    )
-                )
-                for kind in kinds
-            }
+            # generate() builds the masks itself for a cache of fixed size.
+            built = (
+                attention_mask
+                if isinstance(attention_mask, dict)
+                else create_masks_for_generate(self.config, x, attention_mask, past, position_ids)
+            )
+            masks = {kind: as_visibility(mask) for kind, mask in built.items()}
         else:
+            windows = {"full_attention": None, "sliding_attention": self.config.sliding_window}
             padding = None if attention_mask is None or bool(attention_mask.all()) else attention_mask
-            masks = {kind: causal_mask(length, seen, windows[kind], padding, x.device) for kind in kinds}
+            masks = {
+                kind: causal_mask(x.shape[1], seen, windows[kind], padding, x.device)
+                for kind in dict.fromkeys(self.config.layer_types or ())
+            }
         return Moment(self.positions(position_ids, x.dtype), masks, energy)
 
 

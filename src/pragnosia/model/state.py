@@ -111,7 +111,8 @@ class State:
 
 def borrowed(cache: Cache, num_layers: int) -> State:
     """A transformers cache as a State."""
-    return State(tuple(Borrowed(cache, layer) for layer in range(num_layers)), int(cache.get_seq_length()))
+    # A static cache counts in a tensor, so that a compiled graph need not look at it.
+    return State(tuple(Borrowed(cache, layer) for layer in range(num_layers)), cache.get_seq_length())
 
 
 def causal_mask(
