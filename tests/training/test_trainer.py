@@ -218,6 +218,8 @@ def test_a_run_is_not_overwritten_by_accident(configure: Configure, tmp_path: Pa
     (tmp_path / "mine" / "thesis.txt").write_text("important")
     with pytest.raises(ConfigError, match="not empty"):
         run(configure(steps=1), tmp_path / "mine")
+    with pytest.raises(ConfigError, match=r"cannot write the run folder .*thesis\.txt"):
+        run(configure(steps=1), tmp_path / "mine" / "thesis.txt")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from pragnosia.data import Batches, shorten
 from pragnosia.data.whole import whole_folder
-from pragnosia.errors import TrainingError
+from pragnosia.errors import DataError, TrainingError
 from pragnosia.learning import Lesson, learning_rule
 from pragnosia.model.thalamus import report
 from pragnosia.training.assembly import Materials, assemble
@@ -250,13 +250,20 @@ class Trainer:
         try:
             yield
         except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise TrainingError(
-                f"cannot write {self.out} at step {self.course.step}: {reason}; {self._last_good()}; "
-                "make room and go on with --resume"
-            ) from error
+            raise self._unwritable(error) from error
+        except DataError as error:
+            if isinstance(error.__cause__, OSError):
+                raise self._unwritable(error.__cause__) from error
+            raise
         finally:
             self.reporter.stop()
+
+    def _unwritable(self, error: Exception) -> TrainingError:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        return TrainingError(
+            f"cannot write {self.out} at step {self.course.step}: {reason}; {self._last_good()}; "
+            "make room and go on with --resume"
+        )
 
 
 def _embedded(model: torch.nn.Module) -> set[int]:
