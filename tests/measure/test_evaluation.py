@@ -153,6 +153,14 @@ def test_bfloat16_weights_cost_little(model: PragnosiaForCausalLM, tokenizer: Pr
     assert found.bytes_per_token < exact.bytes_per_token
 
 
+@pytest.mark.gpu
+def test_a_gpu_says_the_same(model: PragnosiaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    expected = evaluate(model, tokenizer, TEXTS, context=24)
+    found = evaluate(copy.deepcopy(model).cuda(), tokenizer, TEXTS, context=24)
+    assert found.nats == pytest.approx(expected.nats, rel=1e-3)
+    assert found.awake_per_token == expected.awake_per_token
+
+
 def test_files_are_read_through_the_data_room(
     model: PragnosiaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:

@@ -176,6 +176,6 @@ def test_a_real_model_on_blimp(stories: Pragnosia, shared_data: Path, tmp_path: 
     results = run_tasks(stories, ["blimp"], tmp_path, limit=268)["blimp"]
     assert results["samples"] == 268
     assert len(results["groups"]) == 67
-    # 260,000 parameters that read children's stories know a little grammar: 54 % of all pairs.
+    # 260,000 parameters that read children's stories know a little grammar: 53 % of all pairs.
     assert 0.5 < results["acc"] < 0.62
     assert not math.isnan(results["acc_stderr"])
