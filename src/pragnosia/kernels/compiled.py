@@ -25,7 +25,7 @@ SOURCE = Path(__file__).parent / "source"
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp"),
     # nothing of -ffast-math that would change a NaN; only leave to turn loops into vector code
-    *("-fno-math-errno", "-fno-trapping-math", "-w"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fno-thread-jumps", "-w"),
 )
 BUILD_SECONDS = 300
 

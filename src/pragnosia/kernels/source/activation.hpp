@@ -50,8 +50,12 @@ struct Relu2 {
 };
 struct Gelu {
     static Gate at(float x) {
-        float normal = 0.5f * (1.f + std::erf(x * 0.70710678f));
-        return {x * normal, normal + x * 0.39894228f * exponential(-0.5f * x * x)};
+        // the error function by Abramowitz and Stegun 7.1.26, |error| <= 1.5e-7
+        float bell = exponential(-0.5f * x * x);
+        float t = 1.f / (1.f + 0.23164190f * std::fabs(x));
+        float series = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
+        float tail = 0.5f * series * bell, normal = x < 0.f ? tail : 1.f - tail;
+        return {x * normal, normal + x * 0.39894228f * bell};
     }
 };
 

@@ -32,12 +32,14 @@ struct Amx {
     static int64_t left_size(int64_t rows, int64_t depth) { return round_up(rows, 16) * round_up(depth, 32); }
     static int64_t right_size(int64_t depth, int64_t cols) { return round_up(cols, 32) * round_up(depth, 32); }
 
+    static __m256i half(const float* from) { return (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from)); }
+    static __m256i half(const bf16* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
     // 16 values from row[at..], zeros from `end` on (and everywhere, where there is no row).
-    template <class T> static __m512 load(const T* row, int64_t at, int64_t end) {
-        if (row && end - at >= 16) return load16(row + at);
+    template <class T> static __m256i load(const T* row, int64_t at, int64_t end) {
+        if (row && end - at >= 16) return half(row + at);
         T part[16] = {};
         if (row && end > at) std::memcpy(part, row + at, (end - at) * sizeof(T));
-        return load16(part);
+        return half(part);
     }
     // A block of 16 rows x 32 columns as it lies, and one of 32 rows x 16 columns interleaved; each may be transposed.
     template <class T>
@@ -45,7 +47,7 @@ struct Amx {
         __m512i lines[16];
         for (int r = 0; r < 16; ++r) {
             const T* row = i + r < count ? rows[i + r] : nullptr;
-            lines[r] = (__m512i)_mm512_cvtne2ps_pbh(load(row, k + 16, depth), load(row, k, depth));
+            lines[r] = _mm512_inserti64x4(_mm512_castsi256_si512(load(row, k, depth)), load(row, k + 16, depth), 1);
         }
         store(lines, flip, out);
     }
@@ -54,8 +56,7 @@ struct Amx {
         __m512i lines[16];
         for (int r = 0; r < 16; ++r, k += 2) {
             const T *even = k < depth ? rows[k] : nullptr, *odd = k + 1 < depth ? rows[k + 1] : nullptr;
-            __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(load(even, j, count)));
-            __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(load(odd, j, count)));
+            __m512i low = _mm512_cvtepu16_epi32(load(even, j, count)), high = _mm512_cvtepu16_epi32(load(odd, j, count));
             lines[r] = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
         }
         store(lines, flip, out);
@@ -90,31 +91,39 @@ struct Amx {
         matrix.as_rows([=](auto rows) { pack_lines(rows, count, round_up(count, 32), depth, true, out); });
     }
 
-    // sink(i, j, block, stride, rows, cols) takes each block of the product left * right.
-    template <class Sink>
-    static void multiply(const bf16* left, const bf16* right, int64_t rows, int64_t cols, int64_t depth, Sink sink) {
+    // out (+)= left * right in whole blocks: out has room for rows and columns up to the next ROWS and COLS.
+    static void multiply(const bf16* left, const bf16* right, int64_t rows, int64_t cols, int64_t depth, float* out,
+                         int64_t stride, bool add = false) {
         const int64_t deep = round_up(depth, 32) / 32 * BLOCK;  // values in a row (column) of blocks
-        alignas(64) float block[ROWS * COLS];
-        for (int64_t j = 0; j < cols; j += 32)
-            for (int64_t i = 0; i < rows; i += 32) {
+        for (int64_t j = 0; j < cols; j += COLS)
+            for (int64_t i = 0; i < rows; i += ROWS) {
                 const bf16 *a = left + i / 16 * deep, *b = right + j / 16 * deep;
-                if (rows - i > 16) multiply_block<true>(a, b, deep, block);
-                else multiply_block<false>(a, b, deep, block);
-                sink(i, j, block, COLS, rows - i < 32 ? rows - i : 32, cols - j < 32 ? cols - j : 32);
+                if (rows - i > 16) multiply_block<true>(a, b, deep, out + i * stride + j, stride, add);
+                else multiply_block<false>(a, b, deep, out + i * stride + j, stride, add);
             }
     }
-    template <bool both> static void multiply_block(const bf16* left, const bf16* right, int64_t deep, float* block) {
-        _tile_zero(0);
-        _tile_zero(1);
-        if constexpr (both) {
+    template <bool both>
+    static void multiply_block(const bf16* left, const bf16* right, int64_t deep, float* out, int64_t stride, bool add) {
+        float* below = out + 16 * stride;
+        const int64_t bytes = stride * 4;
+        if (add) {
+            _tile_loadd(0, out, bytes);
+            _tile_loadd(1, out + 16, bytes);
+            if constexpr (both) {
+                _tile_loadd(2, below, bytes);
+                _tile_loadd(3, below + 16, bytes);
+            }
+        } else {
+            _tile_zero(0);
+            _tile_zero(1);
             _tile_zero(2);
             _tile_zero(3);
         }
         for (int64_t k = 0; k < deep; k += BLOCK) {
             _tile_loadd(4, left + k, 64);
             _tile_loadd(6, right + k, 64);
-            _tile_loadd(7, right + deep + k, 64);
             _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(7, right + deep + k, 64);
             _tile_dpbf16ps(1, 4, 7);
             if constexpr (both) {
                 _tile_loadd(5, left + deep + k, 64);
@@ -122,11 +131,11 @@ struct Amx {
                 _tile_dpbf16ps(3, 5, 7);
             }
         }
-        _tile_stored(0, block, COLS * 4);
-        _tile_stored(1, block + 16, COLS * 4);
+        _tile_stored(0, out, bytes);
+        _tile_stored(1, out + 16, bytes);
         if constexpr (both) {
-            _tile_stored(2, block + 16 * COLS, COLS * 4);
-            _tile_stored(3, block + 16 * COLS + 16, COLS * 4);
+            _tile_stored(2, below, bytes);
+            _tile_stored(3, below + 16, bytes);
         }
     }
 };

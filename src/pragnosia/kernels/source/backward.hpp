@@ -47,45 +47,40 @@ template <class Engine> struct Backward : Bank<Engine> {
 
     void pack(int64_t unit, Desk& desk) const {
         if (desk.unit == unit) return;
+        desk.unit = unit;
         Engine::pack_right(Base::down_of(unit), width, unit_width, desk.down);
         if (call.grad_x) Engine::pack_right(Base::up_of(unit), hidden_width, width, desk.up);
-        Base::read_biases(unit, desk);
-        desk.unit = unit;
+        Base::read_biases(desk);
     }
 
     void tile(int64_t start, int64_t count, Desk& desk) const {
         Engine::pack_left(Base::grad_rows(start), count, width, desk.wide);
-        Engine::multiply(desk.wide, desk.down, count, unit_width, width, Base::plainly(desk.grad, unit_width));
-        read(call.hidden, sizeof(Stored) == 2, start * hidden_width, count * hidden_width, desk.hidden);
-        for (int64_t i = 0; i < count; ++i) activate(start + i, i, desk);
-        Base::store(desk.hidden, count * hidden_width, 1.f, grad_hidden + start * hidden_width);
+        Engine::multiply(desk.wide, desk.down, count, unit_width, width, desk.grad, desk.unit_stride);
+        for (int64_t i = 0; i < count; ++i) activate(start + i, desk.grad + i * desk.unit_stride, desk);
         if (!call.grad_x) return;
-        Engine::pack_left({desk.hidden, hidden_width}, count, hidden_width, desk.wide);
-        Engine::multiply(desk.wide, desk.up, count, width, hidden_width,
-                         [&](int64_t i, int64_t j, const float* block, int stride, int64_t m, int64_t n) {
-                             for (int64_t r = 0; r < m; ++r)
-                                 Base::store(block + r * stride, n, 1.f, rows + call.order[start + i + r] * width + j);
-                         });
+        Engine::pack_left({grad_hidden + start * hidden_width, hidden_width}, count, hidden_width, desk.wide);
+        Engine::multiply(desk.wide, desk.up, count, width, hidden_width, desk.result, desk.stride);
+        for (int64_t i = 0; i < count; ++i)
+            narrow(desk.result + i * desk.stride, width, 1.f, rows + call.order[start + i] * width);
     }
 
-    // Row i of a tile, sorted slot `place`: H becomes dH, P is recomputed and kept times s, the strength gets its slope.
-    void activate(int64_t place, int64_t i, Desk& desk) const {
+    // One sorted slot: H becomes dH, P is made again and kept times s, the strength gets its slope.
+    void activate(int64_t place, const float* dp, Desk& desk) const {
         const int64_t slot = call.order[place];
         const float strength = call.strengths[slot];
-        float *h = desk.hidden + i * hidden_width, *p = desk.active + i * unit_width, *dp = desk.grad + i * unit_width;
+        float *h = desk.hidden, *p = desk.active;
+        widen(static_cast<const Stored*>(call.hidden) + place * hidden_width, hidden_width, h);
         act.backward(h, unit_width, dp, p);
-        for (int64_t k = 0; k < hidden_width; ++k) h[k] *= strength;
-        Base::store(p, unit_width, strength, active + place * unit_width);
+        narrow(h, hidden_width, strength, grad_hidden + place * hidden_width);
+        narrow(p, unit_width, strength, active + place * unit_width);
         if (!call.grad_strengths) return;
         float along = 0;
 #pragma omp simd reduction(+ : along)
         for (int64_t f = 0; f < unit_width; ++f) along += p[f] * dp[f];
-        if (call.down_bias) {
-            const Matrix row = Base::grad_rows(place);
-            row.as_rows([&](auto grad) {
+        if (desk.down_bias)
+            Base::grad_rows(place).as_rows([&](auto grad) {
                 for (int64_t d = 0; d < width; ++d) along += widen(grad[0][d]) * desk.down_bias[d];
             });
-        }
         call.grad_strengths[slot] = along;
     }
 
@@ -100,12 +95,12 @@ template <class Engine> struct Backward : Bank<Engine> {
         // few units are shared out by rows of their gradients
         const int64_t parts = woken < 8 * call.threads ? 4 : 1;
         const int64_t tall = (std::max(width, hidden_width) + parts - 1) / parts, depth = std::min(most, DEPTH);
-        const int64_t across = std::max(width, unit_width);
+        const int64_t across = std::max(width, unit_width), room = round_up(tall, Engine::ROWS) * round_up(across, Engine::COLS);
         const int64_t left_size = Engine::left_size(tall, depth), right_size = Engine::right_size(depth, across);
-        scratch.reset(Scratch::size<Left>(left_size) + Scratch::size<Right>(right_size) + Scratch::size<float>(tall * across));
+        scratch.reset(Scratch::size<Left>(left_size) + Scratch::size<Right>(right_size) + Scratch::size<float>(room));
         Left* left = scratch.take<Left>(left_size);
         Right* right = scratch.take<Right>(right_size);
-        float* total = scratch.take<float>(tall * across);
+        float* total = scratch.take<float>(room);
 #pragma omp for schedule(dynamic)
         for (int64_t j = 0; j < call.units * parts; ++j) {
             const int64_t unit = j / parts, part = j % parts, start = call.bounds[unit];
@@ -129,22 +124,18 @@ template <class Engine> struct Backward : Bank<Engine> {
             std::memset(static_cast<char*>(base) + at * bytes, 0, height * cols * bytes);
             return;
         }
-        float* sums = call.weights_are_bf16 ? total : static_cast<float*>(base) + at;
+        // whole blocks may go straight to where they belong
+        const bool direct = !call.weights_are_bf16 && height % Engine::ROWS == 0 && cols % Engine::COLS == 0;
+        float* sums = direct ? static_cast<float*>(base) + at : total;
+        const int64_t stride = round_up(cols, Engine::COLS);
         for (int64_t k = 0; k < count; k += DEPTH) {
             const int64_t depth = std::min(DEPTH, count - k);
             Engine::pack_left_transposed(a.shifted(k, from), depth, height, left);
             Engine::pack_right(b.shifted(k, 0), depth, cols, right);
-            if (k == 0) {
-                Engine::multiply(left, right, height, cols, depth, Base::plainly(sums, cols));
-                continue;
-            }
-            Engine::multiply(left, right, height, cols, depth,
-                             [&](int64_t i, int64_t j, const float* block, int stride, int64_t m, int64_t n) {
-                                 for (int64_t r = 0; r < m; ++r)
-                                     for (int64_t c = 0; c < n; ++c) sums[(i + r) * cols + j + c] += block[r * stride + c];
-                             });
+            Engine::multiply(left, right, height, cols, depth, sums, stride, k > 0);
         }
-        if (call.weights_are_bf16) write(total, height * cols, base, true, at);
+        if (direct) return;
+        for (int64_t r = 0; r < height; ++r) write(total + r * stride, cols, base, call.weights_are_bf16, at + r * cols);
     }
 
     void bias_gradients(int64_t unit, int64_t start, int64_t count, float* total) const {

@@ -43,19 +43,22 @@ template <class Engine> struct Bank {
         return scratch;
     }
 
-    // One thread's packed weights of one unit and the buffers of one tile.
+    // One thread's packed weights of one unit and the buffers of one tile of slots.
     struct Desk {
         int64_t unit = -1;  // whose weights are packed
         Right *up, *down;
-        Left *wide, *narrow;                                // (m, max(D, G*F)), (m, F)
-        float *hidden, *active, *grad, *up_bias, *down_bias;  // (m, G*F), (m, F), (m, F), (G*F,), (D,)
+        Left *wide, *narrow;                           // (m, max(D, G*F)), (m, F)
+        float *hidden, *active, *grad, *result;        // (m, G*F), (m, F), (m, F), (m, D), in strides of whole blocks
+        float *up_bias = nullptr, *down_bias = nullptr;  // (G*F,), (D,)
+        int64_t hidden_stride, unit_stride, stride;
 
         Desk(const Bank& bank, Scratch& scratch) {
-            const int64_t d = bank.width, f = bank.unit_width, gf = bank.hidden_width;
+            const int64_t d = bank.width, f = bank.unit_width, gf = bank.hidden_width, m = round_up(TILE, Engine::ROWS);
+            hidden_stride = round_up(gf, Engine::COLS), unit_stride = round_up(f, Engine::COLS), stride = round_up(d, Engine::COLS);
             const int64_t rights[] = {std::max(Engine::right_size(d, gf), Engine::right_size(gf, d)),
                                       std::max(Engine::right_size(d, f), Engine::right_size(f, d))};
-            const int64_t lefts[] = {Engine::left_size(TILE, std::max(d, gf)), Engine::left_size(TILE, f)};
-            const int64_t floats[] = {TILE * gf, TILE * f, TILE * f, gf, d};
+            const int64_t lefts[] = {Engine::left_size(m, std::max(d, gf)), Engine::left_size(m, f)};
+            const int64_t floats[] = {m * hidden_stride, m * unit_stride, m * unit_stride, m * stride, gf, d};
             size_t bytes = 0;
             for (int64_t size : rights) bytes += Scratch::size<Right>(size);
             for (int64_t size : lefts) bytes += Scratch::size<Left>(size);
@@ -64,25 +67,17 @@ template <class Engine> struct Bank {
             up = scratch.take<Right>(rights[0]), down = scratch.take<Right>(rights[1]);
             wide = scratch.take<Left>(lefts[0]), narrow = scratch.take<Left>(lefts[1]);
             hidden = scratch.take<float>(floats[0]), active = scratch.take<float>(floats[1]);
-            grad = scratch.take<float>(floats[2]), up_bias = scratch.take<float>(floats[3]);
-            down_bias = scratch.take<float>(floats[4]);
+            grad = scratch.take<float>(floats[2]), result = scratch.take<float>(floats[3]);
+            if (bank.call.up_bias) up_bias = scratch.take<float>(gf);
+            if (bank.call.down_bias) down_bias = scratch.take<float>(d);
         }
     };
-    void read_biases(int64_t unit, Desk& desk) const {
-        if (call.up_bias) read(call.up_bias, call.weights_are_bf16, unit * hidden_width, hidden_width, desk.up_bias);
-        else std::fill_n(desk.up_bias, hidden_width, 0.f);
-        if (call.down_bias) read(call.down_bias, call.weights_are_bf16, unit * width, width, desk.down_bias);
-        else std::fill_n(desk.down_bias, width, 0.f);
+    void read_biases(Desk& desk) const {
+        if (desk.up_bias) read(call.up_bias, call.weights_are_bf16, desk.unit * hidden_width, hidden_width, desk.up_bias);
+        if (desk.down_bias) read(call.down_bias, call.weights_are_bf16, desk.unit * width, width, desk.down_bias);
     }
-
-    static void store(const float* from, int64_t count, float scale, Stored* to) {
-        for (int64_t i = 0; i < count; ++i) to[i] = narrow<Stored>(scale * from[i]);
-    }
-    // A sink for Engine::multiply that lays the product out as (m, columns).
-    static auto plainly(float* out, int64_t columns) {
-        return [=](int64_t i, int64_t j, const float* block, int stride, int64_t m, int64_t n) {
-            for (int64_t r = 0; r < m; ++r) std::memcpy(out + (i + r) * columns + j, block + r * stride, n * sizeof(float));
-        };
+    static void add(const float* bias, int64_t count, float* to) {
+        for (int64_t i = 0; i < count; ++i) to[i] += bias[i];
     }
 
     // out[t] = the sum of the rows of t's slots, in their order. Called by every thread of a team.

@@ -29,31 +29,29 @@ template <class Engine> struct Forward : Bank<Engine> {
 
     void pack(int64_t unit, Desk& desk) const {
         if (desk.unit == unit) return;
+        desk.unit = unit;
         Engine::pack_right_transposed(Base::up_of(unit), hidden_width, width, desk.up);
         Engine::pack_right_transposed(Base::down_of(unit), width, unit_width, desk.down);
-        Base::read_biases(unit, desk);
-        desk.unit = unit;
+        Base::read_biases(desk);
     }
 
     void tile(int64_t start, int64_t count, Desk& desk, Stored* rows) const {
         Engine::pack_left(Base::x_rows(start), count, width, desk.wide);
-        Engine::multiply(desk.wide, desk.up, count, hidden_width, width, Base::plainly(desk.hidden, hidden_width));
+        Engine::multiply(desk.wide, desk.up, count, hidden_width, width, desk.hidden, desk.hidden_stride);
+        Stored* kept = static_cast<Stored*>(call.hidden) + start * hidden_width;
         for (int64_t i = 0; i < count; ++i) {
-            float* h = desk.hidden + i * hidden_width;
-            for (int64_t k = 0; k < hidden_width; ++k) h[k] += desk.up_bias[k];
+            float* h = desk.hidden + i * desk.hidden_stride;
+            if (desk.up_bias) Base::add(desk.up_bias, hidden_width, h);
             act.forward(h, unit_width, desk.active + i * unit_width);
+            if (call.hidden) narrow(h, hidden_width, 1.f, kept + i * hidden_width);
         }
-        if (call.hidden)
-            Base::store(desk.hidden, count * hidden_width, 1.f, static_cast<Stored*>(call.hidden) + start * hidden_width);
         Engine::pack_left({desk.active, unit_width}, count, unit_width, desk.narrow);
-        Engine::multiply(desk.narrow, desk.down, count, width, unit_width,
-                         [&](int64_t i, int64_t j, float* block, int stride, int64_t m, int64_t n) {
-                             for (int64_t r = 0; r < m; ++r) {
-                                 const int64_t slot = call.order[start + i + r];
-                                 float* y = block + r * stride;
-                                 for (int64_t c = 0; c < n; ++c) y[c] += desk.down_bias[j + c];
-                                 Base::store(y, n, call.strengths[slot], rows + slot * width + j);
-                             }
-                         });
+        Engine::multiply(desk.narrow, desk.down, count, width, unit_width, desk.result, desk.stride);
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t slot = call.order[start + i];
+            float* y = desk.result + i * desk.stride;
+            if (desk.down_bias) Base::add(desk.down_bias, width, y);
+            narrow(y, width, call.strengths[slot], rows + slot * width);
+        }
     }
 };

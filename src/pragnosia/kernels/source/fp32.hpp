@@ -66,25 +66,24 @@ struct Fp32 {
             for (int64_t k = i < whole_i ? whole_k : 0; k < depth; ++k) out[k * stride + i] = widen(rows[i][k]);
     }
 
-    // sink(i, j, block, stride, rows, cols) takes each block of the product left * right.
-    template <class Sink>
-    static void multiply(const float* left, const float* right, int64_t rows, int64_t cols, int64_t depth, Sink sink) {
-        for (int64_t j = 0; j < cols; j += COLS) {
-            const float* panel = right + j * depth;
-            for (int64_t i = 0; i < rows; i += ROWS) {
-                alignas(64) float block[ROWS * COLS];
-                multiply_block(left + i * depth, panel, depth, block);
-                sink(i, j, block, COLS, rows - i < ROWS ? rows - i : ROWS, cols - j < COLS ? cols - j : COLS);
-            }
-        }
+    // out (+)= left * right in whole blocks: out has room for rows and columns up to the next ROWS and COLS.
+    static void multiply(const float* left, const float* right, int64_t rows, int64_t cols, int64_t depth, float* out,
+                         int64_t stride, bool add = false) {
+        for (int64_t j = 0; j < cols; j += COLS)
+            for (int64_t i = 0; i < rows; i += ROWS)
+                multiply_block(left + i * depth, right + j * depth, depth, out + i * stride + j, stride, add);
     }
-    static void multiply_block(const float* left, const float* panel, int64_t depth, float* block) {
+    static void multiply_block(const float* left, const float* panel, int64_t depth, float* out, int64_t stride, bool add) {
         vec total[ROWS][VECTORS] = {};
         for (int64_t k = 0; k < depth; ++k) {
             const vec* line = reinterpret_cast<const vec*>(panel + k * COLS);
             for (int r = 0; r < ROWS; ++r)
                 for (int v = 0; v < VECTORS; ++v) total[r][v] += left[r * depth + k] * line[v];
         }
-        std::memcpy(block, total, sizeof(total));
+        for (int r = 0; r < ROWS; ++r)
+            for (int v = 0; v < VECTORS; ++v) {
+                vec* to = reinterpret_cast<vec*>(out + r * stride) + v;
+                *to = add ? *to + total[r][v] : total[r][v];
+            }
     }
 };

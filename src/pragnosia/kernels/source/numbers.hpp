@@ -113,15 +113,30 @@ struct Matrix {
 };
 
 // A run of values of either type, into or out of single precision.
+inline void widen(const float* from, int64_t count, float* to) { std::memcpy(to, from, count * sizeof(float)); }
+inline void widen(const bf16* from, int64_t count, float* to) {
+    for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i]);
+}
+inline void narrow(const float* from, int64_t count, float scale, float* to) {
+    for (int64_t i = 0; i < count; ++i) to[i] = scale * from[i];
+}
+inline void narrow(const float* from, int64_t count, float scale, bf16* to) {
+    int64_t i = 0;
+#if defined(__AVX512BF16__)
+    for (; i + 16 <= count; i += 16) {
+        __m512 values = _mm512_mul_ps(_mm512_set1_ps(scale), _mm512_loadu_ps(from + i));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), (__m256i)_mm512_cvtneps_pbh(values));
+    }
+#endif
+    for (; i < count; ++i) to[i] = narrow<bf16>(scale * from[i]);
+}
 inline void read(const void* base, bool is_bf16, int64_t at, int64_t count, float* out) {
-    if (is_bf16)
-        for (int64_t i = 0; i < count; ++i) out[i] = widen(static_cast<const bf16*>(base)[at + i]);
-    else std::memcpy(out, static_cast<const float*>(base) + at, count * sizeof(float));
+    if (is_bf16) widen(static_cast<const bf16*>(base) + at, count, out);
+    else widen(static_cast<const float*>(base) + at, count, out);
 }
 inline void write(const float* values, int64_t count, void* base, bool is_bf16, int64_t at) {
-    if (is_bf16)
-        for (int64_t i = 0; i < count; ++i) static_cast<bf16*>(base)[at + i] = narrow<bf16>(values[i]);
-    else std::memcpy(static_cast<float*>(base) + at, values, count * sizeof(float));
+    if (is_bf16) narrow(values, count, 1.f, static_cast<bf16*>(base) + at);
+    else narrow(values, count, 1.f, static_cast<float*>(base) + at);
 }
 
 // Scratch that grows and is never given back before its thread ends: a fresh page costs more than the arithmetic on it.
