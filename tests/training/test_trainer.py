@@ -108,9 +108,20 @@ def test_a_finished_run_can_be_extended(configure: Configure, tmp_path: Path) ->
 
 
 def test_resuming_a_finished_run_says_what_it_came_to(configure: Configure, tmp_path: Path) -> None:
-    first = run(configure(), tmp_path / "run")
-    again = run(configure(), tmp_path / "run", resume=True)
-    assert replace(again, seconds=0) == replace(first, seconds=0)
+    config = configure(logging={"curves": True})
+    first = run(config, tmp_path / "run")
+    drawn = (tmp_path / "run" / "curves.png").read_bytes()
+    (tmp_path / "run" / "curves.png").unlink()
+    again = run(config, tmp_path / "run", resume=True)
+    assert again == first
+    assert (tmp_path / "run" / "curves.png").read_bytes() == drawn
+
+
+def test_a_dense_run_has_curves_too(configure: Configure, tmp_path: Path) -> None:
+    dense = {"experts": None, "feed_forward": {"width": 8}}
+    run(configure(steps=3, model=dense, logging={"curves": True}), tmp_path / "run")
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
+    assert "units_awake" not in read_log(tmp_path / "run" / "log.jsonl")[-1]
 
 
 def test_resuming_nothing_begins(configure: Configure, tmp_path: Path) -> None:

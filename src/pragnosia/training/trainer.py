@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -24,7 +24,6 @@ from pragnosia.data import Batches, shorten
 from pragnosia.data.whole import whole_folder
 from pragnosia.errors import DataError, TrainingError
 from pragnosia.learning import Lesson, learning_rule
-from pragnosia.model.thalamus import report
 from pragnosia.training.assembly import Materials, assemble
 from pragnosia.training.average import Average
 from pragnosia.training.checkpoint import Checkpoints, write_whole
@@ -38,6 +37,7 @@ from pragnosia.training.run_folder import CHECKPOINTS, open_run
 from pragnosia.training.schedules import length_at, rate_factor
 from pragnosia.training.snapshot import Course, Snapshot, save_model
 from pragnosia.training.validation import Validation, bits_per_byte
+from pragnosia.training.window import Window, wakefulness
 
 Record = dict[str, Any]
 
@@ -79,16 +79,6 @@ def train(
     return trainer.run()
 
 
-@dataclass
-class _Window:
-    """What happened since the last line of the log."""
-
-    losses: list[float] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
-    tokens: int = 0
-    seconds: float = 0.0
-
-
 @final
 class Trainer:
     """One run."""
@@ -106,7 +96,7 @@ class Trainer:
         self.checkpoints = Checkpoints(out / CHECKPOINTS, config.checkpoint.keep)
         self.course = Course()
         self.snapshot = Snapshot(self.course, self.model, self.tokenizer, self.optimisers, self.average, self.batches)
-        self.window = _Window()
+        self.window = Window()
         self.lessons: list[Lesson] = []
         self.load: list[list[float]] = []
         if config.compile:
@@ -162,35 +152,23 @@ class Trainer:
         seconds = time.perf_counter() - started
         course.tokens += config.batch.tokens
         course.seconds += seconds
-        self.window.losses.append(loss)
-        self.window.norms.append(norm)
-        self.window.tokens += config.batch.tokens
-        self.window.seconds += seconds
+        self.window.add(loss, norm, config.batch.tokens, seconds)
 
     def _record(self) -> Record:
         """One line of the log; the next one starts counting here."""
-        window, self.window = self.window, _Window()
-        course, config = self.course, self.config
-        loss = sum(window.losses) / len(window.losses)
-        record: Record = {
+        means, self.window = self.window.means(), Window()
+        course, config, done = self.course, self.config, self.course.step - 1
+        rate = config.optimiser.learning_rate * rate_factor(config.schedule, done, config.num_steps)
+        return {
             "step": course.step,
             "tokens": course.tokens,
-            "loss": loss,
-            "bits_per_byte": bits_per_byte(loss, self.corpus.bytes_per_token),
-            "learning_rate": config.optimiser.learning_rate
-            * rate_factor(config.schedule, course.step - 1, config.num_steps),
-            "gradient_norm": sum(window.norms) / len(window.norms),
-            "tokens_per_second": window.tokens / window.seconds,
-            "seconds_per_step": window.seconds / len(window.losses),
-            "sequence_length": length_at(config.schedule, course.step - 1, config.batch.sequence_length),
+            "epoch": max(self.batches.epochs),
+            **means,
+            "bits_per_byte": bits_per_byte(means["loss"], self.corpus.bytes_per_token),
+            "learning_rate": rate,
+            "sequence_length": length_at(config.schedule, done, config.batch.sequence_length),
+            **wakefulness(self.lessons[-1]),
         }
-        layers = [report(routing) for routing in self.lessons[-1].routings if routing is not None]
-        if layers:
-            record["units"] = layers[0].load.numel()
-            record["units_awake"] = sum(layer.awake_per_token for layer in layers) / len(layers)
-            record["load_entropy"] = sum(layer.entropy for layer in layers) / len(layers)
-            record["dead_units"] = sum(layer.num_dead for layer in layers)
-        return record
 
     def _validate(self) -> Record:
         """Held-out loss of the model this run is for, and of the average that stands beside it."""
@@ -228,7 +206,9 @@ class Trainer:
             tokens_per_second=course.tokens / course.seconds,
             seconds=course.seconds,
         )
-        if self.config.logging.curves and (self.load or not held_out):
+        if self.config.logging.curves:
+            if not self.lessons and self.validation.possible:  # resumed after the last step
+                self._validate()
             draw_run(records, self.load, self.out / "curves.png", self.out.name)
         write_whole(self.out / "report.json", json.dumps(asdict(report), indent=1))
         return report
