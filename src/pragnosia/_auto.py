@@ -1,29 +1,44 @@
 """Make transformers' Auto classes know our models, without importing transformers before its time.
 
-transformers takes seconds to import, and `pragnosia --help` must not wait for it. So registration runs at once if
-the Auto module is loaded already, else right after whoever needs it has loaded it.
+transformers takes seconds to import, and `pragnosia --help` must not wait for it. So each registration runs at once if
+its Auto module is loaded already, else right after whoever needs it has loaded it. transformers imports
+configuration_auto halfway through its own start, when our models could not be made yet: there we leave only our name,
+and an alias under which transformers finds the class when it is first asked for.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import Any
 
-_AUTO = "transformers.models.auto.modeling_auto"
+_CONFIGS = "transformers.models.auto.configuration_auto"
+_MODELS = "transformers.models.auto.modeling_auto"
 
 
 def register_when_imported() -> None:
     """Register now or as soon as transformers' Auto classes are there."""
-    if _AUTO in sys.modules:
-        _register()
-    elif not any(isinstance(finder, _Watcher) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Watcher())
+    awaited = {}
+    for name, register in _REGISTRATIONS.items():
+        if name in sys.modules:
+            register()
+        else:
+            awaited[name] = register
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Watcher)]
+    if awaited:
+        sys.meta_path.insert(0, _Watcher(awaited))
 
 
-def _register() -> None:
+def _register_name() -> None:
+    auto: Any = sys.modules[_CONFIGS]
+    auto.CONFIG_MAPPING_NAMES["pragnosia"] = "PragnosiaConfig"
+    sys.modules.setdefault("transformers.models.pragnosia", sys.modules["pragnosia"])
+
+
+def _register_models() -> None:
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     from pragnosia.model.configuration import PragnosiaConfig
@@ -34,30 +49,36 @@ def _register() -> None:
     AutoModelForCausalLM.register(PragnosiaConfig, PragnosiaForCausalLM, exist_ok=True)
 
 
+_REGISTRATIONS = {_CONFIGS: _register_name, _MODELS: _register_models}
+
+
 class _Watcher(MetaPathFinder):
-    """Sees the Auto module being imported, and steps aside for good."""
+    """Sees the Auto modules being imported, and steps aside for each for good."""
+
+    def __init__(self, awaited: dict[str, Callable[[], None]]) -> None:
+        self.awaited = awaited
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != _AUTO:
+        if fullname not in self.awaited:
             return None
-        sys.meta_path.remove(self)
+        register = self.awaited.pop(fullname)
         spec = PathFinder.find_spec(fullname, path)
         if spec is not None and spec.loader is not None:
-            spec.loader = _RegisterAfter(spec.loader)
+            spec.loader = _LoadAndRegister(spec.loader, register)
         return spec
 
 
-class _RegisterAfter(Loader):
+class _LoadAndRegister(Loader):
     """The module's own loader, and our registration after it."""
 
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
+    def __init__(self, loader: Loader, register: Callable[[], None]) -> None:
+        self.loader, self.register = loader, register
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        _register()
+        self.register()

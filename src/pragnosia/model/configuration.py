@@ -63,7 +63,7 @@ class PragnosiaConfig(PreTrainedConfig):
     """The shape of a cortex. Every field has a default: `PragnosiaConfig()` is a small sparse model."""
 
     model_type = "pragnosia"
-    keys_to_ignore_at_inference = ("past_key_values", "routings")
+    keys_to_ignore_at_inference = ["past_key_values", "routings"]  # noqa: RUF012  (transformers adds lists to it)
 
     vocab_size: int = 8192
     hidden_size: int = 256
