@@ -28,10 +28,11 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command found: `values` for programs, `lines` for people."""
+    """What a command found: `values` for programs, `lines` for people, `aside` for their stderr."""
 
     values: dict[str, Any]
     lines: list[str] = field(default_factory=list)
+    aside: str = ""
 
 
 def answering(command: Callable[P, Answer]) -> Callable[P, None]:
@@ -55,11 +56,15 @@ def answering(command: Callable[P, Answer]) -> Callable[P, None]:
 
 def print_answer(answer: Answer, *, as_json: bool) -> None:
     """To stdout; a reader that went away is no error."""
-    text = json.dumps(answer.values, ensure_ascii=False, default=str) if as_json else "\n".join(answer.lines)
+    lines = [json.dumps(answer.values, ensure_ascii=False, default=str)] if as_json else answer.lines
     try:
-        print(text, flush=True)
+        for line in lines:
+            print(line)
+        sys.stdout.flush()
     except BrokenPipeError:
-        sys.stderr.close()
+        sys.stdout = None  # or the interpreter complains of it again as it leaves
+    if answer.aside and not as_json:
+        print(answer.aside, file=sys.stderr)
 
 
 def fail(message: str, code: int) -> None:

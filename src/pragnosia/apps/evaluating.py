@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any
 
 import typer
@@ -35,6 +35,7 @@ def evaluate(
     rows = [
         ("bits per byte", f"{values['bits_per_byte']:.4f}"),
         ("perplexity", f"{values['perplexity']:.3f} per token"),
+        ("word perplexity", f"{values['word_perplexity']:.2f} (per word and line end, as WikiText is reported)"),
         ("text", f"{format_bytes(values['bytes'])}, {format_count(values['tokens'])} tokens"),
         ("speed", f"{values['tokens_per_second']:.0f} tokens/s, {format_duration(values['seconds'])}"),
         ("cost per token", _cost(values)),
@@ -56,11 +57,11 @@ def energy(
     rows = [(energy, _evaluated(model, data, context, None, max_bytes, energy)) for energy in _energies(at)]
     header = f"{'energy':>6}  {'bits/byte':>9}  {'awake':>6}  cost per token"
     lines = [
-        f"{energy:>6.2f}  {row['bits_per_byte']:>9.4f}  {row['awake_per_token']:>6.2f}  {_cost(row)}"
+        f"{energy:>6.2f}  {row['bits_per_byte']:>9.4f}  {mean(row['awake_per_token']):>6.2f}  {_cost(row)}"
         for energy, row in rows
     ]
     values = {"model": str(model), "data": data, "settings": [{"energy": energy, **row} for energy, row in rows]}
-    return Answer(values, [header, *lines, f"joules: {rows[0][1]['joules_note']}"])
+    return Answer(values, [header, *lines])
 
 
 def _energies(text: str) -> list[float]:
@@ -75,24 +76,21 @@ def _energies(text: str) -> list[float]:
 def _evaluated(
     model: Path, data: list[str], context: int | None, stride: int | None, max_bytes: str | None, energy: float
 ) -> dict[str, Any]:
-    from itertools import chain
-
-    from pragnosia.data.specs import documents
+    from pragnosia.data import Joined, resolve
     from pragnosia.inference.speaker import Pragnosia
     from pragnosia.measure.evaluation import evaluate as measure_text
     from pragnosia.units import parse_bytes
 
     limit = parse_bytes(max_bytes) if max_bytes else None
     speaker = Pragnosia.from_pretrained(model)
-    texts = chain.from_iterable(documents(source) for source in data)
-    result = measure_text(
-        speaker.model, speaker.tokenizer, texts, context=context, stride=stride, energy=energy, max_bytes=limit
-    )
-    return asdict(result)
+    text = Joined(tuple(resolve(source) for source in data))
+    return measure_text(
+        speaker.model, speaker.tokenizer, text, context=context, stride=stride, energy=energy, max_bytes=limit
+    ).to_dict()
 
 
 def _cost(values: dict[str, Any]) -> str:
     return (
         f"{format_count(values['operations_per_token'])} operations, {format_bytes(values['bytes_per_token'])}, "
-        f"{format_joules(values['joules'] / max(values['tokens'], 1))} by {values['joules_source']}"
+        f"{format_joules(values['joules'] / max(values['tokens_read'], 1))} by {values['joules_source']}"
     )

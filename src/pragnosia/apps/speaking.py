@@ -73,7 +73,7 @@ def generate(
     tokens = decoder.tokens.shape[1] - len(ids)
     cost = spent(speaker, trace, meter.measured)
     values = {"text": "".join(pieces), "tokens": tokens, "tokens_per_second": tokens / max(seconds, 1e-9), **cost}
-    return Answer(values, [cost_line(values)])
+    return Answer(values, aside=cost_line(values))
 
 
 @answering

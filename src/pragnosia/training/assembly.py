@@ -116,19 +116,23 @@ def prepare_corpus(config: TrainConfig, tokenizer: PreTrainedTokenizerFast, out:
     return corpus
 
 
-def model_config(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> PragnosiaConfig:
-    """The model's shape: the preset with the given changes, and what the tokenizer says. Raises ConfigError."""
+def model_config(config: TrainConfig, tokenizer: PreTrainedTokenizerFast | None = None) -> PragnosiaConfig:
+    """The model's shape: the preset with the given changes, and what the tokenizer says, once it is there.
+
+    Raises ConfigError.
+    """
     given = dict(config.model)
     name = given.pop("preset", None)
     if name is not None and name not in PRESETS:
         raise ConfigError(unknown_name("preset", str(name), PRESETS))
     values = merged(PRESETS[name] if name is not None else {}, given)
-    if "vocab_size" in given:
-        check_vocabulary(tokenizer, given["vocab_size"])
-    else:
-        values["vocab_size"] = vocabulary_size(tokenizer)
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        values.setdefault(key, getattr(tokenizer, key))
+    if tokenizer is not None:
+        if "vocab_size" in given:
+            check_vocabulary(tokenizer, given["vocab_size"])
+        else:
+            values["vocab_size"] = vocabulary_size(tokenizer)
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            values.setdefault(key, getattr(tokenizer, key))
     try:
         shape = PragnosiaConfig(**values)
     except (StrictDataclassError, TypeError) as error:

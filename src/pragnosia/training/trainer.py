@@ -24,7 +24,7 @@ from pragnosia.data import Batches, shorten
 from pragnosia.data.whole import whole_folder
 from pragnosia.errors import DataError, TrainingError
 from pragnosia.learning import Lesson, learning_rule
-from pragnosia.training.assembly import Materials, assemble
+from pragnosia.training.assembly import Materials, assemble, model_config
 from pragnosia.training.average import Average
 from pragnosia.training.checkpoint import Checkpoints, write_whole
 from pragnosia.training.configuration import TrainConfig, read_config
@@ -71,6 +71,7 @@ def train(
         settings = replace(settings, data=replace(settings.data, sources=list(data)))
     folder = Path(out) if out is not None else Path("runs") / name
     reporter = reporter or Bar()
+    model_config(settings)  # a model that cannot be built is found before anything is made
     checkpoint = open_run(folder, settings, resume=resume)
     trainer = Trainer(settings, assemble(settings, folder, reporter), folder, reporter)
     if checkpoint is not None:
