@@ -14,6 +14,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from pragnosia.kernels.compiled import native_library
+from pragnosia.kernels.memory import ask_huge_pages
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,6 +166,7 @@ class _Bank(torch.autograd.Function):
         if needs[2]:
             grads["grad_strengths"] = torch.zeros_like(strengths)  # a slot that woke nobody keeps its zero
         for name, tensor in grads.items():
+            ask_huge_pages(tensor)
             setattr(call, name, tensor.data_ptr())
         _run("pragnosia_bank_backward", call, ctx.use_tiles, units)
         result = [

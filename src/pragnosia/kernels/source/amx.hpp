@@ -65,16 +65,29 @@ struct Amx {
         if (flip) transpose16(lines);
         for (int r = 0; r < 16; ++r) _mm512_store_si512(out + r * 32, lines[r]);
     }
-    // All blocks along `depth` of one strip of 16 after another.
+    // Ask for row i's columns [k, k + 32) ahead of time: weights come from far, and packing reads them across.
+    template <class T> static void prefetch(Rows<T> rows, int64_t i, int64_t count, int64_t k) {
+        if (i >= count) return;
+        const char* at = reinterpret_cast<const char*>(rows[i] + k);
+        for (size_t byte = 0; byte < 32 * sizeof(T); byte += 64) __builtin_prefetch(at + byte);
+    }
+    // A factor as strips of 16, each strip its blocks along `depth`; the rows are read top to bottom.
     template <class T>
     __attribute__((noinline)) static void pack_lines(Rows<T> rows, int64_t count, int64_t end, int64_t depth, bool flip, bf16* out) {
         for (int64_t i = 0; i < end; i += 16)
-            for (int64_t k = 0; k < depth; k += 32, out += BLOCK) block_of_lines(rows, i, count, k, depth, flip, out);
+            for (int64_t k = 0; k < depth; k += 32, out += BLOCK) {
+                for (int r = 16; r < 32; ++r) prefetch(rows, i + r, count, k);
+                block_of_lines(rows, i, count, k, depth, flip, out);
+            }
     }
     template <class T>
     __attribute__((noinline)) static void pack_pairs(Rows<T> rows, int64_t count, int64_t end, int64_t depth, bool flip, bf16* out) {
-        for (int64_t j = 0; j < end; j += 16)
-            for (int64_t k = 0; k < depth; k += 32, out += BLOCK) block_of_pairs(rows, k, depth, j, count, flip, out);
+        const int64_t deep = round_up(depth, 32) / 32 * BLOCK;
+        for (int64_t k = 0; k < depth; k += 32)
+            for (int64_t j = 0; j < end; j += 16) {
+                for (int r = 32; r < 64 && j % 32 == 0; ++r) prefetch(rows, k + r, depth, j);
+                block_of_pairs(rows, k, depth, j, count, flip, out + j / 16 * deep + k / 32 * BLOCK);
+            }
     }
 
     // The four ways in, as Fp32 has them. Right factors are padded to pairs of strips.

@@ -93,7 +93,7 @@ template <class Engine> struct Backward : Bank<Engine> {
             most = std::max(most, count);
         }
         // few units are shared out by rows of their gradients
-        const int64_t parts = woken < 8 * call.threads ? 4 : 1;
+        const int64_t parts = std::clamp<int64_t>(4 * call.threads / std::max<int64_t>(woken, 1), 1, 4);
         const int64_t tall = (std::max(width, hidden_width) + parts - 1) / parts, depth = std::min(most, DEPTH);
         const int64_t across = std::max(width, unit_width), room = round_up(tall, Engine::ROWS) * round_up(across, Engine::COLS);
         const int64_t left_size = Engine::left_size(tall, depth), right_size = Engine::right_size(depth, across);
@@ -113,6 +113,7 @@ template <class Engine> struct Backward : Bank<Engine> {
                 outer(Base::grad_rows(start), sp, count, cut(width), unit_width, call.grad_down, unit * width, left, right, total);
             if (part == 0) bias_gradients(unit, start, count, total);
         }
+        finish_streaming();
     }
 
     // Rows [from, to) of out (…, cols), which begins at `row` of `base`: the sum over slots of a[slot]' b[slot].
@@ -124,18 +125,15 @@ template <class Engine> struct Backward : Bank<Engine> {
             std::memset(static_cast<char*>(base) + at * bytes, 0, height * cols * bytes);
             return;
         }
-        // whole blocks may go straight to where they belong
-        const bool direct = !call.weights_are_bf16 && height % Engine::ROWS == 0 && cols % Engine::COLS == 0;
-        float* sums = direct ? static_cast<float*>(base) + at : total;
         const int64_t stride = round_up(cols, Engine::COLS);
         for (int64_t k = 0; k < count; k += DEPTH) {
             const int64_t depth = std::min(DEPTH, count - k);
             Engine::pack_left_transposed(a.shifted(k, from), depth, height, left);
             Engine::pack_right(b.shifted(k, 0), depth, cols, right);
-            Engine::multiply(left, right, height, cols, depth, sums, stride, k > 0);
+            Engine::multiply(left, right, height, cols, depth, total, stride, k > 0);
         }
-        if (direct) return;
-        for (int64_t r = 0; r < height; ++r) write(total + r * stride, cols, base, call.weights_are_bf16, at + r * cols);
+        for (int64_t r = 0; r < height; ++r)
+            write_past_cache(total + r * stride, cols, base, call.weights_are_bf16, at + r * cols);
     }
 
     void bias_gradients(int64_t unit, int64_t start, int64_t count, float* total) const {
