@@ -42,7 +42,7 @@ class Decoder:
 
     def __post_init__(self) -> None:
         limit = self.model.config.max_position_embeddings
-        self.room = min(self.room, limit)
+        self.room = max(1, min(self.room, limit))
         self.tokens: Int[Tensor, "1 S"] = torch.empty(1, 0, dtype=torch.long, device=self.model.device)
         self.state: State = self.model.fresh_state(1, self.room)
 

@@ -11,16 +11,20 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from pragnosia.errors import CheckpointError, PragnosiaError
+from pragnosia.errors import CheckpointError, PragnosiaError, UserError
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.modeling import PragnosiaForCausalLM
 
 
 def load_model(directory: str | Path, dtype: torch.dtype | str = "auto", device: str = "cpu") -> PragnosiaForCausalLM:
-    """The model in evaluation mode. Raises CheckpointError for whatever is missing, broken or foreign."""
+    """The model in evaluation mode. Raises CheckpointError for whatever is missing, broken or foreign.
+
+    Raises UserError for a device that is not there.
+    """
     folder = Path(directory)
     load_config(folder)
     check_weights(folder)
+    check_device(device)
     bars = transformers_logging.is_progress_bar_enabled()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
@@ -74,8 +78,9 @@ def check_weights(folder: Path) -> None:
     names = ["model.safetensors"]
     if index.exists():
         try:
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+            shards = json.loads(index.read_text("utf-8"))["weight_map"].values()
+            names = sorted({Path(shard).name for shard in shards})
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(f"{index} is not a valid index of shards: {_first_line(error)}") from error
     for name in names:
         path = folder / name
@@ -86,6 +91,14 @@ def check_weights(folder: Path) -> None:
                 shard.keys()
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is truncated or corrupt ({_first_line(error)}); copy it again") from error
+
+
+def check_device(device: str) -> None:
+    """torch knows the device and reaches it. Raises UserError."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # a torch built without CUDA asserts
+        raise UserError(f"cannot use the device {device!r}: {_first_line(error)}") from error
 
 
 def load_tokenizer(directory: str | Path, vocab_size: int) -> PreTrainedTokenizerBase:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -33,12 +35,21 @@ class Sampling:
     """Texts that end the answer; they are not part of it."""
 
     def __post_init__(self) -> None:
-        _require(self.temperature >= 0, "temperature", self.temperature, "0 (greedy) or more")
-        _require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "1 or more")
+        given: Any = self.stop
+        stop = (given,) if isinstance(given, str) else tuple(given)
+        object.__setattr__(self, "stop", stop)
+        _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 (greedy) or more, and finite")
+        _require(_whole(self.top_k, 1, math.inf), "top_k", self.top_k, "1 or more, and whole")
         _require(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
         _require(self.min_p is None or 0 <= self.min_p <= 1, "min_p", self.min_p, "in [0, 1]")
-        _require(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "greater than 0")
-        _require(all(self.stop), "stop", self.stop, "made of texts that are not empty")
+        penalty = self.repetition_penalty
+        _require(0 < penalty < math.inf, "repetition_penalty", penalty, "greater than 0, and finite")
+        _require(_whole(self.seed, -(2**63), 2**64 - 1), "seed", self.seed, "a whole number of at most 64 bits")
+        _require(all(stop), "stop", stop, "made of texts that are not empty")
+
+
+def _whole(value: Any, least: float, most: float) -> bool:
+    return value is None or (isinstance(value, int) and least <= value <= most)
 
 
 def _require(condition: bool, name: str, got: object, expected: str) -> None:

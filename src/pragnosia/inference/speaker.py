@@ -63,7 +63,7 @@ class Pragnosia:
         ids = self.encode(text)
         decoder = self.decoder(len(ids) + max_new_tokens, energy, trace)
         decoder.read(ids)
-        return self.pieces(decoder.speak(max_new_tokens, choices, self.stop_tokens), choices.stop)
+        return self.pieces(decoder.speak(max_new_tokens, choices, self.stop_tokens), choices.stop, after=ids)
 
     def generate_tokens(
         self,
@@ -76,6 +76,8 @@ class Pragnosia:
         **sampling: Any,
     ) -> list[int]:
         """The ids that follow `ids`, which are not repeated; a stop token ends them and is not among them."""
+        if isinstance(ids, torch.Tensor) and ids.numel() != ids.shape[-1]:
+            raise PromptError(f"the prompt has shape {tuple(ids.shape)}; give one text at a time, (T,) or (1, T)")
         given = [int(token) for token in (ids.flatten().tolist() if isinstance(ids, torch.Tensor) else ids)]
         decoder = self.decoder(len(given) + max_new_tokens, energy, trace)
         decoder.read(given)
@@ -102,9 +104,12 @@ class Pragnosia:
         named = eos if isinstance(eos, list) else [eos]
         return {int(token) for token in (*named, self.tokenizer.eos_token_id) if token is not None}
 
-    def pieces(self, ids: Iterator[int], stop: Sequence[str] = ()) -> Iterator[str]:
-        """Ids as text that grows: whole characters only, nothing at or after a stop text."""
-        decoding = DecodeStream(skip_special_tokens=True)
+    def pieces(self, ids: Iterator[int], stop: Sequence[str] = (), after: Sequence[int] = ()) -> Iterator[str]:
+        """Ids as text that grows: whole characters only, nothing at or after a stop text.
+
+        `after` is what the ids continue: some tokenizers drop the space at the beginning of a text.
+        """
+        decoding = DecodeStream(ids=list(after), skip_special_tokens=True)
         backend: Any = self.tokenizer.backend_tokenizer
         held = ""
         for token in ids:
