@@ -5,13 +5,19 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class RMSNorm(nn.RMSNorm):
-    """torch's, computed in the weight's precision at least: under autocast x may be narrower than the weight."""
+    """torch's, computed in the weight's precision at least.
+
+    Under autocast the result is narrowed here, once: every product that reads it would else narrow it for itself.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape and dtype of x."""
-        return F.rms_norm(x.to(self.weight.dtype), self.normalized_shape, self.weight, self.eps).to(x.dtype)
+        """Shape of x; its dtype, or autocast's."""
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        return F.rms_norm(x.to(self.weight.dtype), self.normalized_shape, self.weight, self.eps).to(dtype)

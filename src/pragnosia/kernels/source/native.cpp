@@ -3,8 +3,10 @@
 
 #include "amx.hpp"
 #include "backward.hpp"
+#include "few.hpp"
 #include "forward.hpp"
 #include "fp32.hpp"
+#include "softmax.hpp"
 
 namespace {
 
@@ -42,4 +44,41 @@ int pragnosia_tiles() {
 // 0 done, 1 a route that names no unit, 2 out of memory.
 int pragnosia_bank_forward(const BankCall* call, int use_tiles) { return run_safely(call, use_tiles, false); }
 int pragnosia_bank_backward(const BankCall* call, int use_tiles) { return run_safely(call, use_tiles, true); }
+
+// Forward alone, for few tokens.
+int pragnosia_bank_few(const BankCall* call) {
+    try {
+        for (int64_t i = 0; i < call->tokens * call->awake; ++i)
+            if (call->routes[i] < -1 || call->routes[i] >= call->units) return 1;
+        if (call->weights_are_bf16) FewBank<bf16>(*call).run();
+        else FewBank<float>(*call).run();
+        return 0;
+    } catch (const std::exception&) {
+        return 2;
+    }
+}
+
+// Logits become their slopes in place; see softmax.hpp.
+int pragnosia_softmax(void* logits, int is_bf16, int64_t rows, int64_t count, const int64_t* targets, float scale,
+                      int64_t threads, float* losses) {
+    try {
+        if (is_bf16) Softmax<bf16>::run(static_cast<bf16*>(logits), rows, count, targets, scale, threads, losses);
+        else Softmax<float>::run(static_cast<float*>(logits), rows, count, targets, scale, threads, losses);
+        return 0;
+    } catch (const std::exception&) {
+        return 2;
+    }
+}
+
+// y = x weight' + bias for up to four rows of x; y has x's type.
+int pragnosia_linear_few(const void* x, int x_is_bf16, const void* weight, const void* bias, int weight_is_bf16,
+                         int64_t rows, int64_t outs, int64_t depth, int64_t threads, void* y) {
+    try {
+        if (weight_is_bf16) FewLinear<bf16>::run(x, x_is_bf16, weight, bias, rows, outs, depth, threads, y);
+        else FewLinear<float>::run(x, x_is_bf16, weight, bias, rows, outs, depth, threads, y);
+        return 0;
+    } catch (const std::exception&) {
+        return 2;
+    }
+}
 }
