@@ -1,0 +1,116 @@
+"""Conversation: a talk of many turns over one Decoder, whose State is kept, so that a turn reads only what is new."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+
+from tokenizers.decoders import DecodeStream
+
+from pragnosia.errors import PromptError
+from pragnosia.inference.decode import Decoder
+from pragnosia.inference.sampler import Sampling
+from pragnosia.inference.speaker import Pragnosia
+from pragnosia.model.state import State
+
+PLAIN = {"system": "{}\n", "user": "User: {}\nAssistant:", "assistant": "{}\n"}
+
+
+class Conversation:
+    """Turns in the form of the tokenizer's chat template; where there is none, `User: …` and `Assistant:`.
+
+    When a turn no longer fits in the context beside room for an answer, the oldest turns are dropped (never the system
+    message) and the others are read again. Closing an answer before its end, as Ctrl-C does, keeps what was said.
+    """
+
+    def __init__(
+        self,
+        speaker: Pragnosia,
+        *,
+        sampling: Sampling | None = None,
+        max_new_tokens: int = 200,
+        system: str | None = None,
+        energy: float = 1.0,
+    ) -> None:
+        self.speaker, self.max_new_tokens = speaker, max_new_tokens
+        self.sampling = sampling or Sampling()
+        self.templated = bool(speaker.tokenizer.chat_template)
+        self.stop = self.sampling.stop if self.templated else (*self.sampling.stop, "\nUser:")
+        self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+        self._answer: Generator[str, None, None] | None = None
+        self.decoder = Decoder(speaker.model, 1024, energy)  # the state grows beyond that
+        self.text = ""  # what the decoder's tokens stand for
+        # Characters of the text and the state that has read just those; the first mark is the beginning.
+        self.marks: list[tuple[int, State]] = [(0, self.decoder.state)]
+
+    def say(self, text: str) -> Generator[str, None, None]:
+        """The answer to `text`, piece by piece. Raises PromptError for a text that does not fit, and forgets it."""
+        if self._answer is not None:
+            self._answer.close()
+        self._answer = self._reply(text)
+        return self._answer
+
+    def _reply(self, text: str) -> Generator[str, None, None]:
+        kept, said = list(self.messages), list[str]()
+        self.messages.append({"role": "user", "content": text})
+        try:
+            self._read()
+        except PromptError:
+            self.messages = kept
+            raise
+        before = self.decoder.tokens[0].tolist()
+        try:
+            for piece in self.speaker.pieces(self._spoken(before), self.stop, after=before):
+                said.append(piece)
+                yield piece
+        finally:
+            self.messages.append({"role": "assistant", "content": "".join(said)})
+
+    def _read(self) -> None:
+        """Bring the decoder to where the answer begins, from as far along as what it holds still applies."""
+        limit = self.speaker.model.config.max_position_embeddings
+        most = limit - min(self.max_new_tokens, limit // 2)
+        oldest = int(self.messages[0]["role"] == "system")
+        while True:
+            text = self._rendered()
+            self._rewind(text)
+            ids = self._unread(text)
+            if self.decoder.tokens.shape[1] + len(ids) <= most or len(self.messages) == oldest + 1:
+                break
+            del self.messages[oldest : oldest + 2]
+        self.decoder.read(ids)
+        self.text, self.marks[1:-1] = text, []
+
+    def _spoken(self, before: list[int]) -> Iterator[int]:
+        """New tokens, with a mark at each whole character: there the next turn may have to begin."""
+        decoder, backend = self.decoder, self.speaker.tokenizer.backend_tokenizer
+        decoding, count, whole = DecodeStream(ids=before, skip_special_tokens=True), len(before), True
+        for token in decoder.speak(self.max_new_tokens, self.sampling, self.speaker.stop_tokens):
+            if whole:
+                self.marks.append((len(self.text), decoder.state))
+            piece = decoding.step(backend, token) or ""
+            self.text, count, whole = self.text + piece, count + 1, bool(piece)
+            yield token
+        if whole and decoder.state.length == count:  # a stop token came: what stands before it has been read
+            self.marks.append((len(self.text), decoder.state))
+
+    def _rewind(self, text: str) -> None:
+        """Go back to the last mark that `text` passes: a stop text or a trimming template takes words back."""
+        while not text.startswith(self.text[: self.marks[-1][0]]):
+            self.marks.pop()
+        length, self.decoder.state = self.marks[-1]
+        self.decoder.tokens, self.text = self.decoder.tokens[:, : self.decoder.state.length], self.text[:length]
+
+    def _rendered(self) -> str:
+        if not self.templated:
+            return "".join(PLAIN[message["role"]].format(message["content"]) for message in self.messages)
+        try:
+            messages, tokenizer = self.messages, self.speaker.tokenizer
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # a template may raise whatever its author chose
+            reason = str(error).partition("\n")[0]
+            raise PromptError(f"the chat template refuses this conversation: {reason}") from error
+
+    def _unread(self, text: str) -> list[int]:
+        if not self.templated and not self.text:
+            return self.speaker.encode(text)
+        return list(self.speaker.tokenizer(text[len(self.text) :], add_special_tokens=False)["input_ids"])
