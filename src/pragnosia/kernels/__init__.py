@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
+import torch
 
-from pragnosia.kernels import cpu, native, reference
+from pragnosia.kernels import cpu, gathered, native, reference
 from pragnosia.kernels.activations import ACTIVATIONS, Activation, activation_named
 from pragnosia.kernels.compiled import native_status
 from pragnosia.kernels.cross_entropy import linear_cross_entropy
+from pragnosia.kernels.memory import keep_freed_memory, settle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,11 +26,20 @@ __all__ = [
     "Activation",
     "activation_named",
     "bank",
+    "keep_freed_memory",
     "linear",
     "linear_cross_entropy",
+    "native_status",
+    "settle",
 ]
 
-BACKENDS: dict[str, Callable[..., Tensor]] = {"reference": reference.bank, "cpu": cpu.bank, "native": native.bank}
+BACKENDS: dict[str, Callable[..., Tensor]] = {
+    "reference": reference.bank,
+    "cpu": cpu.bank,
+    "native": native.bank,
+    "gathered": gathered.bank,
+}
+GATHERED_SLOTS = 64  # a compiled graph of at most so many slots copies weights rather than break
 
 
 def bank(
@@ -44,17 +54,30 @@ def bank(
     activation: str,
     backend: str | None = None,
 ) -> Tensor:
-    """Each token's woken units, weighted and summed: (T, D) -> (T, D)."""
+    """Each token's woken units, weighted and summed: (T, D) -> (T, D).
+
+    y[t] = sum_a strengths[t, a] (down[u] act(up[u] x[t] + up_bias[u]) + down_bias[u]),  u = units[t, a], -1 nobody.
+    Raises ValueError on shapes that do not fit, unknown names, and units that are not there.
+    """
     entry = activation_named(activation)
     _check_shapes(x, units, strengths, up, down, up_bias, down_bias, entry)
-    name = backend or _best_backend(x, up)
+    name = backend or _best_backend(x, units, up)
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}. Available: {', '.join(BACKENDS)}")
     return BACKENDS[name](x, units, strengths, up, down, up_bias, down_bias, entry)
 
 
-def _best_backend(x: Tensor, up: Tensor) -> str:
+def _best_backend(x: Tensor, units: Tensor, up: Tensor) -> str:
+    if torch.compiler.is_compiling() and units.numel() <= GATHERED_SLOTS:
+        return "gathered"
     return "native" if native.supports(x, up) else "cpu"
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What F.linear gives, faster for the few rows of a decode step on the CPU."""
+    if not torch.compiler.is_compiling() and native.supports_few_rows(x, weight, bias):
+        return native.linear(x, weight, bias)
+    return torch.nn.functional.linear(x, weight, bias)
 
 
 def _check_shapes(
@@ -68,31 +91,18 @@ def _check_shapes(
     activation: Activation,
 ) -> None:
     num_units, width, unit_width = down.shape
-    hidden = activation.num_parts * unit_width
-    expected = {
-        "x": (x.shape[0], width),
-        "units": (x.shape[0], units.shape[-1]),
-        "strengths": tuple(units.shape),
-        "up": (num_units, hidden, width),
-        "up_bias": (num_units, hidden),
-        "down_bias": (num_units, width),
-    }
-    got = {
-        "x": x,
-        "units": units,
-        "strengths": strengths,
-        "up": up,
-        "up_bias": up_bias,
-        "down_bias": down_bias,
-    }
-    for name, tensor in got.items():
-        if tensor is not None and tuple(tensor.shape) != expected[name]:
+    tokens, hidden = x.shape[0], activation.num_parts * unit_width
+    awake = units.shape[-1]
+    for name, tensor, expected in (
+        ("x", x, (tokens, width)),
+        ("units", units, (tokens, awake)),
+        ("strengths", strengths, (tokens, awake)),
+        ("up", up, (num_units, hidden, width)),
+        ("up_bias", up_bias, (num_units, hidden)),
+        ("down_bias", down_bias, (num_units, width)),
+    ):
+        if tensor is not None and tensor.shape != expected:
             raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}, expected {expected[name]}"
-                f" beside down {tuple(down.shape)} with {activation.name}"
+                f"{name} has shape {tuple(tensor.shape)}, expected {expected} beside down {tuple(down.shape)}"
+                f" with {activation.name}"
             )
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """What F.linear gives, faster where torch's is slow."""
-    return F.linear(x, weight, bias)

@@ -23,7 +23,8 @@ import torch  # noqa: F401  (loads the OpenMP runtime that the library's symbols
 
 SOURCE = Path(__file__).parent / "source"
 FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp"),
+    *("-std=c++17", "-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic"),
+    *("-march=native", "-fPIC", "-fopenmp"),
     # nothing of -ffast-math that would change a NaN; only leave to turn loops into vector code
     *("-fno-math-errno", "-fno-trapping-math", "-fno-thread-jumps", "-w"),
 )
@@ -53,8 +54,18 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
         return None, f"off ({compiler[0]}: {reason.strip().splitlines()[0] if reason.strip() else 'failed'})"
+    _declare(library)
     tiles = "bfloat16 tiles" if library.pragnosia_tiles() else "no bfloat16 tiles"
     return library, f"on ({tiles}, {path})"
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    """Argument types of what is not a pointer to one struct (source/native.cpp)."""
+    pointer, integer, whole = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+    library.pragnosia_linear_few.argtypes = [
+        *(pointer, integer, pointer, pointer, integer),
+        *(whole, whole, whole, whole, pointer),
+    ]
 
 
 def _compiler() -> list[str] | None:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from pragnosia.kernels.activations import Activation
 
 DTYPES = (torch.float32, torch.bfloat16)
+FEW_TOKENS = 4  # TOKENS of source/few.hpp: tokens of a unit, or rows of a linear layer, that share one reading
+FEW_SLOTS = 16
+FEW_WEIGHTS = 1 << 14  # a smaller linear layer is all overhead
 
 
 class _BankCall(ctypes.Structure):
@@ -39,13 +42,14 @@ class _BankCall(ctypes.Structure):
 
 def supports(x: Tensor, up: Tensor) -> bool:
     """Whether the compiled kernels take these tensors."""
-    if x.device.type != "cpu" or x.dtype not in DTYPES or up.dtype not in DTYPES:
+    if not x.is_cpu or x.dtype not in DTYPES or up.dtype not in DTYPES:
         return False
     if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") not in DTYPES:
         return False
     return native_library() is not None
 
 
+@torch.compiler.disable
 def bank(
     x: Tensor,
     units: Tensor,
@@ -63,10 +67,82 @@ def bank(
             f" {x.device} and up {up.dtype}; use backend='cpu' or None"
         )
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    weights = (up, down, up_bias, down_bias)
+    slots = units.numel()
+    if slots <= max(FEW_SLOTS, FEW_TOKENS * up.shape[0]) and not _wants_gradient(x, strengths, *weights):
+        return _few(x, units, strengths, weights, activation, dtype)
     result: Tensor = _Bank.apply(  # type: ignore[no-untyped-call]
-        x, units, strengths, up, down, up_bias, down_bias, activation, dtype
+        x, units, strengths, *weights, activation, dtype
     )
     return result
+
+
+def _wants_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _few(
+    x: Tensor,
+    units: Tensor,
+    strengths: Tensor,
+    weights: tuple[Tensor | None, ...],
+    activation: Activation,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Without gradients, units with a few tokens each: weights are read where they lie."""
+    rows, routes, strong, weights = _contiguous(x, units, strengths, weights)
+    out = torch.empty_like(rows, dtype=dtype)
+    call = _call_of(rows, routes, strong, weights, activation)
+    call.out, call.out_is_bf16 = out.data_ptr(), dtype is torch.bfloat16
+    _check(_library().pragnosia_bank_few(ctypes.byref(call)), routes, call.units)
+    return out
+
+
+def supports_few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether `linear` takes these: a row or a few, no gradient, weights worth the call and lying as they are read."""
+    return (
+        x.is_cpu
+        and x.dtype is weight.dtype
+        and x.dtype in DTYPES
+        and weight.numel() >= FEW_WEIGHTS
+        and 0 < x.numel() <= FEW_TOKENS * weight.shape[1]
+        and x.shape[-1] == weight.shape[1]
+        and weight.is_contiguous()
+        and not torch.is_autocast_enabled("cpu")
+        and not _wants_gradient(x, weight, bias)
+        and native_library() is not None
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x weight' + bias for up to FEW_TOKENS rows."""
+    rows = x.contiguous()
+    outs, depth = weight.shape
+    out = x.new_empty((*x.shape[:-1], outs))
+    bias = None if bias is None else bias.to(weight.dtype).contiguous()
+    is_bf16 = x.dtype is torch.bfloat16
+    code = _library().pragnosia_linear_few(
+        *(rows.data_ptr(), is_bf16, weight.data_ptr(), _address(bias), is_bf16),
+        *(x.numel() // depth, outs, depth, torch.get_num_threads(), out.data_ptr()),
+    )
+    if code:
+        raise MemoryError("the compiled linear layer found no memory for its scratch")
+    return out
+
+
+def _library() -> ctypes.CDLL:
+    library = native_library()
+    assert library is not None
+    return library
+
+
+def _contiguous(
+    x: Tensor, units: Tensor, strengths: Tensor, weights: tuple[Tensor | None, ...]
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor | None, ...]]:
+    """As the compiled code reads them: rows without gaps, weights of one dtype, routes int64, strengths float."""
+    dtype = weights[0].dtype if weights[0] is not None else x.dtype
+    plain = tuple(w if w is None else w.to(dtype).contiguous() for w in weights)
+    return x.contiguous(), units.long().contiguous(), strengths.float().contiguous(), plain
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -78,32 +154,18 @@ def _call_of(
 ) -> _BankCall:
     up, down, up_bias, down_bias = weights
     assert up is not None and down is not None
+    num_units, width, unit_width = down.shape
     return _BankCall(
-        tokens=x.shape[0],
-        awake=units.shape[1],
-        units=up.shape[0],
-        width=x.shape[1],
-        unit_width=down.shape[2],
-        activation=activation.code,
-        threads=torch.get_num_threads(),
-        x_is_bf16=x.dtype == torch.bfloat16,
-        weights_are_bf16=up.dtype == torch.bfloat16,
-        x=x.data_ptr(),
-        up=up.data_ptr(),
-        down=down.data_ptr(),
-        up_bias=_address(up_bias),
-        down_bias=_address(down_bias),
-        routes=units.data_ptr(),
-        strengths=strengths.data_ptr(),
+        *(x.shape[0], units.shape[1], num_units, width, unit_width, activation.code, torch.get_num_threads()),
+        *(x.dtype is torch.bfloat16, up.dtype is torch.bfloat16, False, False),
+        *(x.data_ptr(), up.data_ptr(), down.data_ptr(), _address(up_bias), _address(down_bias)),
+        *(units.data_ptr(), strengths.data_ptr()),
     )
 
 
-def _run(name: str, call: _BankCall, use_tiles: bool, units: Tensor) -> None:
-    library = native_library()
-    assert library is not None
-    code = getattr(library, name)(ctypes.byref(call), int(use_tiles))
+def _check(code: int, units: Tensor, num_units: int) -> None:
     if code == 1:
-        raise ValueError(f"units reach {int(units.max())}, expected -1 (nobody) to {call.units - 1}")
+        raise ValueError(f"units reach {units.min()} to {units.max()}, expected -1 (nobody) to {num_units - 1}")
     if code:
         raise MemoryError("the compiled bank found no memory for its scratch; wake fewer tokens at once")
 
@@ -122,10 +184,8 @@ class _Bank(torch.autograd.Function):
         activation: Activation,
         dtype: torch.dtype,
     ) -> Tensor:
-        library = native_library()
-        assert library is not None
-        rows, routes, strong = x.contiguous(), units.contiguous(), strengths.float().contiguous()
-        weights = tuple(w if w is None else w.to(up.dtype).contiguous() for w in (up, down, up_bias, down_bias))
+        library = _library()
+        rows, routes, strong, weights = _contiguous(x, units, strengths, (up, down, up_bias, down_bias))
         use_tiles = dtype == torch.bfloat16 and bool(library.pragnosia_tiles())
         out = x.new_empty(x.shape, dtype=dtype)
         order = units.new_empty(units.numel(), dtype=torch.int32)
@@ -138,7 +198,7 @@ class _Bank(torch.autograd.Function):
             stored = torch.bfloat16 if use_tiles else torch.float32
             hidden = x.new_empty(units.numel(), up.shape[1], dtype=stored)
             call.hidden = hidden.data_ptr()
-        _run("pragnosia_bank_forward", call, use_tiles, units)
+        _check(library.pragnosia_bank_forward(ctypes.byref(call), int(use_tiles)), routes, call.units)
         ctx.save_for_backward(rows, routes, strong, *weights, order, bounds, hidden)
         ctx.activation, ctx.use_tiles, ctx.dtypes = activation, use_tiles, (x.dtype, strengths.dtype)
         return out
@@ -168,7 +228,7 @@ class _Bank(torch.autograd.Function):
         for name, tensor in grads.items():
             ask_huge_pages(tensor)
             setattr(call, name, tensor.data_ptr())
-        _run("pragnosia_bank_backward", call, ctx.use_tiles, units)
+        _check(_library().pragnosia_bank_backward(ctypes.byref(call), int(ctx.use_tiles)), units, call.units)
         result = [
             grads.get(name)
             for name in ("grad_x", "", "grad_strengths", "grad_up", "grad_down", "grad_up_bias", "grad_down_bias")

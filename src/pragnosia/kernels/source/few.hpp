@@ -1,99 +1,100 @@
 // A bank and a linear layer for few tokens, without gradients: each woken weight is read once, in order, where it lies.
 //
-//   y[o] = sum_k w[o, k] x[k]       a row of weights against up to TOKENS inputs; bound by memory, not by arithmetic
+//   y[o] = sum_k w[o, k] x[k]       four rows of weights against up to TOKENS inputs; bound by memory, not arithmetic
 #pragma once
-#include "slots.hpp"
 #include "activation.hpp"
+#include "slots.hpp"
 
 constexpr int TOKENS = 4;  // inputs that share one reading of a weight
 constexpr int LINES = 4;   // weight rows read side by side
+constexpr int BLOCK = 16;  // hidden values that go through the activation together
 
-// One input in single precision; against bfloat16 weights the even and odd values lie apart, as widening a word of two
-// weights yields them.
-template <class W> constexpr int64_t STEP = sizeof(W) == 2 ? 2 * LANES : LANES;
+// Weights a step takes from a row: a register of words, each one float or two bfloat16.
+template <class W> constexpr int64_t STEP = LANES * 4 / sizeof(W);
 
+// An input as the products want it: against bfloat16 weights the even values first, then the odd, then what is left
+// over, because widening a word of two weights yields them apart.
 template <class W> void lay_out(const float* x, int64_t depth, float* out) {
-    if constexpr (sizeof(W) == 4) {
-        std::memcpy(out, x, depth * sizeof(float));
-    } else {
-        const int64_t whole = depth / STEP<W> * STEP<W>, half = whole / 2;
-        for (int64_t k = 0; k < half; ++k) out[k] = x[2 * k], out[half + k] = x[2 * k + 1];
-        std::memcpy(out + whole, x + whole, (depth - whole) * sizeof(float));
-    }
+    const int64_t whole = sizeof(W) == 2 ? depth / STEP<W> * STEP<W> : 0, half = whole / 2;
+    for (int64_t k = 0; k < half; ++k) out[k] = x[2 * k], out[half + k] = x[2 * k + 1];
+    std::memcpy(out + whole, x + whole, (depth - whole) * sizeof(float));
 }
 
-// out[r][t] = row r of w against input t, for LINES rows `stride` apart; inputs are `pitch` apart.
-template <class W, int tokens, int lines>
-void dots(const W* w, int64_t stride, const float* x, int64_t pitch, int64_t depth, float out[LINES][TOKENS]) {
-    vec total[lines][tokens] = {};
-    const int64_t whole = depth / STEP<W> * STEP<W>, half = whole / 2;
-    for (int64_t k = 0; k < whole; k += STEP<W>)
-        for (int r = 0; r < lines; ++r) {
-            if constexpr (sizeof(W) == 4) {
-                const vec line = *reinterpret_cast<const vec*>(w + r * stride + k);
-                for (int t = 0; t < tokens; ++t) total[r][t] += line * *reinterpret_cast<const vec*>(x + t * pitch + k);
-            } else {
-                const bits words = *reinterpret_cast<const bits*>(w + r * stride + k);
-                const vec even = (vec)(words << 16), odd = (vec)(words & 0xffff0000u);
+// LINES rows of weights `stride` apart against `tokens` inputs `pitch` apart.
+template <class W, int tokens> struct Dots {
+    vec total[tokens][LINES] = {};
+    float rest[tokens][LINES] = {};
+
+    void add(const W* w, int64_t stride, int64_t lines, const float* x, int64_t pitch, int64_t depth) {
+        const int64_t whole = depth / STEP<W> * STEP<W>, half = whole / 2;
+        const W* row[LINES];
+        for (int r = 0; r < LINES; ++r) row[r] = w + (r < lines ? r : 0) * stride;  // a missing row repeats the first
+        for (int64_t k = 0; k < whole; k += STEP<W>)
+#pragma GCC unroll 4
+            for (int r = 0; r < LINES; ++r) {
+                const bits words = *reinterpret_cast<const bits*>(row[r] + k);
+#pragma GCC unroll 4
                 for (int t = 0; t < tokens; ++t) {
-                    total[r][t] += even * *reinterpret_cast<const vec*>(x + t * pitch + k / 2);
-                    total[r][t] += odd * *reinterpret_cast<const vec*>(x + t * pitch + half + k / 2);
+                    const float* input = x + t * pitch;
+                    if constexpr (sizeof(W) == 4) {
+                        total[t][r] += (vec)words * *reinterpret_cast<const vec*>(input + k);
+                    } else {
+                        total[t][r] += (vec)(words << 16) * *reinterpret_cast<const vec*>(input + k / 2);
+                        total[t][r] += (vec)(words & 0xffff0000u) * *reinterpret_cast<const vec*>(input + half + k / 2);
+                    }
                 }
             }
-        }
-    for (int r = 0; r < lines; ++r)
+        for (int64_t k = whole; k < depth; ++k)
+            for (int r = 0; r < LINES; ++r)
+                for (int t = 0; t < tokens; ++t) rest[t][r] += widen(row[r][k]) * x[t * pitch + k];
+    }
+    void finish(float out[][LINES]) const {
         for (int t = 0; t < tokens; ++t) {
-            out[r][t] = sum(total[r][t]);
-            for (int64_t k = whole; k < depth; ++k) out[r][t] += widen(w[r * stride + k]) * x[t * pitch + k];
+            sums(total[t], out[t]);
+            for (int r = 0; r < LINES; ++r) out[t][r] += rest[t][r];
         }
-}
-template <class W, int tokens>
-void dots(const W* w, int64_t stride, const float* x, int64_t pitch, int64_t depth, int64_t lines, float out[LINES][TOKENS]) {
-    if (lines == LINES) return dots<W, tokens, LINES>(w, stride, x, pitch, depth, out);
-    for (int64_t r = 0; r < lines; ++r) dots<W, tokens, 1>(w + r * stride, stride, x, pitch, depth, out + r);
-}
-template <class W>
-void dots(const W* w, int64_t stride, const float* x, int64_t pitch, int64_t depth, int64_t tokens, int64_t lines,
-          float out[LINES][TOKENS]) {
-    if (tokens == 1) dots<W, 1>(w, stride, x, pitch, depth, lines, out);
-    else if (tokens == 2) dots<W, 2>(w, stride, x, pitch, depth, lines, out);
-    else if (tokens == 3) dots<W, 3>(w, stride, x, pitch, depth, lines, out);
-    else dots<W, 4>(w, stride, x, pitch, depth, lines, out);
+    }
+};
+template <class W, int tokens = TOKENS>
+void dots(const W* w, int64_t stride, int64_t lines, const float* x, int64_t pitch, int64_t count, int64_t depth, float out[][LINES]) {
+    if constexpr (tokens > 1)
+        if (count < tokens) return dots<W, tokens - 1>(w, stride, lines, x, pitch, count, depth, out);
+    Dots<W, tokens> all;
+    all.add(w, stride, lines, x, pitch, depth);
+    all.finish(out);
 }
 
 // As many threads as the bytes to read are worth waking.
-inline int team(int64_t bytes, int64_t threads) { return int(std::clamp<int64_t>(bytes / (96 << 10), 1, threads)); }
+inline int team(int64_t bytes, int64_t threads) { return int(std::clamp<int64_t>(bytes / (128 << 10), 1, threads)); }
 inline Scratch& few_scratch() {
     static thread_local Scratch scratch;
     return scratch;
 }
 
 // y (count, outs) = x (count, depth) w' + bias for count <= TOKENS.
-template <class W> struct FewLinear {
-    static void run(const void* x, bool x_is_bf16, const void* weight, const void* bias, int64_t count, int64_t outs,
-                    int64_t depth, int64_t threads, void* y) {
-        Scratch& scratch = few_scratch();
-        const int64_t pitch = round_up(depth, 16);
-        scratch.reset(Scratch::size<float>((TOKENS + 1) * pitch));
-        float *inputs = scratch.take<float>(TOKENS * pitch), *plain = scratch.take<float>(pitch);
-        for (int64_t t = 0; t < count; ++t) {
-            read(x, x_is_bf16, t * depth, depth, plain);
-            lay_out<W>(plain, depth, inputs + t * pitch);
-        }
-        const W* w = static_cast<const W*>(weight);
+template <class W>
+void few_linear(const void* x, bool x_is_bf16, const void* weight, const void* bias, int64_t count, int64_t outs, int64_t depth,
+                int64_t threads, void* y) {
+    Scratch& scratch = few_scratch();
+    const int64_t pitch = round_up(depth, 16);
+    scratch.reset(Scratch::size<float>((TOKENS + 1) * pitch));
+    float *inputs = scratch.take<float>(TOKENS * pitch), *plain = scratch.take<float>(pitch);
+    for (int64_t t = 0; t < count; ++t) {
+        read(x, x_is_bf16, t * depth, depth, plain);
+        lay_out<W>(plain, depth, inputs + t * pitch);
+    }
+    const W* w = static_cast<const W*>(weight);
 #pragma omp parallel for schedule(static) num_threads(team(outs * depth * sizeof(W), threads))
-        for (int64_t block = 0; block < (outs + LINES - 1) / LINES; ++block) {
-            const int64_t o = block * LINES, lines = std::min<int64_t>(LINES, outs - o);
-            float part[LINES][TOKENS];
-            dots(w + o * depth, depth, inputs, pitch, depth, count, lines, part);
-            for (int64_t r = 0; r < lines; ++r)
-                for (int64_t t = 0; t < count; ++t) {
-                    const float b = bias ? widen(static_cast<const W*>(bias)[o + r]) : 0.f, value = part[r][t] + b;
-                    write(&value, 1, y, x_is_bf16, t * outs + o + r);
-                }
+    for (int64_t o = 0; o < outs; o += LINES) {
+        const int64_t lines = std::min<int64_t>(LINES, outs - o);
+        float part[TOKENS][LINES];
+        dots(w + o * depth, depth, lines, inputs, pitch, count, depth, part);
+        for (int64_t t = 0; t < count; ++t) {
+            for (int64_t r = 0; bias && r < lines; ++r) part[t][r] += widen(static_cast<const W*>(bias)[o + r]);
+            write(part[t], lines, y, x_is_bf16, t * outs + o);
         }
     }
-};
+}
 
 // A bank's forward when a woken unit serves a token or a few.
 template <class W> struct FewBank {
@@ -104,10 +105,12 @@ template <class W> struct FewBank {
     const Activation& act = activation(int(call.activation));
     const int64_t width = call.width, unit_width = call.unit_width, hidden_width = act.parts * unit_width;
     const int64_t pitch = round_up(width, 16), unit_pitch = round_up(unit_width, 16);
+    const W *up = static_cast<const W*>(call.up), *down = static_cast<const W*>(call.down);
+    const W *up_bias = static_cast<const W*>(call.up_bias), *down_bias = static_cast<const W*>(call.down_bias);
     std::vector<int32_t> order;  // woken slots by unit; unlike a counting sort, this never looks at who sleeps
     std::vector<Group> groups;
     int64_t kept;
-    float *inputs, *active, *laid_out, *out;
+    float *inputs, *active, *laid_out, *out;  // (N, D), (N, F), (N, F), (T, D)
 
     explicit FewBank(const BankCall& call) : call(call) {
         for (int64_t i = 0; i < call.tokens * call.awake; ++i)
@@ -129,63 +132,76 @@ template <class W> struct FewBank {
     }
 
     void run() const {
-        std::vector<float> plain(width);
         for (int64_t i = 0; i < kept; ++i) {
-            read(call.x, call.x_is_bf16, order[i] / call.awake * width, width, plain.data());
-            lay_out<W>(plain.data(), width, inputs + i * pitch);
+            read(call.x, call.x_is_bf16, order[i] / call.awake * width, width, out);
+            lay_out<W>(out, width, inputs + i * pitch);
         }
-        const int64_t bytes = groups.size() * (hidden_width + unit_width) * width * sizeof(W);
+        const int64_t bytes = int64_t(groups.size()) * (hidden_width + unit_width) * width * int64_t(sizeof(W));
 #pragma omp parallel num_threads(team(bytes, call.threads))
         {
-            // every thread its share of all hidden values, in blocks of LINES; then its share of every output
-            const int64_t blocks = (unit_width + LINES - 1) / LINES, all = groups.size() * blocks;
+            // every thread its share of all hidden values, then its share of every token's output
+            const int64_t blocks = (unit_width + BLOCK - 1) / BLOCK, all = int64_t(groups.size()) * blocks;
 #pragma omp for schedule(static)
-            for (int64_t block = 0; block < all; ++block) think(groups[block / blocks], block % blocks * LINES);
+            for (int64_t block = 0; block < all; ++block) think(groups[block / blocks], block % blocks * BLOCK);
 #pragma omp for schedule(static)
-            for (int64_t i = 0; i < kept; ++i)
-                lay_out<W>(active + i * unit_pitch, unit_width, laid_out + i * unit_pitch);
+            for (int64_t i = 0; i < kept; ++i) lay_out<W>(active + i * unit_pitch, unit_width, laid_out + i * unit_pitch);
 #pragma omp for schedule(static)
-            for (int64_t d = 0; d < (width + 15) / 16; ++d) speak(16 * d, std::min(16 * d + 16, width));
-        }
-    }
-
-    // P[f..] of a group's tokens.
-    void think(const Group& group, int64_t f) const {
-        const int64_t lines = std::min<int64_t>(LINES, unit_width - f);
-        const W* up = static_cast<const W*>(call.up) + group.unit * hidden_width * width;
-        float part[2][LINES][TOKENS];
-        for (int p = 0; p < act.parts; ++p)
-            dots(up + (p * unit_width + f) * width, width, inputs + group.first * pitch, pitch, width, group.count, lines, part[p]);
-        for (int64_t t = 0; t < group.count; ++t) {
-            float hidden[2 * LINES];
-            for (int p = 0; p < act.parts; ++p)
-                for (int64_t r = 0; r < lines; ++r) {
-                    const int64_t at = group.unit * hidden_width + p * unit_width + f + r;
-                    hidden[p * lines + r] = part[p][r][t] + (call.up_bias ? widen(static_cast<const W*>(call.up_bias)[at]) : 0.f);
-                }
-            act.forward(hidden, lines, active + (group.first + t) * unit_pitch + f);
-        }
-    }
-
-    // Columns [from, to) of every token's output.
-    void speak(int64_t from, int64_t to) const {
-        for (int64_t t = 0; t < call.tokens; ++t) std::fill(out + t * width + from, out + t * width + to, 0.f);
-        for (const Group& group : groups) {
-            const W* down = static_cast<const W*>(call.down) + group.unit * width * unit_width;
-            for (int64_t d = from; d < to; d += LINES) {
-                const int64_t lines = std::min<int64_t>(LINES, to - d);
-                float part[LINES][TOKENS];
-                dots(down + d * unit_width, unit_width, laid_out + group.first * unit_pitch, unit_pitch, unit_width, group.count, lines, part);
-                for (int64_t t = 0; t < group.count; ++t) {
-                    const int64_t slot = order[group.first + t];
-                    for (int64_t r = 0; r < lines; ++r) {
-                        const float bias = call.down_bias ? widen(static_cast<const W*>(call.down_bias)[group.unit * width + d + r]) : 0.f;
-                        out[slot / call.awake * width + d + r] += call.strengths[slot] * (part[r][t] + bias);
-                    }
-                }
+            for (int64_t d = 0; d < width; d += LINES) {
+                const int64_t lines = std::min<int64_t>(LINES, width - d);
+                if (call.tokens == 1) speak_alone(d, lines);
+                else speak(d, lines);
+                for (int64_t t = 0; t < call.tokens; ++t)
+                    write(out + t * width + d, lines, call.out, call.out_is_bf16, t * width + d);
             }
         }
-        for (int64_t t = 0; t < call.tokens; ++t)
-            write(out + t * width + from, to - from, call.out, call.out_is_bf16, t * width + from);
+    }
+
+    // s P[f..f + BLOCK) of a group's tokens.
+    void think(const Group& group, int64_t f) const {
+        const int64_t some = std::min<int64_t>(BLOCK, unit_width - f);
+        float hidden[TOKENS][2 * BLOCK];
+        for (int p = 0; p < act.parts; ++p)
+            for (int64_t r = 0; r < some; r += LINES) {
+                const int64_t row = group.unit * hidden_width + p * unit_width + f + r, lines = std::min<int64_t>(LINES, some - r);
+                float part[TOKENS][LINES];
+                dots(up + row * width, width, lines, inputs + group.first * pitch, pitch, group.count, width, part);
+                for (int64_t t = 0; t < group.count; ++t)
+                    for (int64_t l = 0; l < lines; ++l)
+                        hidden[t][p * some + r + l] = part[t][l] + (up_bias ? widen(up_bias[row + l]) : 0.f);
+            }
+        for (int64_t t = 0; t < group.count; ++t) {
+            float* to = active + (group.first + t) * unit_pitch + f;
+            act.forward(hidden[t], some, to);
+            for (int64_t r = 0; r < some; ++r) to[r] *= call.strengths[order[group.first + t]];
+        }
+    }
+
+    // Columns d.. of every token's output.
+    void speak(int64_t d, int64_t lines) const {
+        for (int64_t t = 0; t < call.tokens; ++t) std::fill_n(out + t * width + d, lines, 0.f);
+        for (const Group& group : groups) {
+            float part[TOKENS][LINES];
+            dots(down + (group.unit * width + d) * unit_width, unit_width, lines, laid_out + group.first * unit_pitch, unit_pitch,
+                 group.count, unit_width, part);
+            for (int64_t t = 0; t < group.count; ++t) {
+                const int64_t slot = order[group.first + t];
+                float* to = out + slot / call.awake * width + d;
+                for (int64_t r = 0; r < lines; ++r) to[r] += part[t][r];
+                for (int64_t r = 0; down_bias && r < lines; ++r)
+                    to[r] += call.strengths[slot] * widen(down_bias[group.unit * width + d + r]);
+            }
+        }
+    }
+    // The same for a single token: its units' sums stay in registers until the last.
+    void speak_alone(int64_t d, int64_t lines) const {
+        Dots<W, 1> all;
+        for (int64_t i = 0; i < kept; ++i) {
+            const int64_t row = call.routes[order[i]] * width + d;
+            all.add(down + row * unit_width, unit_width, lines, laid_out + i * unit_pitch, unit_pitch, unit_width);
+            for (int64_t r = 0; down_bias && r < lines; ++r) all.rest[0][r] += call.strengths[order[i]] * widen(down_bias[row + r]);
+        }
+        float part[1][LINES];
+        all.finish(part);
+        std::copy_n(part[0], lines, out + d);
     }
 };

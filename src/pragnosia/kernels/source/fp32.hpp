@@ -77,10 +77,14 @@ struct Fp32 {
         vec total[ROWS][VECTORS] = {};
         for (int64_t k = 0; k < depth; ++k) {
             const vec* line = reinterpret_cast<const vec*>(panel + k * COLS);
+#pragma GCC unroll 8
             for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
                 for (int v = 0; v < VECTORS; ++v) total[r][v] += left[r * depth + k] * line[v];
         }
+#pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
             for (int v = 0; v < VECTORS; ++v) {
                 vec* to = reinterpret_cast<vec*>(out + r * stride) + v;
                 *to = add ? *to + total[r][v] : total[r][v];

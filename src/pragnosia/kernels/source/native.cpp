@@ -74,8 +74,8 @@ int pragnosia_softmax(void* logits, int is_bf16, int64_t rows, int64_t count, co
 int pragnosia_linear_few(const void* x, int x_is_bf16, const void* weight, const void* bias, int weight_is_bf16,
                          int64_t rows, int64_t outs, int64_t depth, int64_t threads, void* y) {
     try {
-        if (weight_is_bf16) FewLinear<bf16>::run(x, x_is_bf16, weight, bias, rows, outs, depth, threads, y);
-        else FewLinear<float>::run(x, x_is_bf16, weight, bias, rows, outs, depth, threads, y);
+        if (weight_is_bf16) few_linear<bf16>(x, x_is_bf16, weight, bias, rows, outs, depth, threads, y);
+        else few_linear<float>(x, x_is_bf16, weight, bias, rows, outs, depth, threads, y);
         return 0;
     } catch (const std::exception&) {
         return 2;

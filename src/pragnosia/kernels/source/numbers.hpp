@@ -42,13 +42,21 @@ template <> inline bf16 narrow<bf16>(float value) {
     return {uint16_t((word & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded)};
 }
 
-inline float sum(vec value) {
+// The sums of four registers at once.
+inline void sums(const vec value[4], float out[4]) {
 #if defined(__AVX512F__)
-    return _mm512_reduce_add_ps((__m512)value);
+    const __m512 a = (__m512)value[0], b = (__m512)value[1], c = (__m512)value[2], d = (__m512)value[3];
+    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    // every quarter now holds a part of each of the four
+    const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 #else
-    float total = 0;
-    for (int lane = 0; lane < LANES; ++lane) total += value[lane];
-    return total;
+    for (int r = 0; r < 4; ++r) {
+        out[r] = 0;
+        for (int lane = 0; lane < LANES; ++lane) out[r] += value[r][lane];
+    }
 #endif
 }
 
