@@ -58,6 +58,15 @@ def test_a_run_learns_and_leaves_a_model(configure: Configure, tmp_path: Path) -
     assert model.config.eos_token_id == tokenizer.eos_token_id
 
 
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_learns_and_resumes(configure: Configure, tmp_path: Path) -> None:
+    config = configure(steps=20, precision="bf16", device="cuda", optimiser={"name": "muon"})
+    run(config, tmp_path / "run")
+    run(config | {"steps": 30}, tmp_path / "run", resume=True)
+    losses = [row["loss"] for row in read_log(tmp_path / "run" / "log.jsonl")]
+    assert losses[-1] < 0.7 * losses[0]
+
+
 def test_the_record_says_what_the_issue_asks(configure: Configure, tmp_path: Path) -> None:
     run(configure(steps=2), tmp_path / "run")
     record = read_log(tmp_path / "run" / "log.jsonl")[-1]
