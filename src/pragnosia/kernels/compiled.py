@@ -66,6 +66,9 @@ def _declare(library: ctypes.CDLL) -> None:
         *(pointer, integer, pointer, pointer, integer),
         *(whole, whole, whole, whole, pointer),
     ]
+    library.pragnosia_loss_rows.argtypes = [
+        *(pointer, integer, whole, whole, pointer, whole, ctypes.c_float, integer, whole, pointer),
+    ]
 
 
 def _compiler() -> list[str] | None:
@@ -100,7 +103,9 @@ def _build(compiler: list[str]) -> Path:
     digest = hashlib.sha256()
     for file in sorted(SOURCE.iterdir()):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True, timeout=BUILD_SECONDS)
+    version = subprocess.run(
+        [*compiler, "--version"], capture_output=True, text=True, check=True, timeout=BUILD_SECONDS
+    )
     digest.update("\0".join((*compiler, version.stdout, *FLAGS, _processor())).encode())
     directory = _cache_directory()
     target = directory / f"kernels-{digest.hexdigest()[:20]}.so"

@@ -100,9 +100,7 @@ class _Bank(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, strengths, up, down, up_bias, down_bias, hidden = ctx.saved_tensors
         slots, activation, dtype = ctx.slots, ctx.activation, hidden.dtype
-        need_x, _, need_strengths, need_up, need_down, need_up_bias, need_down_bias, _, _ = (
-            ctx.needs_input_grad
-        )
+        need_x, _, need_strengths, need_up, need_down, need_up_bias, need_down_bias, _, _ = ctx.needs_input_grad
         grad_x = grad_strengths = grad_up = grad_down = grad_up_bias = grad_down_bias = None
 
         woken = strengths.reshape(-1).index_select(0, slots.order).to(dtype)[:, None]

@@ -2,33 +2,58 @@
 
     loss = mean_n (logsumexp_v z[n, v] - z[n, target_n])      z = hidden W'      dz = (softmax(z) - onehot) / N
 
-The gradient is formed in the forward pass, chunk of rows by chunk of rows; on the CPU one compiled visit turns a row of
-logits into its slopes while it is in cache.
+The gradients are formed in the forward pass, chunk of rows by chunk of rows, while the logits are still in cache.
+(torch 2.13 brings a `linear_cross_entropy` of its own; benchmarks/kernels.py runs it beside this one.)
 """
 
 from __future__ import annotations
 
-import ctypes
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from pragnosia.kernels.compiled import native_library
+from pragnosia.kernels import native
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Of one chunk's logits. Each chunk adds once to the whole gradient of the weight, so few large ones beat many small.
-CHUNK_BYTES = 32 << 20
+CHUNK_BYTES = 16 << 20  # of fp32 logits
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
-    """Mean loss over the targets that count, in fp32; NaN where none counts, as torch does."""
+    """Mean loss over the targets that count, in fp32; NaN where none counts, as torch has it.
+
+    Raises ValueError on shapes that do not fit and, where it costs nothing to see, targets outside the vocabulary.
+    """
+    if hidden.shape != (targets.shape[0], weight.shape[1]):
+        raise ValueError(
+            f"hidden has shape {tuple(hidden.shape)}, expected {(targets.shape[0], weight.shape[1])} beside"
+            f" targets {tuple(targets.shape)} and weight {tuple(weight.shape)}"
+        )
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    result: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, ignore_index, dtype)  # type: ignore[no-untyped-call]
+    result: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, targets, ignore_index, dtype
+    )
     return result
+
+
+def _losses_and_slopes(
+    logits: Tensor, targets: Tensor, ignore_index: int, scale: Tensor, slopes: bool
+) -> tuple[Tensor, Tensor]:
+    """The sum of a chunk's losses, and the logits' gradients (which may take their memory)."""
+    if native.supports_losses(logits):
+        return native.losses_(logits, targets, ignore_index, scale.item(), slopes), logits
+    wide = logits.to(scale.dtype)
+    counts = (targets != ignore_index)[:, None]
+    aim = targets[:, None].where(counts, 0)
+    norm = wide.logsumexp(-1, keepdim=True)
+    total = (norm - wide.gather(1, aim)).where(counts, 0).sum()
+    if not slopes:
+        return total, logits
+    wide = wide.sub(norm).exp_().scatter_add_(1, aim, torch.full_like(norm, -1.0))
+    return total, wide.mul_(counts * scale).to(logits.dtype)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -40,22 +65,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         rows, table = hidden.to(dtype), weight.to(dtype)
         grad_hidden = torch.empty_like(rows) if need_hidden else None
-        grad_weight: Tensor | None = None
-        aims = targets.where(targets != ignore_index, -1).long().contiguous()
-        scale = 1.0 / (aims >= 0).sum().to(wide)
+        grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
+        scale = 1.0 / (targets != ignore_index).sum().to(wide)
         total = torch.zeros((), dtype=wide, device=hidden.device)
         step = max(1, CHUNK_BYTES // (table.shape[0] * wide.itemsize))
         for start in range(0, rows.shape[0], step):
             part = slice(start, start + step)
-            slopes, loss = _slopes(torch.mm(rows[part], table.t()), aims[part], scale, wide)
-            total += loss
+            logits = torch.mm(rows[part], table.t())
+            losses, slopes = _losses_and_slopes(logits, targets[part], ignore_index, scale, need_hidden or need_weight)
+            total += losses
             if grad_hidden is not None:
                 torch.mm(slopes, table, out=grad_hidden[part])
-            if need_weight:
-                product = torch.mm(slopes.t(), rows[part])
-                grad_weight = product.to(wide) if grad_weight is None else grad_weight.add_(product)
-        if need_weight and grad_weight is None:  # no rows at all
-            grad_weight = torch.zeros_like(weight, dtype=wide)
+            if grad_weight is not None:
+                grad_weight += torch.mm(slopes.t(), rows[part])
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
         return total * scale
@@ -63,36 +85,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # a plain loss.backward() hands over 1: the saved gradients are the answer, untouched
+        plain = not grad.is_cuda and grad.item() == 1
         grads = (
-            None if saved is None else (saved * grad).to(dtype)
+            None if saved is None else (saved if plain else saved * grad).to(dtype)
             for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return (*grads, None, None, None)
-
-
-def _slopes(logits: Tensor, aims: Tensor, scale: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
-    """scale * (softmax - onehot), in the logits' dtype, and the sum of the losses; an aim of -1 does not count."""
-    library = native_library() if logits.device.type == "cpu" else None
-    if library is not None and logits.dtype in (torch.float32, torch.bfloat16):
-        if int(aims.max()) >= logits.shape[1]:
-            raise ValueError(f"a target is {int(aims.max())}, expected 0 to {logits.shape[1] - 1} or the ignored index")
-        losses = torch.empty(logits.shape[0])
-        code = library.pragnosia_softmax(
-            ctypes.c_void_p(logits.data_ptr()),
-            ctypes.c_int(logits.dtype == torch.bfloat16),
-            ctypes.c_int64(logits.shape[0]),
-            ctypes.c_int64(logits.shape[1]),
-            ctypes.c_void_p(aims.data_ptr()),
-            ctypes.c_float(float(scale)),
-            ctypes.c_int64(torch.get_num_threads()),
-            ctypes.c_void_p(losses.data_ptr()),
-        )
-        if code:
-            raise MemoryError(f"no memory for a row of {logits.shape[1]} logits")
-        return logits, losses.sum()
-    keep, aim = (aims >= 0)[:, None], aims[:, None].clamp(min=0)
-    scores = logits.to(wide)
-    norm = scores.logsumexp(-1, keepdim=True)
-    loss = ((norm - scores.gather(1, aim)) * keep).sum()
-    scores = (scores - norm).exp_().scatter_add_(1, aim, torch.full_like(norm, -1.0))
-    return scores.mul_(keep * scale).to(logits.dtype), loss

@@ -236,3 +236,25 @@ class _Bank(torch.autograd.Function):
         if result[2] is not None:
             result[2] = result[2].to(ctx.dtypes[1])
         return (*result, None, None)
+
+
+def supports_losses(logits: Tensor) -> bool:
+    """Whether `losses_` takes these logits."""
+    return logits.is_cpu and logits.dtype in DTYPES and native_library() is not None
+
+
+def losses_(logits: Tensor, targets: Tensor, ignore_index: int, scale: float, slopes: bool) -> Tensor:
+    """The sum of the rows' cross-entropies; the logits become scale times its gradient where `slopes` is asked."""
+    rows, vocabulary = logits.shape
+    aims, losses = targets.long().contiguous(), torch.empty(rows)
+    code = _library().pragnosia_loss_rows(
+        *(logits.data_ptr(), logits.dtype is torch.bfloat16, rows, vocabulary, aims.data_ptr(), ignore_index),
+        *(scale, slopes, torch.get_num_threads(), losses.data_ptr()),
+    )
+    if code == 1:
+        raise ValueError(
+            f"targets reach {targets.min()} to {targets.max()}, expected 0 to {vocabulary - 1} or {ignore_index}"
+        )
+    if code:
+        raise MemoryError("the compiled loss found no memory for a row of logits")
+    return losses.sum()

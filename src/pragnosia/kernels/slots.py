@@ -45,6 +45,4 @@ def sort_slots(units: Tensor, num_units: int) -> Slots:
         start += count
     num_slots = units.shape[1]
     tokens = torch.div(order, max(num_slots, 1), rounding_mode="floor")
-    return Slots(
-        order=order, tokens=tokens, units=sorted_units, groups=groups, shape=(units.shape[0], num_slots)
-    )
+    return Slots(order=order, tokens=tokens, units=sorted_units, groups=groups, shape=(units.shape[0], num_slots))

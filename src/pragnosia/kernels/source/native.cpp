@@ -6,6 +6,7 @@
 #include "few.hpp"
 #include "forward.hpp"
 #include "fp32.hpp"
+#include "loss.hpp"
 #include "softmax.hpp"
 
 namespace {
@@ -77,6 +78,17 @@ int pragnosia_linear_few(const void* x, int x_is_bf16, const void* weight, const
         if (weight_is_bf16) few_linear<bf16>(x, x_is_bf16, weight, bias, rows, outs, depth, threads, y);
         else few_linear<float>(x, x_is_bf16, weight, bias, rows, outs, depth, threads, y);
         return 0;
+    } catch (const std::exception&) {
+        return 2;
+    }
+}
+
+// Losses of rows of logits, which become their slopes where `slopes` is set; 1 where a target is no word.
+int pragnosia_loss_rows(void* logits, int logits_are_bf16, int64_t rows, int64_t vocabulary, const int64_t* targets,
+                        int64_t ignore, float scale, int slopes, int64_t threads, float* losses) {
+    try {
+        const auto run = [&](auto* z) { return loss_rows(z, rows, vocabulary, targets, ignore, scale, slopes, threads, losses); };
+        return !(logits_are_bf16 ? run(static_cast<bf16*>(logits)) : run(static_cast<float*>(logits)));
     } catch (const std::exception&) {
         return 2;
     }
