@@ -114,10 +114,11 @@ def _build(compiler: list[str]) -> Path:
     # whoever finishes first, or last, puts the same whole file in place
     with tempfile.TemporaryDirectory(prefix="build-", dir=directory) as scratch:
         compiled, linked = Path(scratch) / "native.o", Path(scratch) / "native.so"
-        for command in (
-            [*compiler, *FLAGS, "-c", str(SOURCE / "native.cpp"), "-o", str(compiled)],
-            [*compiler, "-shared", str(compiled), "-o", str(linked)],
-        ):
-            subprocess.run(command, capture_output=True, text=True, check=True, timeout=BUILD_SECONDS)
-        os.replace(linked, target)
+        _run([*compiler, *FLAGS, "-c", str(SOURCE / "native.cpp"), "-o", str(compiled)])
+        _run([*compiler, "-shared", str(compiled), "-o", str(linked)])
+        linked.replace(target)
     return target
+
+
+def _run(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=BUILD_SECONDS).stdout

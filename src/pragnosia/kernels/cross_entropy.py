@@ -18,7 +18,8 @@ from pragnosia.kernels import native
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHUNK_BYTES = 16 << 20  # of fp32 logits
+# Of one chunk's logits in fp32. Each chunk adds once to the whole gradient of the weight: few large ones beat many.
+CHUNK_BYTES = 32 << 20
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
@@ -65,7 +66,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         rows, table = hidden.to(dtype), weight.to(dtype)
         grad_hidden = torch.empty_like(rows) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
+        grad_weight: Tensor | None = None
         scale = 1.0 / (targets != ignore_index).sum().to(wide)
         total = torch.zeros((), dtype=wide, device=hidden.device)
         step = max(1, CHUNK_BYTES // (table.shape[0] * wide.itemsize))
@@ -76,8 +77,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total += losses
             if grad_hidden is not None:
                 torch.mm(slopes, table, out=grad_hidden[part])
-            if grad_weight is not None:
-                grad_weight += torch.mm(slopes.t(), rows[part])
+            if need_weight:
+                product = torch.mm(slopes.t(), rows[part])
+                grad_weight = product.to(wide) if grad_weight is None else grad_weight.add_(product)
+        if need_weight and grad_weight is None:  # no rows at all
+            grad_weight = torch.zeros_like(weight, dtype=wide)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
         return total * scale

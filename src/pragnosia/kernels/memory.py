@@ -31,7 +31,8 @@ def _advise(tensor: Tensor, advice: int) -> bool:
     stop = (tensor.data_ptr() + tensor.nbytes) // HUGE_PAGE * HUGE_PAGE
     if libc is None or stop <= start:
         return False
-    return libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), advice) == 0
+    code: int = libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), advice)
+    return code == 0
 
 
 def ask_huge_pages(tensor: Tensor) -> bool:
@@ -51,4 +52,5 @@ def keep_freed_memory() -> bool:
         return False
     # the mmap threshold is capped by glibc at half a heap (32 MiB); larger blocks come and go as large pages
     wishes = ((_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, (1 << 31) - 1), (_M_TOP_PAD, 64 << 20))
-    return all([bool(libc.mallopt(name, value)) for name, value in wishes])
+    answers = [libc.mallopt(name, value) for name, value in wishes]
+    return all(answers)

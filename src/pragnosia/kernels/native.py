@@ -1,4 +1,4 @@
-"""A bank by the compiled kernels (source/): the same grouped sum as cpu.py, gathered, multiplied and scattered in cache.
+"""The compiled kernels (source/) as torch sees them: a bank gathered, multiplied and scattered in cache, and more.
 
 Single precision runs in registers; bfloat16 (weights in bfloat16, or autocast over masters in single precision) runs
 on the processor's tile unit where it has one, and in single precision where not. Gradients come back in the dtype of
@@ -49,7 +49,7 @@ def supports(x: Tensor, up: Tensor) -> bool:
     return native_library() is not None
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def bank(
     x: Tensor,
     units: Tensor,
@@ -153,7 +153,8 @@ def _call_of(
     x: Tensor, units: Tensor, strengths: Tensor, weights: tuple[Tensor | None, ...], activation: Activation
 ) -> _BankCall:
     up, down, up_bias, down_bias = weights
-    assert up is not None and down is not None
+    assert up is not None
+    assert down is not None
     num_units, width, unit_width = down.shape
     return _BankCall(
         *(x.shape[0], units.shape[1], num_units, width, unit_width, activation.code, torch.get_num_threads()),
