@@ -54,6 +54,21 @@ def test_started_again_it_finds_everything_trained(configure: Configure, report:
     assert again.to_dict() == report.to_dict()
 
 
+def test_a_comparison_cut_short_goes_on(
+    configure: Configure, report: CompareReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Impatient(Silent):  # type: ignore[misc]
+        def note(self, line: str) -> None:
+            if line.startswith("dense: 12 steps") and line.endswith("seed 1"):
+                raise KeyboardInterrupt
+
+    config = configure(data={"cache": None})
+    with pytest.raises(KeyboardInterrupt):
+        compare([config], seeds=2, out=tmp_path / "out", sweep=QUICK, reporter=Impatient())
+    again = compare([config], seeds=2, out=tmp_path / "out", sweep=QUICK, reporter=Silent())
+    assert [arm.bits_per_byte for arm in again.arms] == [arm.bits_per_byte for arm in report.arms]
+
+
 def test_a_given_dense_arm_of_equal_compute_is_the_dense_arm(configure: Configure, corner: Path) -> None:
     twin = configure(model={"experts": None, "feed_forward": {"width": 26}})
     arms = with_dense(read_arms([configure(), twin], []), load_tokenizer(corner / "tokenizer"))

@@ -10,6 +10,7 @@ where it stopped when it is started again with the same arguments.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from pragnosia.training.comparison import ArmReport, CompareReport, Spread, draw
 from pragnosia.training.configuration import TokenizerConfig, TrainConfig
 from pragnosia.training.log import LOG, Record, read_log
 from pragnosia.training.progress import Bar, Reporter
-from pragnosia.training.run_folder import make_shared_folder
+from pragnosia.training.run_folder import CHECKPOINTS, REPORT, make_shared_folder
 from pragnosia.training.trainer import train
 
 # A best rate at the edge of the sweep moves the edge, at most so often.
@@ -125,8 +126,12 @@ def _run(
         config = replace(config, seed=seed)
     if steps is not None:
         config = replace(config, steps=steps, tokens=None)
+    if (out / REPORT).is_file():
+        return float(json.loads((out / REPORT).read_text(encoding="utf-8"))["bits_per_byte"])
     reporter.note(f"{arm.name}: {config.num_steps} steps at {rate:.3g}, seed {config.seed}")
-    return train(config, out=out, resume=True, reporter=reporter).bits_per_byte
+    report = train(config, out=out, resume=True, reporter=reporter)
+    shutil.rmtree(out / CHECKPOINTS)  # many runs, and each checkpoint is three times its model
+    return report.bits_per_byte
 
 
 def _report(

@@ -25,6 +25,7 @@ from pragnosia.training.log import LOG
 SETTINGS = "train.yaml"
 COMPARISON = "compare.yaml"
 CHECKPOINTS = "checkpoints"
+REPORT = "report.json"
 # What a resumed run may see differently without becoming another run.
 _FREE = ("steps", "tokens", "logging", "checkpoint", "data.cache", "device")
 

@@ -33,7 +33,7 @@ from pragnosia.training.interruption import Interruption
 from pragnosia.training.log import LOG, RunLog, read_log
 from pragnosia.training.optimisers import Optimisers
 from pragnosia.training.progress import Bar, Reporter
-from pragnosia.training.run_folder import CHECKPOINTS, open_run
+from pragnosia.training.run_folder import CHECKPOINTS, REPORT, open_run
 from pragnosia.training.schedules import length_at, rate_factor
 from pragnosia.training.snapshot import Course, Snapshot, save_model
 from pragnosia.training.validation import Validation, bits_per_byte
@@ -211,7 +211,7 @@ class Trainer:
             if not self.lessons and self.validation.possible:  # resumed after the last step
                 self._validate()
             draw_run(records, self.load, self.out / "curves.png", self.out.name)
-        write_whole(self.out / "report.json", json.dumps(asdict(report), indent=1))
+        write_whole(self.out / REPORT, json.dumps(asdict(report), indent=1))
         return report
 
     def _check_finite(self, what: str, value: float) -> None:
