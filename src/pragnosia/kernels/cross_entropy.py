@@ -66,22 +66,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         rows, table = hidden.to(dtype), weight.to(dtype)
         grad_hidden = torch.empty_like(rows) if need_hidden else None
-        grad_weight: Tensor | None = None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
         scale = 1.0 / (targets != ignore_index).sum().to(wide)
         total = torch.zeros((), dtype=wide, device=hidden.device)
         step = max(1, CHUNK_BYTES // (table.shape[0] * wide.itemsize))
+        # one memory for the logits of all chunks, one for what each adds to the weight's gradient
+        chunk = rows.new_empty(min(step, rows.shape[0]), table.shape[0])
+        product = torch.empty_like(table) if need_weight else None
         for start in range(0, rows.shape[0], step):
             part = slice(start, start + step)
-            logits = torch.mm(rows[part], table.t())
-            losses, slopes = _losses_and_slopes(logits, targets[part], ignore_index, scale, need_hidden or need_weight)
+            logits = torch.mm(rows[part], table.t(), out=chunk[: rows[part].shape[0]])
+            losses, slopes = _losses_and_slopes(
+                logits, targets[part], ignore_index, scale, need_hidden or need_weight
+            )
             total += losses
             if grad_hidden is not None:
                 torch.mm(slopes, table, out=grad_hidden[part])
-            if need_weight:
-                product = torch.mm(slopes.t(), rows[part])
-                grad_weight = product.to(wide) if grad_weight is None else grad_weight.add_(product)
-        if need_weight and grad_weight is None:  # no rows at all
-            grad_weight = torch.zeros_like(weight, dtype=wide)
+            if grad_weight is not None and product is not None:
+                grad_weight += torch.mm(slopes.t(), rows[part], out=product)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
         return total * scale

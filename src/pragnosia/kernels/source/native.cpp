@@ -7,7 +7,6 @@
 #include "forward.hpp"
 #include "fp32.hpp"
 #include "loss.hpp"
-#include "softmax.hpp"
 
 namespace {
 
@@ -53,18 +52,6 @@ int pragnosia_bank_few(const BankCall* call) {
             if (call->routes[i] < -1 || call->routes[i] >= call->units) return 1;
         if (call->weights_are_bf16) FewBank<bf16>(*call).run();
         else FewBank<float>(*call).run();
-        return 0;
-    } catch (const std::exception&) {
-        return 2;
-    }
-}
-
-// Logits become their slopes in place; see softmax.hpp.
-int pragnosia_softmax(void* logits, int is_bf16, int64_t rows, int64_t count, const int64_t* targets, float scale,
-                      int64_t threads, float* losses) {
-    try {
-        if (is_bf16) Softmax<bf16>::run(static_cast<bf16*>(logits), rows, count, targets, scale, threads, losses);
-        else Softmax<float>::run(static_cast<float*>(logits), rows, count, targets, scale, threads, losses);
         return 0;
     } catch (const std::exception&) {
         return 2;
