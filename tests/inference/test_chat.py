@@ -189,6 +189,27 @@ def test_a_keyboard_interrupt_in_the_middle_of_a_step(
     assert held(talk) == f"User: Hello\nAssistant:{said}\nUser: Go on\nAssistant:xyz\nUser:"
 
 
+def test_an_interrupt_while_the_turn_is_read(
+    speaker: Pragnosia, script: Scripted, traces: list[Trace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script.will_say("one\nUser:", "two\nUser:")
+    talk = Conversation(speaker, max_new_tokens=20)
+    list(talk.say("Hello"))
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(speaker.model, "forward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(talk.say("What"))
+    script.tokens = iter(())
+    assert "".join(talk.say("Once more")) == "two"
+    assert held(talk) == "User: Hello\nAssistant:one\nUser: What\nAssistant:\nUser: Once more\nAssistant:two\nUser:"
+    (trace,) = traces
+    assert sum(trace.num_tokens) == talk.decoder.tokens.shape[1] - 1, "nothing is read again"
+
+
 def test_asking_again_ends_the_answer_before(speaker: Pragnosia, script: Scripted) -> None:
     script.will_say("abcdef\nUser:")
     talk = Conversation(speaker, max_new_tokens=20)

@@ -95,6 +95,12 @@ def test_special_tokens_are_not_told(speaker: Pragnosia) -> None:
     assert "".join(pieces(speaker, ids)) == "abc"
 
 
+def test_of_two_stop_texts_in_one_token_the_first_counts(speaker: Pragnosia) -> None:
+    ids = speaker.tokenizer("aUser")["input_ids"]
+    assert len(ids) == 2
+    assert pieces(speaker, ids, "er", "Us") == pieces(speaker, ids, "Us", "er") == ["a"]
+
+
 # -- the model's own words
 
 

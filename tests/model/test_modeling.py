@@ -62,6 +62,15 @@ def test_embeddings_instead_of_tokens(tiny_model: Make, tokens: Tensor) -> None:
             model(**wrong)
 
 
+def test_hidden_states_from_the_embedding_to_the_norm(tiny_model: Make, tokens: Tensor) -> None:
+    model = tiny_model()
+    states = model(tokens, output_hidden_states=True).hidden_states
+    assert torch.equal(states[0], model.model.embed_tokens(tokens))
+    assert torch.equal(states[-1], model.model(tokens).last_hidden_state)
+    torch.testing.assert_close(model.lm_head(states[-1]), model(tokens).logits)
+    assert model(tokens).hidden_states is None
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_tied_embeddings_are_one(tied: bool, tiny_model: Make) -> None:
     model = tiny_model(tie_word_embeddings=tied)
