@@ -80,7 +80,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "a tensor of another shape": (
         lambda at: weights(at, lambda tensors: tensors.update({ROUTER: torch.zeros(3, 24)})),
-        "size mismatch|mismatched",
+        rf"1 mismatched keys, first {ROUTER} \(3, 24\)",
     ),
     "config says more layers": (
         lambda at: rewrite(

@@ -30,7 +30,10 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto", device:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:
-        loaded: Any = PragnosiaForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        # Mismatches are let through to be told below, by name.
+        loaded: Any = PragnosiaForCausalLM.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     except PragnosiaError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -41,7 +44,7 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto", device:
             transformers_logging.enable_progress_bar()
     model, info = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        names = sorted(str(name) for name in info[problem])
+        names = sorted(name if isinstance(name, str) else f"{name[0]} {tuple(name[1])}" for name in info[problem])
         if names:
             raise CheckpointError(
                 f"the weights in {folder} do not fit its config.json: {len(names)} {problem.replace('_', ' ')}, "
