@@ -50,7 +50,7 @@ class Scripted:
 
     def will_say(self, *answers: str) -> None:
         self.answers = list(answers)
-        self.tokens = iter(())
+        self.tokens: Iterator[int] = iter(())
 
     def __call__(self, seen: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         token = next(self.tokens, None)
@@ -91,7 +91,8 @@ def test_a_talk_of_three_turns(form: str, speaker: Pragnosia, script: Scripted, 
     assert [message["content"] for message in talk.messages] == [
         *("Hello", " Good day.", "In Korean?", " 안녕!", "Thanks", " Bye.")
     ]
-    said = {"trimming": str.strip, "shouting": str.upper}.get(form, str)
+    kept: dict[str, Callable[[str], str]] = {"trimming": str.strip, "shouting": str.upper}
+    said = kept.get(form, str)
     user, assistant = ("User: ", "\nAssistant:") if form == "plain" else ("<user>", "<assistant>")
     between = "\n" if form == "plain" else "<end>"
     assert held(talk) == (

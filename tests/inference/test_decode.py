@@ -39,7 +39,7 @@ def told(decoder: Decoder, count: int, **options: Any) -> list[int]:
 @pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.3}], ids=str)
 @pytest.mark.parametrize("dress", DRESSES)
 def test_the_same_greedy_tokens_as_transformers(dress: str, options: dict[str, Any], make_model: Make) -> None:
-    model = make_model(**DRESSES[dress])
+    model: Any = make_model(**DRESSES[dress])
     model.generation_config.eos_token_id = None
     ids = torch.randint(0, 200, (1, 11))
     expected = model.generate(ids, max_new_tokens=40, do_sample=False, **options)[0, 11:].tolist()

@@ -48,12 +48,22 @@ def cut(path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
 
 
+def a_file_instead(path: Path) -> None:
+    shutil.rmtree(path)
+    path.write_text("x")
+
+
+def a_folder_instead(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 ROUTER = "model.layers.1.feed_forward.thalamus.weight"
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "no directory": (shutil.rmtree, "no model directory at"),
-    "a file": (lambda at: (shutil.rmtree(at), at.write_text("x")), "no model directory at"),
+    "a file": (a_file_instead, "no model directory at"),
     "no config": (lambda at: (at / "config.json").unlink(), "holds no config.json"),
-    "config is a directory": (lambda at: ((at / "config.json").unlink(), (at / "config.json").mkdir()), "cannot read"),
+    "config is a directory": (lambda at: a_folder_instead(at / "config.json"), "cannot read"),
     "config is no JSON": (lambda at: (at / "config.json").write_text('{"model_type": '), "is not valid JSON"),
     "config is binary": (lambda at: (at / "config.json").write_bytes(b"\xff\xfe\x00"), "is not valid JSON"),
     "config is a list": (lambda at: (at / "config.json").write_text("[1]"), "is a None model, not a pragnosia one"),

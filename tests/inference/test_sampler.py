@@ -34,7 +34,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_warped_as_by_transformers(options: dict[str, Any], make_model: Callable[..., PragnosiaForCausalLM]) -> None:
-    model = make_model()
+    model: Any = make_model()
     ids = torch.randint(0, model.config.vocab_size, (1, 20))
     logits = model(ids).logits[:, -1].detach()
     theirs = model.generate(
@@ -44,7 +44,8 @@ def test_warped_as_by_transformers(options: dict[str, Any], make_model: Callable
         output_scores=True,
     )
     sampler = Sampler(Sampling(**options), CPU)
-    ours = sampler.warpers(ids, logits.float()) if sampler.warpers else logits
+    warpers: Any = sampler.warpers
+    ours = warpers(ids, logits.float()) if sampler.warpers else logits
     torch.testing.assert_close(ours, theirs.scores[0])
 
 

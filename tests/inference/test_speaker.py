@@ -118,7 +118,8 @@ def test_temperature_zero_is_greedy_and_the_default(speaker: Pragnosia) -> None:
     greedy = speaker.generate_tokens([1, 2, 3], max_new_tokens=20)
     assert greedy == speaker.generate_tokens([1, 2, 3], max_new_tokens=20, temperature=0.0, seed=9)
     ids = torch.tensor([[1, 2, 3]])
-    expected = speaker.model.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
+    model: Any = speaker.model
+    expected = model.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert greedy == expected[0, 3:].tolist()
 
 

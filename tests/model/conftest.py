@@ -52,7 +52,7 @@ def tiny_model(tiny_config: Callable[..., PragnosiaConfig]) -> Callable[..., Pra
 
     def make(**changes: Any) -> PragnosiaForCausalLM:
         torch.manual_seed(0)
-        model = PragnosiaForCausalLM(tiny_config(**changes)).eval()
+        model: PragnosiaForCausalLM = PragnosiaForCausalLM(tiny_config(**changes)).train(False)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim == 1 or not parameter.any():

@@ -31,17 +31,18 @@ def turned(x: Tensor, theta: float) -> Tensor:
 
 
 def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+    scaled: Tensor = x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+    return scaled
 
 
-def by_definition(attention: Attention, config: PragnosiaConfig, x: Tensor) -> Tensor:
+def by_definition(attention: Attention, config: Any, x: Tensor) -> Tensor:
     """The layer's answer to a whole text, in float64, one query at a time."""
     organ = config.attention
     weights = {name: tensor.detach().double() for name, tensor in attention.state_dict().items()}
     x, eps = x.double(), config.rms_norm_eps
 
     def projected(letter: str, heads: int) -> Tensor:
-        rows = x @ weights[f"{letter}_proj.weight"].T + weights.get(f"{letter}_proj.bias", torch.zeros(()))
+        rows: Tensor = x @ weights[f"{letter}_proj.weight"].T + weights.get(f"{letter}_proj.bias", torch.zeros(()))
         if organ.qk_norm == "full" and letter != "v":
             rows = normed(rows, weights[f"{letter}_norm.weight"], eps)
         if organ.clip_qkv is not None:
@@ -65,7 +66,8 @@ def by_definition(attention: Attention, config: PragnosiaConfig, x: Tensor) -> T
                 scores = torch.cat((scores, weights["sinks"][head].expand(x.shape[0], 1)), -1)
             shares = scores.softmax(-1)[:, : now + 1 - first]
             mixed[:, now, head] = torch.einsum("bs,bsk->bk", shares, value[:, seen, kept])
-    return mixed.flatten(2) @ weights["o_proj.weight"].T + weights.get("o_proj.bias", torch.zeros(()))
+    answer: Tensor = mixed.flatten(2) @ weights["o_proj.weight"].T + weights.get("o_proj.bias", torch.zeros(()))
+    return answer
 
 
 DRESSES: dict[str, dict[str, Any]] = {

@@ -60,7 +60,11 @@ def test_the_sum_over_who_is_awake(activation: str, bias: bool) -> None:
 def test_newborns_change_nothing(bias: bool) -> None:
     made, (x, units, strengths) = bank(bias=bias), routed()
     before = made(x, units, strengths)
-    moved = made.add_units(3, lambda name, rows: torch.nn.init.constant_(rows, len(name)))
+
+    def fill(name: str, rows: Tensor) -> None:
+        torch.nn.init.constant_(rows, len(name))
+
+    moved = made.add_units(3, fill)
     assert made.num_units == UNITS + 3
     assert moved.source.tolist() == [0, 1, 2, 3, 4, NEWBORN, NEWBORN, NEWBORN]
     assert torch.equal(made(x, units, strengths), before)

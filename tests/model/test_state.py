@@ -63,7 +63,7 @@ def test_every_cache_remembers_the_same(
 @torch.no_grad()
 def test_an_old_state_stays_usable(model: PragnosiaForCausalLM, tokens: Tensor) -> None:
     whole = model(tokens, use_cache=False).logits
-    early = model(tokens[:, :5], past_key_values=model.fresh_state(2, 6)).past_key_values
+    early: Any = model(tokens[:, :5], past_key_values=model.fresh_state(2, 6)).past_key_values
     held = [(memory.length, memory.keys[:, :, :5].clone()) for memory in early.layers]
     late = early
     for moment in range(5, 12):  # grows past its room on the way
@@ -94,13 +94,13 @@ def test_no_state_where_none_is_wanted(model: PragnosiaForCausalLM, tokens: Tens
     assert model(tokens, use_cache=False).past_key_values is None
     model.train()
     assert model(tokens).past_key_values is None, "training remembers nothing unless asked"
-    model.eval()
+    model.train(False)
     assert model(tokens).past_key_values.length == 12
 
 
 def test_room_is_allocated_once(tokens: Tensor, tiny_model: Make) -> None:
     model = tiny_model()
-    state = model.fresh_state(2, 12)
+    state: Any = model.fresh_state(2, 12)
     grown = model(tokens, past_key_values=state).past_key_values
     assert grown.nbytes == state.nbytes == 2 * 2 * (2 * 2 * 12 * 6) * 4, "layers x (keys, values) x B H M K x float32"
     assert grown.layers[0].keys.data_ptr() == state.layers[0].keys.data_ptr()
