@@ -66,7 +66,7 @@ def generate(
     started = time.perf_counter()
     with EnergyMeter() as meter:
         spoken = decoder.speak(max_new_tokens, sampling, speaker.stop_tokens)
-        pieces = [_shown(piece, quiet=as_json) for piece in speaker.pieces(spoken, sampling.stop)]
+        pieces = [_shown(piece, quiet=as_json) for piece in speaker.pieces(spoken, sampling.stop, after=ids)]
     seconds = time.perf_counter() - started
     if not as_json:
         print(file=sys.__stdout__)

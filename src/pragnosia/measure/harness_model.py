@@ -113,7 +113,7 @@ class PragnosiaLM(TemplateLM):  # type: ignore[misc]
         decoder = self.speaker.decoder(len(ids) + longest, self.energy)
         decoder.read(ids)
         spoken = decoder.speak(longest, sampling, self.speaker.stop_tokens)
-        return "".join(self.speaker.pieces(spoken, until))
+        return "".join(self.speaker.pieces(spoken, until, after=ids))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation as one text, by the tokenizer's own template."""
