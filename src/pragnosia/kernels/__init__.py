@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pragnosia.kernels import cpu, gathered, native, reference
+from pragnosia.kernels import cpu, gathered, native, reference, triton
 from pragnosia.kernels.activations import ACTIVATIONS, Activation, activation_named
 from pragnosia.kernels.compiled import native_status
 from pragnosia.kernels.cross_entropy import linear_cross_entropy
@@ -38,6 +38,7 @@ BACKENDS: dict[str, Callable[..., Tensor]] = {
     "cpu": cpu.bank,
     "native": native.bank,
     "gathered": gathered.bank,
+    "triton": triton.bank,
 }
 GATHERED_SLOTS = 64  # a compiled graph of at most so many slots copies weights rather than break
 
@@ -70,6 +71,8 @@ def bank(
 def _best_backend(x: Tensor, units: Tensor, up: Tensor) -> str:
     if torch.compiler.is_compiling() and units.numel() <= GATHERED_SLOTS:
         return "gathered"
+    if x.is_cuda:
+        return "triton" if triton.supports(x) else "cpu"
     return "native" if native.supports(x, up) else "cpu"
 
 

@@ -32,7 +32,8 @@ def bank(
     activation: Activation,
 ) -> Tensor:
     """The grouped sum; gradients come back in the dtype of what they belong to."""
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     result: Tensor = _Bank.apply(  # type: ignore[no-untyped-call]
         x, units, strengths, up, down, up_bias, down_bias, activation, dtype
     )

@@ -76,9 +76,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, rows.shape[0], step):
             part = slice(start, start + step)
             logits = torch.mm(rows[part], table.t(), out=chunk[: rows[part].shape[0]])
-            losses, slopes = _losses_and_slopes(
-                logits, targets[part], ignore_index, scale, need_hidden or need_weight
-            )
+            losses, slopes = _losses_and_slopes(logits, targets[part], ignore_index, scale, need_hidden or need_weight)
             total += losses
             if grad_hidden is not None:
                 torch.mm(slopes, table, out=grad_hidden[part])

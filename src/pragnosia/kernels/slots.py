@@ -28,13 +28,17 @@ class Slots:
         back[self.order] = torch.arange(rows.shape[0], device=rows.device)
         if rows.shape[0] < num_tokens * num_slots:
             rows = torch.cat((rows, rows.new_zeros(1, rows.shape[1])))  # empty slots read zeros
-        return rows.index_select(0, back).view(num_tokens, num_slots, -1).sum(1)
+        return rows.index_select(0, back).view(num_tokens, num_slots, rows.shape[1]).sum(1)
 
 
 def sort_slots(units: Tensor, num_units: int) -> Slots:
-    """Stable counting order of `units` (T, A); -1 slots drop out."""
+    """Stable order of `units` (T, A); -1 slots drop out. Raises ValueError on a unit that is not there."""
     flat = units.reshape(-1)
     sorted_units, order = torch.sort(flat, stable=True)
+    if flat.numel() and (sorted_units[0] < -1 or sorted_units[-1] >= num_units):
+        raise ValueError(
+            f"units reach {int(sorted_units[0])} to {int(sorted_units[-1])}, expected -1 (nobody) to {num_units - 1}"
+        )
     counts: list[int] = torch.bincount(flat + 1, minlength=num_units + 1).tolist()
     idle = counts[0]
     sorted_units, order = sorted_units[idle:], order[idle:]
