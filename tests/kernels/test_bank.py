@@ -271,9 +271,9 @@ class TestBadInput:
 
     def test_names(self) -> None:
         case = make_case(3, 8, 4, 2, 4, activation="swiglu")
-        with pytest.raises(ValueError, match="unknown activation 'swish'.*swiglu"):
+        with pytest.raises(ValueError, match=r"unknown activation 'swish'.*swiglu"):
             kernels.bank(**vars(case), activation="swish")
-        with pytest.raises(ValueError, match="unknown backend 'gpu'.*native"):
+        with pytest.raises(ValueError, match=r"unknown backend 'gpu'.*native"):
             kernels.bank(**vars(case), activation="swiglu", backend="gpu")
 
     @pytest.mark.parametrize("backend", ["cpu", pytest.param("native", marks=NO_COMPILER)])
@@ -282,7 +282,7 @@ class TestBadInput:
     def test_a_unit_that_is_not_there(self, backend: str, unit: int, learning: bool) -> None:
         case = make_case(3, 8, 4, 2, 4, activation="swiglu")
         case.units[1, 1] = unit
-        with torch.set_grad_enabled(learning), pytest.raises(ValueError, match="expected -1 .nobody. to 3"):
+        with torch.set_grad_enabled(learning), pytest.raises(ValueError, match=r"expected -1 .nobody. to 3"):
             kernels.bank(**vars(case), activation="swiglu", backend=backend)
 
     @NO_COMPILER

@@ -62,18 +62,37 @@ def bank(
     """
     entry = activation_named(activation)
     _check_shapes(x, units, strengths, up, down, up_bias, down_bias, entry)
-    name = backend or _best_backend(x, units, up)
+    if torch.compiler.is_compiling():
+        if backend in (None, "gathered") and units.numel() <= GATHERED_SLOTS:
+            return gathered.bank(x, units, strengths, up, down, up_bias, down_bias, entry)
+        return _run_untraced(x, units, strengths, up, down, up_bias, down_bias, entry, backend)  # type: ignore[no-any-return]
+    return _run(x, units, strengths, up, down, up_bias, down_bias, entry, backend)
+
+
+def _run(
+    x: Tensor,
+    units: Tensor,
+    strengths: Tensor,
+    up: Tensor,
+    down: Tensor,
+    up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    activation: Activation,
+    backend: str | None,
+) -> Tensor:
+    name = backend or _best_backend(x, up)
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}. Available: {', '.join(BACKENDS)}")
-    return BACKENDS[name](x, units, strengths, up, down, up_bias, down_bias, entry)
+    return BACKENDS[name](x, units, strengths, up, down, up_bias, down_bias, activation)
 
 
-def _best_backend(x: Tensor, units: Tensor, up: Tensor) -> str:
-    if torch.compiler.is_compiling() and units.numel() <= GATHERED_SLOTS:
-        return "gathered"
-    if x.is_cuda:
-        return "triton" if triton.supports(x) else "cpu"
-    return "native" if native.supports(x, up) else "cpu"
+_run_untraced = torch.compiler.disable(_run)
+
+
+def _best_backend(x: Tensor, up: Tensor) -> str:
+    if native.supports(x, up):
+        return "native"
+    return "triton" if x.is_cuda and triton.supports(x) else "cpu"
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -49,7 +49,6 @@ def supports(x: Tensor, up: Tensor) -> bool:
     return native_library() is not None
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def bank(
     x: Tensor,
     units: Tensor,

@@ -41,7 +41,6 @@ def supports(x: Tensor) -> bool:
     return place and x.dtype in DTYPES and _installed()
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def bank(
     x: Tensor,
     units: Tensor,

@@ -9,7 +9,7 @@ constexpr float LIMIT = 7.f, ALPHA = 1.702f;  // of gpt-oss
 // e^x by 2^n times a polynomial on |r| <= ln(2) / 2: branch-free, so that loops over it become vector code.
 inline float exponential(float x) {
     x = x < -87.f ? -87.f : x;
-    x = x > 88.f ? 88.f : x;
+    x = x > 89.f ? 89.f : x;  // 2^128: infinity, so that a sigmoid far out is 0 and not merely small
     float n = x * 1.44269504f + 12582912.f;  // 1.5 * 2^23 rounds to the nearest integer
     int32_t power;
     std::memcpy(&power, &n, 4);

@@ -1,0 +1,54 @@
+"""The linear layer of a decode step against torch's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pragnosia import kernels
+from pragnosia.kernels import native
+
+
+@pytest.mark.parametrize("rows", [(), (1,), (2, 2), (1, 1), (3,), (7,), (0,)])
+@pytest.mark.parametrize(("outs", "depth"), [(512, 64), (130, 200), (259, 133), (4, 4)])
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_like_torch(rows: tuple[int, ...], outs: int, depth: int, biased: bool, dtype: torch.dtype) -> None:
+    x, weight = torch.randn(*rows, depth).to(dtype), torch.randn(outs, depth).to(dtype)
+    bias = torch.randn(outs).to(dtype) if biased else None
+    got, wanted = (
+        kernels.linear(x, weight, bias),
+        F.linear(x.float(), weight.float(), None if bias is None else bias.float()),
+    )
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.float(), wanted, atol=1e-4 if dtype == torch.float32 else 0.2, rtol=1e-2)
+
+
+def test_takes_the_compiled_path_only_where_it_may() -> None:
+    weight = torch.randn(256, 64).bfloat16()
+    x = torch.randn(1, 64).bfloat16()
+    if not native.supports_losses(x):
+        pytest.skip(f"compiled kernels are {kernels.native_status()}")
+    assert native.supports_few_rows(x, weight, None)
+    assert not native.supports_few_rows(x.requires_grad_(), weight, None)
+    with torch.no_grad():
+        assert native.supports_few_rows(x, weight, None)
+        assert not native.supports_few_rows(x.float(), weight, None)
+        assert not native.supports_few_rows(x.expand(5, 64), weight, None)
+        assert not native.supports_few_rows(x, weight.t().contiguous().t(), None)
+        assert not native.supports_few_rows(x[:, :32], weight, None)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not native.supports_few_rows(x, weight, None)
+
+
+def test_gradients_go_through() -> None:
+    x = torch.randn(1, 64, requires_grad=True)
+    weight = torch.randn(512, 64, requires_grad=True)
+    kernels.linear(x, weight).sum().backward()
+    torch.testing.assert_close(x.grad, weight.detach().sum(0)[None])
+
+
+def test_shapes_that_do_not_fit_are_torchs_error() -> None:
+    with pytest.raises(RuntimeError, match="shapes"):
+        kernels.linear(torch.randn(1, 63), torch.randn(512, 64))
