@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pragnosia import kernels
-from pragnosia.kernels import cross_entropy, native
+from pragnosia.kernels import cross_entropy, rows
 
 
 def make(N: int, D: int, V: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -25,8 +25,8 @@ def apart(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test twice: rows of logits by the compiled kernel, and by torch."""
     if request.param == "torch":
-        monkeypatch.setattr(native, "supports_losses", lambda logits: False)
-    elif not native.supports_losses(torch.zeros(1, 1)):
+        monkeypatch.setattr(rows, "supports_losses", lambda logits: False)
+    elif not rows.supports_losses(torch.zeros(1, 1)):
         pytest.skip(f"compiled kernels are {kernels.native_status()}")
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pragnosia import kernels
-from pragnosia.kernels import native
+from pragnosia.kernels import rows as single_rows
 
 
 @pytest.mark.parametrize("rows", [(), (1,), (2, 2), (1, 1), (3,), (7,), (0,)])
@@ -28,18 +28,18 @@ def test_like_torch(rows: tuple[int, ...], outs: int, depth: int, biased: bool, 
 def test_takes_the_compiled_path_only_where_it_may() -> None:
     weight = torch.randn(256, 64).bfloat16()
     x = torch.randn(1, 64).bfloat16()
-    if not native.supports_losses(x):
+    if not single_rows.supports_losses(x):
         pytest.skip(f"compiled kernels are {kernels.native_status()}")
-    assert native.supports_few_rows(x, weight, None)
-    assert not native.supports_few_rows(x.requires_grad_(), weight, None)
+    assert single_rows.supports_few(x, weight)
+    assert not single_rows.supports_few(x.requires_grad_(), weight)
     with torch.no_grad():
-        assert native.supports_few_rows(x, weight, None)
-        assert not native.supports_few_rows(x.float(), weight, None)
-        assert not native.supports_few_rows(x.expand(5, 64), weight, None)
-        assert not native.supports_few_rows(x, weight.t().contiguous().t(), None)
-        assert not native.supports_few_rows(x[:, :32], weight, None)
+        assert single_rows.supports_few(x, weight)
+        assert not single_rows.supports_few(x.float(), weight)
+        assert not single_rows.supports_few(x.expand(5, 64), weight)
+        assert not single_rows.supports_few(x, weight.t().contiguous().t())
+        assert not single_rows.supports_few(x[:, :32], weight)
         with torch.autocast("cpu", torch.bfloat16):
-            assert not native.supports_few_rows(x, weight, None)
+            assert not single_rows.supports_few(x, weight)
 
 
 def test_gradients_go_through() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pragnosia.kernels import cpu, gathered, native, reference, triton
+from pragnosia.kernels import cpu, gathered, native, reference, rows, triton
 from pragnosia.kernels.activations import ACTIVATIONS, Activation, activation_named
 from pragnosia.kernels.compiled import native_status
 from pragnosia.kernels.cross_entropy import linear_cross_entropy
@@ -97,8 +97,8 @@ def _best_backend(x: Tensor, up: Tensor) -> str:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """What F.linear gives, faster for the few rows of a decode step on the CPU."""
-    if not torch.compiler.is_compiling() and native.supports_few_rows(x, weight, bias):
-        return native.linear(x, weight, bias)
+    if not torch.compiler.is_compiling() and rows.supports_few(x, weight):
+        return rows.linear(x, weight, bias)
     return torch.nn.functional.linear(x, weight, bias)
 
 

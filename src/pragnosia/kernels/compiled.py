@@ -36,6 +36,13 @@ def native_library() -> ctypes.CDLL | None:
     return _load()[0]
 
 
+def loaded_library() -> ctypes.CDLL:
+    """The compiled kernels, known to be there."""
+    library = native_library()
+    assert library is not None
+    return library
+
+
 def native_status() -> str:
     """One line on the compiled kernels for a person: in use, or why not."""
     return _load()[1]
@@ -60,8 +67,10 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 
 
 def _declare(library: ctypes.CDLL) -> None:
-    """Argument types of what is not a pointer to one struct (source/native.cpp)."""
+    """Argument types (source/native.cpp); a bank's call is one packed struct."""
     pointer, integer, whole = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+    library.pragnosia_bank_few.argtypes = [ctypes.c_char_p]
+    library.pragnosia_bank_forward.argtypes = library.pragnosia_bank_backward.argtypes = [ctypes.c_char_p, integer]
     library.pragnosia_linear_few.argtypes = [
         *(pointer, integer, pointer, pointer, integer),
         *(whole, whole, whole, whole, pointer),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from pragnosia.kernels import native
+from pragnosia.kernels import rows as compiled_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,8 +44,8 @@ def _losses_and_slopes(
     logits: Tensor, targets: Tensor, ignore_index: int, scale: Tensor, slopes: bool
 ) -> tuple[Tensor, Tensor]:
     """The sum of a chunk's losses, and the logits' gradients (which may take their memory)."""
-    if native.supports_losses(logits):
-        return native.losses_(logits, targets, ignore_index, scale.item(), slopes), logits
+    if compiled_rows.supports_losses(logits):
+        return compiled_rows.losses_(logits, targets, ignore_index, scale.item(), slopes), logits
     wide = logits.to(scale.dtype)
     counts = (targets != ignore_index)[:, None]
     aim = targets[:, None].where(counts, 0)

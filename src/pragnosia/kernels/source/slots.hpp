@@ -5,21 +5,27 @@
 
 #include "numbers.hpp"
 
-// One call of a bank; mirrored field by field by native.py. Flags say which matrices are bfloat16, the rest is float.
+// One call of a bank: 29 words, packed in this order by native.py. Flags say which matrices are bfloat16, the rest is
+// float; pointers to what is not there are null.
 struct BankCall {
+    // what every call has
     int64_t tokens, awake, units, width, unit_width, activation, threads;
-    int64_t x_is_bf16, weights_are_bf16, grad_is_bf16, out_is_bf16;
-    const void *x, *up, *down, *up_bias, *down_bias;  // biases may be null
-    const int64_t* routes;                            // (T, A), -1 for nobody
-    const float* strengths;                           // (T, A)
+    int64_t x_is_bf16, weights_are_bf16, out_is_bf16;
+    const void *x, *up, *down, *up_bias, *down_bias;
+    const int64_t* routes;   // (T, A), -1 for nobody
+    const float* strengths;  // (T, A)
+    void* out;               // (T, D)
+    // what the grouped passes keep
     int32_t* order;   // (T*A,) flat slots sorted by unit; written by forward, read by backward
     int32_t* bounds;  // (U + 1,) where each unit's slots begin; likewise
     void* hidden;     // (T*A, G*F) H of each sorted slot; null when no gradient will be asked
-    void* out;        // (T, D)
+    // what backward has and gives
+    int64_t grad_is_bf16;
     const void* grad;                                                    // (T, D)
     void *grad_x, *grad_up, *grad_down, *grad_up_bias, *grad_down_bias;  // each may be null
-    float* grad_strengths;                                               // may be null
+    float* grad_strengths;                                               // likewise
 };
+static_assert(sizeof(BankCall) == 29 * 8, "native.py packs 29 words");
 
 // Stable counting sort; false where a route names a unit that is not there.
 inline bool sort_slots(const BankCall& call) {
