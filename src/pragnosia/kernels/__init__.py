@@ -80,19 +80,19 @@ def _run(
     activation: Activation,
     backend: str | None,
 ) -> Tensor:
-    name = backend or _best_backend(x, up)
-    if name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}. Available: {', '.join(BACKENDS)}")
-    return BACKENDS[name](x, units, strengths, up, down, up_bias, down_bias, activation)
+    if backend is None:
+        if native.supports(x, up):
+            run = native.supported_bank
+        else:
+            run = triton.bank if x.is_cuda and triton.supports(x) else cpu.bank
+    elif backend in BACKENDS:
+        run = BACKENDS[backend]
+    else:
+        raise ValueError(f"unknown backend {backend!r}. Available: {', '.join(BACKENDS)}")
+    return run(x, units, strengths, up, down, up_bias, down_bias, activation)
 
 
 _run_untraced = torch.compiler.disable(_run)
-
-
-def _best_backend(x: Tensor, up: Tensor) -> str:
-    if native.supports(x, up):
-        return "native"
-    return "triton" if x.is_cuda and triton.supports(x) else "cpu"
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -113,8 +113,16 @@ def _check_shapes(
     activation: Activation,
 ) -> None:
     num_units, width, unit_width = down.shape
-    tokens, hidden = x.shape[0], activation.num_parts * unit_width
-    awake = units.shape[-1]
+    tokens, awake, hidden = x.shape[0], units.shape[-1], activation.num_parts * unit_width
+    if (
+        x.shape == (tokens, width)
+        and units.shape == (tokens, awake)
+        and strengths.shape == (tokens, awake)
+        and up.shape == (num_units, hidden, width)
+        and (up_bias is None or up_bias.shape == (num_units, hidden))
+        and (down_bias is None or down_bias.shape == (num_units, width))
+    ):
+        return
     for name, tensor, expected in (
         ("x", x, (tokens, width)),
         ("units", units, (tokens, awake)),

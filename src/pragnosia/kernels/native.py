@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 DTYPES = (torch.float32, torch.bfloat16)
 FEW_TOKENS = 4  # TOKENS of source/few.hpp: tokens of a unit, or rows of a linear layer, that share one reading
-FEW_SLOTS = 16
 
 # `BankCall` of source/slots.hpp: 18 words of any call, 3 that the passes keep, 8 of backward
 _COMMON, _KEPT, _BACKWARD = struct.Struct("18q"), struct.Struct("3q"), struct.Struct("8q")
@@ -48,16 +47,29 @@ def bank(
     down_bias: Tensor | None,
     activation: Activation,
 ) -> Tensor:
-    """The grouped sum, compiled."""
+    """The grouped sum, compiled. Raises ValueError where `supports` says no."""
     if not supports(x, up):
         raise ValueError(
             f"backend 'native' takes float32 or bfloat16 on the CPU and needs a C++ compiler, got x {x.dtype} on"
             f" {x.device} and up {up.dtype}; use backend='cpu' or None"
         )
+    return supported_bank(x, units, strengths, up, down, up_bias, down_bias, activation)
+
+
+def supported_bank(
+    x: Tensor,
+    units: Tensor,
+    strengths: Tensor,
+    up: Tensor,
+    down: Tensor,
+    up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    activation: Activation,
+) -> Tensor:
+    """The same for tensors that `supports` has seen: asking twice is felt in a decode step."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     weights = (up, down, up_bias, down_bias)
-    slots = units.numel()
-    if slots <= max(FEW_SLOTS, FEW_TOKENS * up.shape[0]) and not _wants_gradient(x, strengths, *weights):
+    if units.numel() <= FEW_TOKENS * max(FEW_TOKENS, up.shape[0]) and not _wants_gradient(x, strengths, *weights):
         return _few(x, units, strengths, weights, activation, dtype)
     result: Tensor = _Bank.apply(  # type: ignore[no-untyped-call]
         x, units, strengths, *weights, activation, dtype
