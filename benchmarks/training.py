@@ -16,7 +16,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 from pragnosia import PragnosiaConfig, PragnosiaForCausalLM
 
 WIDTH, LAYERS, VOCABULARY, BATCH, LENGTH = 256, 4, 8192, 8, 256
-SHAPES = [(4, 2, 128), (16, 2, 128), (64, 2, 128), (64, 8, 32), (256, 8, 32)]
+SHAPES = [(4, 2, 128), (16, 2, 128), (64, 2, 128), (64, 8, 32)]
 ATTENTION = {"num_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "qk_norm": "head"}
 
 
