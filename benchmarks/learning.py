@@ -53,6 +53,6 @@ if __name__ == "__main__":
     arguments = sys.argv[1:]
     main(
         int(arguments[0]) if arguments else 3,
-        int(arguments[1]) if len(arguments) > 1 else 500,
+        int(arguments[1]) if len(arguments) > 1 else 200,
         arguments[2] if len(arguments) > 2 else "runs/learning",
     )

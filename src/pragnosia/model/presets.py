@@ -44,7 +44,13 @@ def _shape(
             "unit_width": unit_width,
             "num_shared": 1,
             "lobes": dict.fromkeys(LOBES, num_units // len(LOBES)),
-            "thalamus": {"kind": "sigmoid", "num_awake": num_awake, "balance_rate": 1e-3},
+            "thalamus": {
+                "kind": "sigmoid",
+                "num_awake": num_awake,
+                "balance_rate": 1e-3,
+                # An awake unit then speaks about as loudly as the shared one; at 1 the units learn too slowly.
+                "scale": float(num_awake),
+            },
         },
     }
 
