@@ -231,3 +231,31 @@ class TestBadInput:
 
 def _copy(model: Path, folder: Path) -> Path:
     return Path(shutil.copytree(model, folder / "broken"))
+
+
+def test_several_values_after_one_option(run: Run, model: Path, story: Path) -> None:
+    values = run("eval", model, "--data", story, story, "--json").values
+    assert values["bytes"] == 2 * story.stat().st_size
+
+
+def test_a_blank_line_does_not_end_a_piped_chat(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    turns = tmp_path / "turns"
+    turns.write_text("hello\n\nthere\n", "utf-8")
+    with turns.open(encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        values = run("chat", model, "--json", "--max-new-tokens", 2, "--seed", 1).values
+    assert len(values["messages"]) == 4
+
+
+def test_what_fresh_eyes_tripped_over(run: Run, model: Path, story: Path, tmp_path: Path) -> None:
+    run("eval", model, "--data", story, "--max-bytes", "zz").refused("zz")
+    config = tmp_path / "heads.yaml"
+    config.write_text(
+        "model: {hidden_size: 32, attention: {num_heads: 3, num_key_value_heads: 3}}\nsteps: 1\n", "utf-8"
+    )
+    run("train", config, "--data", story, "--out", tmp_path / "out").refused("num_heads", "hidden_size")
+    config.write_text("model: {preset: nano}\nsteps: 1\n", "utf-8")
+    run("compare", config, "--data", tmp_path / "none.txt", "--out", tmp_path / "pair").refused("none.txt")
+    assert not (tmp_path / "pair").exists()

@@ -36,6 +36,8 @@ app.add_typer(tokenizer, name="tokenizer")
 tokenizer.command("train")(training.train_tokenizer)
 
 # Typer bundles the click it stands on; its errors are reached through the one class it makes public.
+_SEVERAL = ("--data", "--set")
+
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
@@ -51,14 +53,30 @@ def root(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    given = spread_out(sys.argv[1:] if arguments is None else arguments)
     try:
-        outcome = app(args=arguments, prog_name="pragnosia", standalone_mode=False)
+        outcome = app(args=given, prog_name="pragnosia", standalone_mode=False)
     except UsageError as error:
         return _usage(error)
     except typer.Abort:
         print("pragnosia: interrupted", file=sys.stderr)
         return 130
     return outcome if isinstance(outcome, int) else 0
+
+
+def spread_out(arguments: list[str]) -> list[str]:
+    """`--data A B` as `--data A --data B`: an option that may be repeated takes several values at once, too."""
+    spread: list[str] = []
+    option, taken = None, False
+    for word in arguments:
+        if word.startswith("-") or option is None:
+            option, taken = (word if word in _SEVERAL else None), False
+        else:
+            if taken:
+                spread.append(option)
+            taken = True
+        spread.append(word)
+    return spread
 
 
 def _usage(error: Exception) -> int:

@@ -77,11 +77,15 @@ def _evaluated(
     model: Path, data: list[str], context: int | None, stride: int | None, max_bytes: str | None, energy: float
 ) -> dict[str, Any]:
     from pragnosia.data import Joined, resolve
+    from pragnosia.errors import ConfigError
     from pragnosia.inference.speaker import Pragnosia
     from pragnosia.measure.evaluation import evaluate as measure_text
     from pragnosia.units import parse_bytes
 
-    limit = parse_bytes(max_bytes) if max_bytes else None
+    try:
+        limit = parse_bytes(max_bytes) if max_bytes else None
+    except ValueError as error:
+        raise ConfigError(f"--max-bytes: {error}") from error
     speaker = Pragnosia.from_pretrained(model)
     text = Joined(tuple(resolve(source) for source in data))
     return measure_text(

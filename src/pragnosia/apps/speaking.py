@@ -128,7 +128,8 @@ def _next_turn(interactive: bool) -> str | None:
     """The user's next line, None at the end."""
     try:
         if not interactive:
-            return sys.stdin.readline().rstrip("\n") or None
+            line = sys.stdin.readline()
+            return line.rstrip("\n") if line else None
         print("> ", end="", file=sys.__stdout__, flush=True)
         return input()
     except EOFError:

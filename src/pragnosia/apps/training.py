@@ -17,7 +17,8 @@ Data = Annotated[
     typer.Option("--data", help="Texts instead of the config's: files, directories, recipes or default; repeatable."),
 ]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key, as in optimiser.lr=1e-3.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key, as in optimiser.learning_rate=1e-3."),
 ]
 
 

@@ -113,7 +113,8 @@ def load_tokenizer(directory: str | Path, vocab_size: int) -> PreTrainedTokenize
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises bare Exception for a corrupt file
         raise CheckpointError(f"cannot read the tokenizer in {folder}: {_first_line(error)}") from error
-    if len(tokenizer) > vocab_size:
+    # A vocabulary is often padded a little past its tokenizer; far past, the two never belonged together.
+    if not len(tokenizer) <= vocab_size <= 1.1 * len(tokenizer) + 256:
         raise CheckpointError(
             f"the tokenizer in {folder} knows {len(tokenizer)} tokens, the model {vocab_size}; "
             "it belongs to another model"

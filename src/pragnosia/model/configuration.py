@@ -7,7 +7,7 @@ A layer is a mixer (tokens look at each other) and a feed-forward (a token think
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedConfig
@@ -96,6 +96,7 @@ class PragnosiaConfig(PreTrainedConfig):
         for name, organ in ORGANS.items():
             setattr(self, name, organ.read(getattr(self, name)))
         self._check_sizes()
+        self._share_out_heads()
         _check_rotation(kwargs.get("rope_scaling") or self.rope_parameters or {})
         self.mixers = self._per_layer("mixers", self.mixers)
         thinker = "experts" if self.experts is not None else "dense"
@@ -126,6 +127,17 @@ class PragnosiaConfig(PreTrainedConfig):
             max_position_embeddings=self.max_position_embeddings,
         )
         require_positive("config", rms_norm_eps=self.rms_norm_eps, initializer_range=self.initializer_range)
+
+    def _share_out_heads(self) -> None:
+        """Heads without a width of their own divide the model's."""
+        if self.attention.head_dim is None:
+            heads, width = self.attention.num_heads, self.hidden_size
+            require(
+                width % heads == 0,
+                f"attention.num_heads is {heads}, which does not divide hidden_size {width}; "
+                "choose a divisor, or give attention.head_dim",
+            )
+            self.attention = replace(self.attention, head_dim=width // heads)
 
     def _check_layers(self) -> None:
         assert self.layer_types is not None

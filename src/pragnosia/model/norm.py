@@ -1,6 +1,6 @@
 """RMSNorm: scale to unit root mean square. Zhang & Sennrich 2019 (arXiv 1910.07467).
 
-    y = x / sqrt(mean(x^2) + eps) * weight
+y = x / sqrt(mean(x^2) + eps) * weight
 """
 
 from __future__ import annotations

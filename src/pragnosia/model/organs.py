@@ -68,7 +68,8 @@ class AttentionConfig(Organ):
 
     num_heads: int = 8
     num_key_value_heads: int = 8
-    head_dim: int = 32
+    head_dim: int | None = None
+    """None is the model's width shared out among the heads, which must divide it."""
     bias: bool = False
     """On the query, key and value projections."""
     output_bias: bool = False
@@ -86,7 +87,7 @@ class AttentionConfig(Organ):
             "attention",
             num_heads=self.num_heads,
             num_key_value_heads=self.num_key_value_heads,
-            head_dim=self.head_dim,
+            head_dim=2 if self.head_dim is None else self.head_dim,
         )
         require(
             self.num_heads % self.num_key_value_heads == 0,
@@ -94,7 +95,7 @@ class AttentionConfig(Organ):
             f"{self.num_key_value_heads}; choose a divisor",
         )
         require(
-            self.head_dim % 2 == 0,
+            self.head_dim is None or self.head_dim % 2 == 0,
             f"attention.head_dim is {self.head_dim}; rotary positions need an even width",
         )
         if self.qk_norm is not None and self.qk_norm not in QK_NORMS:

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from pragnosia.errors import ConfigError
+from pragnosia.errors import ConfigError, UserError
 from pragnosia.measure.energy import energy_model
 from pragnosia.training.arms import Arm, read_arms, reference, with_dense
 from pragnosia.training.assembly import find_device, prepare_tokenizer
@@ -66,8 +66,14 @@ def compare(
     if data:
         read = {name: replace(arm, data=replace(arm.data, sources=list(data))) for name, arm in read.items()}
     first = next(iter(read.values()))
+    fresh = not folder.exists()
     make_shared_folder(folder, yaml.safe_dump([arm.write() for arm in read.values()], sort_keys=False))
-    tokenizer = prepare_tokenizer(first, folder, reporter)
+    try:
+        tokenizer = prepare_tokenizer(first, folder, reporter)
+    except UserError:
+        if fresh:
+            shutil.rmtree(folder)
+        raise
     arms = with_dense({name: _prepared(config, folder) for name, config in read.items()}, tokenizer)
 
     tuned = {arm.name: _tuned(arm, folder / "sweep", sweep, reporter) for arm in arms}
