@@ -80,7 +80,7 @@ def test_auto_classes_find_us_when_they_were_there_first(directory: Path) -> Non
 
 def test_auto_classes_build_us(tiny_config: Callable[..., PragnosiaConfig]) -> None:
     config = tiny_config()
-    assert isinstance(AutoConfig.for_model("pragnosia", hidden_size=8), PragnosiaConfig)
+    assert isinstance(AutoConfig.for_model("pragnosia", hidden_size=64), PragnosiaConfig)
     assert type(AutoModel.from_config(config)) is PragnosiaModel
     assert type(AutoModelForCausalLM.from_config(config)) is PragnosiaForCausalLM
 
