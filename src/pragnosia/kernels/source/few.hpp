@@ -7,7 +7,7 @@
 
 constexpr int TOKENS = 4;  // inputs that share one reading of a weight
 constexpr int LINES = 4;   // weight rows read side by side
-constexpr int BLOCK = 16;  // hidden values that go through the activation together
+constexpr int BLOCK = 16;  // hidden values, or outputs, that a thread takes at once
 
 // Weights a step takes from a row: a register of words, each one float or two bfloat16.
 template <class W> constexpr int64_t STEP = LANES * 4 / sizeof(W);
@@ -32,6 +32,7 @@ template <class W, int tokens> struct Dots {
         for (int64_t k = 0; k < whole; k += STEP<W>)
 #pragma GCC unroll 4
             for (int r = 0; r < LINES; ++r) {
+                __builtin_prefetch(row[r] + k + 2 * LINES * stride);  // rows lie one after another
                 const bits words = *reinterpret_cast<const bits*>(row[r] + k);
 #pragma GCC unroll 4
                 for (int t = 0; t < tokens; ++t) {
@@ -146,12 +147,12 @@ template <class W> struct FewBank {
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < kept; ++i) lay_out<W>(active + i * unit_pitch, unit_width, laid_out + i * unit_pitch);
 #pragma omp for schedule(static)
-            for (int64_t d = 0; d < width; d += LINES) {
-                const int64_t lines = std::min<int64_t>(LINES, width - d);
-                if (call.tokens == 1) speak_alone(d, lines);
-                else speak(d, lines);
+            for (int64_t d = 0; d < width; d += BLOCK) {
+                const int64_t some = std::min<int64_t>(BLOCK, width - d);
+                if (call.tokens == 1) speak_alone(d, some);
+                else speak(d, some);
                 for (int64_t t = 0; t < call.tokens; ++t)
-                    write(out + t * width + d, lines, call.out, call.out_is_bf16, t * width + d);
+                    write(out + t * width + d, some, call.out, call.out_is_bf16, t * width + d);
             }
         }
     }
@@ -176,32 +177,38 @@ template <class W> struct FewBank {
         }
     }
 
-    // Columns d.. of every token's output.
-    void speak(int64_t d, int64_t lines) const {
-        for (int64_t t = 0; t < call.tokens; ++t) std::fill_n(out + t * width + d, lines, 0.f);
-        for (const Group& group : groups) {
-            float part[TOKENS][LINES];
-            dots(down + (group.unit * width + d) * unit_width, unit_width, lines, laid_out + group.first * unit_pitch, unit_pitch,
-                 group.count, unit_width, part);
-            for (int64_t t = 0; t < group.count; ++t) {
-                const int64_t slot = order[group.first + t];
-                float* to = out + slot / call.awake * width + d;
-                for (int64_t r = 0; r < lines; ++r) to[r] += part[t][r];
-                for (int64_t r = 0; down_bias && r < lines; ++r)
-                    to[r] += call.strengths[slot] * widen(down_bias[group.unit * width + d + r]);
+    // Columns [d, d + some) of every token's output.
+    void speak(int64_t d, int64_t some) const {
+        for (int64_t t = 0; t < call.tokens; ++t) std::fill_n(out + t * width + d, some, 0.f);
+        for (const Group& group : groups)
+            for (int64_t r = 0; r < some; r += LINES) {
+                const int64_t row = group.unit * width + d + r, lines = std::min<int64_t>(LINES, some - r);
+                float part[TOKENS][LINES];
+                dots(down + row * unit_width, unit_width, lines, laid_out + group.first * unit_pitch, unit_pitch, group.count,
+                     unit_width, part);
+                for (int64_t t = 0; t < group.count; ++t) {
+                    const int64_t slot = order[group.first + t];
+                    float* to = out + slot / call.awake * width + d + r;
+                    for (int64_t l = 0; l < lines; ++l)
+                        to[l] += part[t][l] + (down_bias ? call.strengths[slot] * widen(down_bias[row + l]) : 0.f);
+                }
             }
-        }
     }
-    // The same for a single token: its units' sums stay in registers until the last.
-    void speak_alone(int64_t d, int64_t lines) const {
-        Dots<W, 1> all;
-        for (int64_t i = 0; i < kept; ++i) {
-            const int64_t row = call.routes[order[i]] * width + d;
-            all.add(down + row * unit_width, unit_width, lines, laid_out + i * unit_pitch, unit_pitch, unit_width);
-            for (int64_t r = 0; down_bias && r < lines; ++r) all.rest[0][r] += call.strengths[order[i]] * widen(down_bias[row + r]);
+    // The same for a single token: its units' sums stay unfinished until the last.
+    void speak_alone(int64_t d, int64_t some) const {
+        Dots<W, 1> all[BLOCK / LINES];
+        for (int64_t i = 0; i < kept; ++i)
+            for (int64_t r = 0; r < some; r += LINES) {
+                const int64_t row = call.routes[order[i]] * width + d + r, lines = std::min<int64_t>(LINES, some - r);
+                Dots<W, 1>& dots = all[r / LINES];
+                dots.add(down + row * unit_width, unit_width, lines, laid_out + i * unit_pitch, unit_pitch, unit_width);
+                for (int64_t l = 0; down_bias && l < lines; ++l)
+                    dots.rest[0][l] += call.strengths[order[i]] * widen(down_bias[row + l]);
+            }
+        for (int64_t r = 0; r < some; r += LINES) {
+            float part[1][LINES];
+            all[r / LINES].finish(part);
+            std::copy_n(part[0], std::min<int64_t>(LINES, some - r), out + d + r);
         }
-        float part[1][LINES];
-        all.finish(part);
-        std::copy_n(part[0], lines, out + d);
     }
 };
