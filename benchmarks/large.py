@@ -18,7 +18,7 @@ from pragnosia import PragnosiaForCausalLM
 from pragnosia.checkpoints.families import read_config
 from pragnosia.measure.accounting import account
 
-IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
+IMPLEMENTATIONS = ("eager", "grouped_mm")
 
 
 def peer() -> Qwen3MoeForCausalLM:
@@ -89,9 +89,9 @@ def main(rounds: int) -> None:
     theirs = peer()
     mine = ours(theirs)
     print(f"built in {time.perf_counter() - started:.0f} s", flush=True)
-    arms = {"ours": speaking(mine, new=32)}
+    arms = {"ours": speaking(mine, new=16)}
     for implementation in IMPLEMENTATIONS:
-        arms[f"transformers {implementation}"] = generating(theirs, new=32, implementation=implementation)
+        arms[f"transformers {implementation}"] = generating(theirs, new=16, implementation=implementation)
     rates = in_turn(arms, rounds=rounds)
     best = max(list(rates)[1:], key=lambda name: median(rates[name]))
     against = ratio(rates["ours"], rates[best])
