@@ -80,6 +80,8 @@ def _rate(axes: Axes, records: Sequence[Record]) -> None:
     right = axes.twinx()
     right.plot(*series(records, "gradient_norm"), color=SOFT, alpha=0.6, linewidth=0.9)
     right.set_yscale("log")
+    right.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    right.yaxis.set_minor_formatter(lambda value, _: f"{value:.1g}")
     right.set_ylabel("gradient norm", color=SOFT, fontsize=9)
     right.spines[["top", "left", "right", "bottom"]].set_visible(False)
     right.tick_params(colors=SOFT, labelsize=8.5, which="both")
