@@ -69,4 +69,4 @@ hooks: $(READY)  ## run lint, types and contract before every git commit
 
 clean:  ## remove caches and build output; .venv and runs/ stay
 	rm -rf build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
-	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

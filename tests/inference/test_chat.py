@@ -44,6 +44,8 @@ def traces(monkeypatch: pytest.MonkeyPatch) -> list[Trace]:
 class Scripted:
     """Stands where the model's choice would: the answers are given, tokens are read as ever."""
 
+    is_argmax = False
+
     def __init__(self, speaker: Pragnosia, monkeypatch: pytest.MonkeyPatch) -> None:
         self.speaker, self.answers = speaker, list[str]()
         monkeypatch.setattr("pragnosia.inference.decode.Sampler", lambda sampling, device: self)
@@ -176,15 +178,15 @@ def test_a_keyboard_interrupt_in_the_middle_of_a_step(
     talk = Conversation(speaker, max_new_tokens=20)
     answer = talk.say("Hello")
     said = next(answer) + next(answer)
-    forward = speaker.model.forward
 
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(speaker.model, "forward", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        next(answer)
-    monkeypatch.setattr(speaker.model, "forward", forward)
+    with monkeypatch.context() as patch:
+        patch.setattr(speaker.model, "forward", interrupted)
+        patch.setattr("pragnosia.inference.program.Program.__call__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(answer)
     script.will_say("xyz\nUser:")
     assert "".join(talk.say("Go on")) == "xyz"
     assert held(talk) == f"User: Hello\nAssistant:{said}\nUser: Go on\nAssistant:xyz\nUser:"

@@ -70,7 +70,7 @@ def generate(
     seconds = time.perf_counter() - started
     if not as_json:
         print(file=sys.__stdout__)
-    tokens = decoder.tokens.shape[1] - len(ids)
+    tokens = len(decoder.ids) - len(ids)
     cost = spent(speaker, trace, meter.measured)
     values = {"text": "".join(pieces), "tokens": tokens, "tokens_per_second": tokens / max(seconds, 1e-9), **cost}
     return Answer(values, aside=cost_line(values))

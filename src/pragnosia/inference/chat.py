@@ -57,7 +57,7 @@ class Conversation:
         except PromptError:
             self.messages = kept
             raise
-        before = self.decoder.tokens[0].tolist()
+        before = list(self.decoder.ids)
         try:
             for piece in self.speaker.pieces(self._spoken(before), self.stop, after=before):
                 said.append(piece)
@@ -74,7 +74,7 @@ class Conversation:
             text = self._rendered()
             self._rewind(text)
             ids = self._unread(text)
-            if self.decoder.tokens.shape[1] + len(ids) <= most or len(self.messages) == oldest + 1:
+            if len(self.decoder.ids) + len(ids) <= most or len(self.messages) == oldest + 1:
                 break
             del self.messages[oldest : oldest + 2]
         self.decoder.read(ids)
@@ -97,8 +97,9 @@ class Conversation:
         """Go back to the last mark that `text` passes: a stop text or a trimming template takes words back."""
         while not text.startswith(self.text[: self.marks[-1][0]]):
             self.marks.pop()
-        length, self.decoder.state = self.marks[-1]
-        self.decoder.tokens, self.text = self.decoder.tokens[:, : self.decoder.state.length], self.text[:length]
+        length, state = self.marks[-1]
+        self.decoder.rewind(state)
+        self.text = self.text[:length]
 
     def _rendered(self) -> str:
         if not self.templated:

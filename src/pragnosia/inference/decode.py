@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from pragnosia.errors import PromptError
+from pragnosia.inference.program import Program, writable
 from pragnosia.inference.sampler import Sampler, Sampling
 from pragnosia.model.modeling import PragnosiaForCausalLM
 from pragnosia.model.state import State
@@ -30,9 +31,10 @@ class Trace:
 
 @dataclass
 class Decoder:
-    """One continuing text: the tokens so far and the state after all but the last of them.
+    """One continuing text: the ids so far and the state after all but the last of them.
 
-    `read` appends given tokens, `speak` yields new ones; they may alternate, which is a conversation.
+    `read` appends given tokens, `speak` yields new ones; they may alternate, which is a conversation. Prompts run
+    through the model's modules, single tokens through a `Program` where one can be written.
     """
 
     model: PragnosiaForCausalLM
@@ -43,44 +45,83 @@ class Decoder:
     def __post_init__(self) -> None:
         limit = self.model.config.max_position_embeddings
         self.room = max(1, min(self.room, limit))
-        self.tokens: Int[Tensor, "1 S"] = torch.empty(1, 0, dtype=torch.long, device=self.model.device)
-        self.state: State = self.model.fresh_state(1, self.room)
+        self.ids: list[int] = []
+        self._state: State = self.model.fresh_state(1, self.room)
+        self._program: Program | None = None
+
+    @property
+    def tokens(self) -> Int[Tensor, "1 S"]:
+        """The ids as a batch of one."""
+        return torch.tensor([self.ids], dtype=torch.long, device=self.model.device)
+
+    @property
+    def state(self) -> State:
+        """What the model remembers: all tokens it has read."""
+        return self._state if self._program is None else self._program.state
+
+    def rewind(self, state: State) -> None:
+        """Go back to where the text was when this was its state."""
+        self._program, self._state = None, state
+        del self.ids[state.length :]
 
     def read(self, ids: list[int]) -> None:
         """Append tokens. Raises PromptError when they leave no room for an answer within the context."""
         limit, vocabulary = self.model.config.max_position_embeddings, self.model.config.vocab_size
-        if self.tokens.shape[1] + len(ids) >= limit:
+        if len(self.ids) + len(ids) >= limit:
             raise PromptError(
-                f"the prompt has {self.tokens.shape[1] + len(ids)} tokens, the model's context holds {limit}; cut it"
+                f"the prompt has {len(self.ids) + len(ids)} tokens, the model's context holds {limit}; cut it"
             )
         outside = [token for token in ids if not 0 <= token < vocabulary]
         if outside:
             raise PromptError(f"token {outside[0]} is not in the model's vocabulary of {vocabulary}")
-        new = torch.tensor([ids], dtype=torch.long, device=self.model.device)
-        self.tokens = torch.cat((self.tokens, new), 1)
+        self.ids += ids
 
     def speak(self, max_new_tokens: int, sampling: Sampling, stop_tokens: Collection[int] = ()) -> Iterator[int]:
         """New tokens until there are `max_new_tokens`, the context is full, or one of `stop_tokens` (not yielded)."""
         if max_new_tokens < 1:
             raise PromptError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
-        if self.tokens.shape[1] == 0:
+        if not self.ids:
             raise PromptError("there is no token to continue; give a prompt")
         sampler = Sampler(sampling, self.model.device)
         limit = self.model.config.max_position_embeddings
-        for _ in range(min(max_new_tokens, limit - self.tokens.shape[1])):
-            token = self._step(sampler)
-            self.tokens = torch.cat((self.tokens, token), 1)
-            chosen = int(token)
+        self._fold()  # the model may have changed since we last spoke
+        single = writable(self.model, self._state)
+        for _ in range(min(max_new_tokens, limit - len(self.ids))):
+            chosen = self._step(sampler, single)
+            self.ids.append(chosen)
             if chosen in stop_tokens:
                 return
             yield chosen
 
     @torch.inference_mode()
-    def _step(self, sampler: Sampler) -> Int[Tensor, "1 1"]:
-        unread = self.tokens[:, self.state.length :]
-        output = self.model(unread, past_key_values=self.state, logits_to_keep=1, energy=self.energy)
-        self.state = output.past_key_values
+    def _step(self, sampler: Sampler, single: bool) -> int:
+        """Read what is unread; the next token."""
+        if self._program is not None and self._program.length == self._program.room:
+            self._fold()  # the modules make room
+        elif self._program is None and single and len(self.ids) - self._state.length == 1 and self._has_room():
+            self._program = Program(self.model, self._state, self.energy)
+        # What was read counts once the next token is chosen: Ctrl-C in between leaves a text that can go on.
+        if self._program is not None:
+            likeliest = self._program(self.ids[-1])
+            chosen = likeliest if sampler.is_argmax else int(sampler(self.tokens, self._program.logits))
+            self._program.length += 1
+            self._record(self._program.routings, 1)
+            return chosen
+        unread = self.tokens[:, self._state.length :]
+        output = self.model(unread, past_key_values=self._state, logits_to_keep=1, energy=self.energy)
+        chosen = int(sampler(self.tokens, output.logits[:, -1]))
+        self._state = output.past_key_values
+        self._record(lambda: output.routings, unread.shape[1])
+        return chosen
+
+    def _record(self, routings: Callable[[], tuple[Routing | None, ...]], num_tokens: int) -> None:
         if self.trace is not None:
-            self.trace.routings.append(output.routings)
-            self.trace.num_tokens.append(unread.shape[1])
-        return sampler(self.tokens, output.logits[:, -1])
+            self.trace.routings.append(routings())
+            self.trace.num_tokens.append(num_tokens)
+
+    def _has_room(self) -> bool:
+        return all(self._state.length < memory.keys.shape[2] for memory in self._state.layers)  # type: ignore[union-attr]
+
+    def _fold(self) -> None:
+        """Close the program and keep its state."""
+        self._state, self._program = self.state, None

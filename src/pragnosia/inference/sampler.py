@@ -81,6 +81,11 @@ class Sampler:
         if sampling.min_p:
             self.warpers.append(MinPLogitsWarper(sampling.min_p))
 
+    @property
+    def is_argmax(self) -> bool:
+        """Whether the likeliest token is always chosen, whatever was seen."""
+        return self.greedy and not self.warpers
+
     def __call__(self, seen: Int[Tensor, "1 S"], logits: Float[Tensor, "1 V"]) -> Int[Tensor, "1 1"]:
         """The next token, after the tokens seen so far."""
         if self.warpers:

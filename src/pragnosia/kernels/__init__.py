@@ -13,7 +13,7 @@ import torch
 
 from pragnosia.kernels import cpu, gathered, native, reference, rows, triton
 from pragnosia.kernels.activations import ACTIVATIONS, Activation, activation_named
-from pragnosia.kernels.compiled import native_status
+from pragnosia.kernels.compiled import native_library, native_status
 from pragnosia.kernels.cross_entropy import linear_cross_entropy
 from pragnosia.kernels.memory import keep_freed_memory, settle
 
@@ -29,6 +29,7 @@ __all__ = [
     "keep_freed_memory",
     "linear",
     "linear_cross_entropy",
+    "native_library",
     "native_status",
     "settle",
 ]

@@ -75,6 +75,7 @@ def _declare(library: ctypes.CDLL) -> None:
         *(pointer, integer, pointer, pointer, integer),
         *(whole, whole, whole, whole, pointer),
     ]
+    library.pragnosia_step.argtypes, library.pragnosia_step.restype = [pointer, whole, whole], whole
     library.pragnosia_loss_rows.argtypes = [
         *(pointer, integer, whole, whole, pointer, whole, ctypes.c_float, integer, whole, pointer),
     ]

@@ -7,6 +7,7 @@
 #include "forward.hpp"
 #include "fp32.hpp"
 #include "loss.hpp"
+#include "step.hpp"
 
 namespace {
 
@@ -67,6 +68,15 @@ int pragnosia_linear_few(const void* x, int x_is_bf16, const void* weight, const
         return 0;
     } catch (const std::exception&) {
         return 2;
+    }
+}
+
+// One token through a model, its logits left in `step`; the likeliest next token, or -1 out of memory.
+int64_t pragnosia_step(const Step* step, int64_t token, int64_t position) {
+    try {
+        return StepRun(*step, token, position).run();
+    } catch (const std::exception&) {
+        return -1;
     }
 }
 

@@ -1,0 +1,225 @@
+"""A program: a model written out once with every address filled in, so that a token is one compiled call.
+
+`forward` in model/modeling.py says what a model computes; a program computes the same for the next single token of one
+text on the CPU, without visiting a module. It is written anew each time somebody begins to speak, and there is none
+where anything stands in the model that it cannot write down (a mixer of one's own, a hook, an adapter): then the
+modules run, as ever.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pragnosia import kernels
+from pragnosia.kernels import step as steps
+from pragnosia.kernels.step import Step, StepFeedForward, StepLinear, StepMixer, Stored
+from pragnosia.model.attention import Attention, RotaryPositions
+from pragnosia.model.bank import Bank
+from pragnosia.model.experts import Experts
+from pragnosia.model.feed_forward import FeedForward
+from pragnosia.model.linear import Linear
+from pragnosia.model.modeling import PragnosiaForCausalLM, PragnosiaLayer, PragnosiaModel
+from pragnosia.model.norm import RMSNorm
+from pragnosia.model.state import KeyValues, State
+from pragnosia.model.thalamus import Routing, SigmoidThalamus, SoftmaxThalamus, ThresholdThalamus
+
+_ROUTERS: dict[type, str] = {SoftmaxThalamus: "softmax", SigmoidThalamus: "sigmoid", ThresholdThalamus: "threshold"}
+_WRITABLE = {
+    *(PragnosiaForCausalLM, PragnosiaModel, PragnosiaLayer, nn.ModuleList, nn.Embedding, nn.Identity, Linear, RMSNorm),
+    *(Attention, RotaryPositions, FeedForward, Experts, Bank, *_ROUTERS),
+}
+
+
+class Program:
+    """One text's next tokens, one at a time.
+
+    if writable(model, state):
+        program = Program(model, state, energy)
+        likeliest = program(token)      # program.logits and program.routings() follow
+        program.length += 1             # and program.state
+    """
+
+    def __init__(self, model: PragnosiaForCausalLM, state: State, energy: float) -> None:
+        memories: Any = state.layers
+        self._layers: tuple[KeyValues, ...] = memories
+        self.length = state.length
+        self.room = min(memory.keys.shape[2] for memory in self._layers)
+        self.logits = torch.empty(1, model.config.vocab_size)
+        self._positions = model.model.positions
+        self._pen = _Pen(model, self._layers, energy)
+        self._step = self._pen.step
+        self._step.logits = self.logits.data_ptr()
+
+    def __call__(self, token: int) -> int:
+        """Read `token`, for which there must be room; the likeliest next one. It counts once `length` is raised."""
+        if self._positions.stretches:
+            frequencies, self._step.rotation_scale = self._positions.frequencies(self.length + 1)
+            self._pen.frequencies.copy_(frequencies)
+        return steps.run(self._step, token, self.length)
+
+    @property
+    def state(self) -> State:
+        """All that was read so far."""
+        return State(tuple(replace(memory, length=self.length) for memory in self._layers), self.length)
+
+    def routings(self) -> tuple[Routing | None, ...]:
+        """Who woke for the last token, layer by layer."""
+        units, strengths, scores = (told.clone() for told in self._pen.told)
+        routings: list[Routing | None] = []
+        slot = unit = 0
+        for shape in self._pen.shapes:
+            if shape is None:
+                routings.append(None)
+                continue
+            awake, count = shape
+            some = slice(slot, slot + awake)
+            routings.append(Routing(units[None, some], strengths[None, some], scores[None, unit : unit + count]))
+            slot, unit = slot + awake, unit + count
+        return tuple(routings)
+
+
+def writable(model: PragnosiaForCausalLM, state: State) -> bool:
+    """Whether a program can be written: our own modules, untouched, in numbers the compiled code reads, on the CPU."""
+    if kernels.native_library() is None or torch.is_autocast_enabled("cpu"):
+        return False
+    if not all(isinstance(m, KeyValues) and _readable(m.keys) and m.keys.shape[0] == 1 for m in state.layers):
+        return False
+    for module in model.modules():
+        touched = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
+        if type(module) not in _WRITABLE or touched:
+            return False
+    return all(_readable(tensor) for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _readable(tensor: Tensor) -> bool:
+    return tensor.is_cpu and tensor.dtype in steps.STORED and tensor.is_contiguous()
+
+
+class _Pen:
+    """Writes the structures, and holds on to every tensor whose address stands in them."""
+
+    def __init__(self, model: PragnosiaForCausalLM, memories: tuple[KeyValues, ...], energy: float) -> None:
+        self.held: list[Tensor] = []
+        self.bytes_read = 0
+        layers: list[Any] = list(model.model.layers)
+        self.shapes = [_shape(layer.feed_forward, energy) for layer in layers]
+        slots, units = (sum(shape[i] for shape in self.shapes if shape) for i in (0, 1))
+        self.told = torch.empty(slots, dtype=torch.long), torch.empty(slots), torch.empty(units)
+        self.frequencies = model.model.positions.inv_freq.float().clone()
+        mixers, feed_forwards = [], []
+        slot = unit = 0
+        for layer, memory, shape in zip(layers, memories, self.shapes, strict=True):
+            mixers.append(self._mixer(layer.mixer_norm, layer.mixer, memory))
+            organ, norm = layer.feed_forward, self.stored(layer.feed_forward_norm.weight)
+            if shape is None:
+                feed_forwards.append(StepFeedForward(norm=norm, **self._always(organ)))
+            else:
+                told = [self.told[0][slot:], self.told[1][slot:], self.told[2][unit:]]
+                feed_forwards.append(StepFeedForward(norm=norm, **self._experts(organ, energy, told)))
+                slot, unit = slot + shape[0], unit + shape[1]
+        head, embedding = self.linear(model.lm_head), self.stored(model.model.embed_tokens.weight)
+        self.step = Step(
+            width=model.config.hidden_size,
+            layers=len(layers),
+            threads=steps.threads_for(self.bytes_read),
+            embedding=embedding,
+            norm=self.stored(model.model.norm.weight),
+            head=head,
+            eps=model.config.rms_norm_eps,
+            rotation_scale=model.model.positions.scaling,
+            frequencies=self.address(self.frequencies),
+            mixers=(StepMixer * len(mixers))(*mixers),
+            feed_forwards=(StepFeedForward * len(feed_forwards))(*feed_forwards),
+        )
+
+    def address(self, tensor: Tensor) -> int:
+        """Of a tensor that is kept alive."""
+        self.held.append(tensor)
+        return tensor.data_ptr()
+
+    def stored(self, tensor: Tensor | None) -> Stored:
+        """A tensor of whichever type, or none."""
+        if tensor is not None:
+            self.held.append(tensor)
+        return Stored.of(tensor)
+
+    def linear(self, layer: Any) -> StepLinear:
+        """A linear layer, or a router's scores."""
+        self.held += [tensor for tensor in (layer.weight, layer.bias) if tensor is not None]
+        self.bytes_read += layer.weight.nbytes
+        return StepLinear.of(layer.weight, layer.bias)
+
+    def _mixer(self, norm: RMSNorm, mixer: Attention, memory: KeyValues) -> StepMixer:
+        self.held += [memory.keys, memory.values]
+        return StepMixer(
+            norm=self.stored(norm.weight),
+            query=self.linear(mixer.q_proj),
+            key=self.linear(mixer.k_proj),
+            value=self.linear(mixer.v_proj),
+            out=self.linear(mixer.o_proj),
+            query_norm=self.stored(getattr(mixer.q_norm, "weight", None)),
+            key_norm=self.stored(getattr(mixer.k_norm, "weight", None)),
+            sinks=self.stored(mixer.sinks),
+            heads=mixer.q_proj.out_features // mixer.head_dim,
+            key_heads=mixer.k_proj.out_features // mixer.head_dim,
+            head_dim=mixer.head_dim,
+            norm_heads=mixer.norm_heads,
+            window=mixer.window or 0,
+            clip=mixer.clip or 0.0,
+            keys=memory.keys.data_ptr(),
+            values=memory.values.data_ptr(),
+            memory_is_bf16=memory.keys.dtype is torch.bfloat16,
+            room=memory.keys.shape[2],
+        )
+
+    def _always(self, layer: FeedForward | None) -> dict[str, Any]:
+        """Who never sleeps."""
+        if layer is None:
+            return {}
+        return {
+            "always_up": self.linear(layer.up),
+            "always_down": self.linear(layer.down),
+            "always_activation": layer.activation.code,
+        }
+
+    def _experts(self, experts: Experts, energy: float, told: list[Tensor]) -> dict[str, Any]:
+        bank, thalamus, organ = experts.bank, experts.thalamus, experts.thalamus.organ
+        awake, units = _awake(experts, energy), bank.num_units
+        self.bytes_read += awake * (bank.up.nbytes + bank.down.nbytes) // units
+        balance, cutoffs = getattr(thalamus, "balance", None), None
+        if isinstance(thalamus, ThresholdThalamus):
+            cutoffs = thalamus.threshold(energy)
+        return {
+            "router": steps.ROUTERS[_ROUTERS[type(thalamus)]],
+            "activation": kernels.ACTIVATIONS[bank.activation].code,
+            "scores": self.linear(thalamus),
+            "steering": self.stored(thalamus.steering),
+            "balance": None if balance is None else self.address(balance.float()),
+            "cutoffs": None if cutoffs is None else self.address(cutoffs.float()),
+            "slots": awake,
+            "renormalise": organ.renormalise,
+            "scale": organ.scale,
+            "up": self.stored(bank.up),
+            "down": self.stored(bank.down),
+            "up_bias": self.stored(bank.up_bias),
+            "down_bias": self.stored(bank.down_bias),
+            "unit_width": bank.down.shape[2],
+            "out_units": told[0].data_ptr(),
+            "out_strengths": told[1].data_ptr(),
+            "out_scores": told[2].data_ptr(),
+            **self._always(experts.shared),
+        }
+
+
+def _awake(experts: Experts, energy: float) -> int:
+    """Slots of a routing: the most units that may wake."""
+    thalamus = experts.thalamus
+    return thalamus.max_awake if isinstance(thalamus, ThresholdThalamus) else thalamus.num_awake(energy)
+
+
+def _shape(organ: Experts | FeedForward, energy: float) -> tuple[int, int] | None:
+    return (_awake(organ, energy), organ.bank.num_units) if isinstance(organ, Experts) else None

@@ -1,0 +1,435 @@
+// One token through a whole model: embedding, layers, head. Every address is filled in beforehand (program.py), one
+// team of threads runs from end to end, and a barrier stands wherever one thread reads what another wrote.
+//
+//   x = embedding[token];  per layer: x += mix(norm(x)), x += think(norm(x));  logits = head norm(x)
+//
+// D width, H heads, K head width, U units, A slots, F unit width. Sums run in single precision whatever is stored.
+#pragma once
+#include <omp.h>
+
+#include "few.hpp"
+
+// Numbers as they lie in memory; `base` is null where a part is absent.
+struct Stored {
+    const void* base;
+    int64_t is_bf16;
+    explicit operator bool() const { return base; }
+    void read(int64_t at, int64_t count, float* out) const { ::read(base, is_bf16, at, count, out); }
+    float operator[](int64_t i) const {
+        return is_bf16 ? widen(static_cast<const bf16*>(base)[i]) : static_cast<const float*>(base)[i];
+    }
+    // Hands a null pointer of the number type to `work`.
+    template <class Work> void typed(Work work) const {
+        if (is_bf16) work(static_cast<const bf16*>(base));
+        else work(static_cast<const float*>(base));
+    }
+};
+struct StepLinear {
+    Stored weight, bias;
+    int64_t outs, depth;
+};
+struct StepMixer {
+    Stored norm;
+    StepLinear query, key, value, out;
+    Stored query_norm, key_norm, sinks;
+    int64_t heads, key_heads, head_dim, norm_heads, window;  // window 0: all that was seen
+    double clip;                                              // 0: none
+    void *keys, *values;                                      // (key heads, room, K), of `memory_is_bf16`
+    int64_t memory_is_bf16, room;
+};
+enum Router : int64_t { DENSE, SOFTMAX, SIGMOID, THRESHOLD };
+struct StepFeedForward {
+    Stored norm;
+    int64_t router, activation;
+    StepLinear scores;  // the router's
+    Stored steering;
+    const float *balance, *cutoffs;
+    int64_t slots, renormalise;
+    double scale;
+    Stored up, down, up_bias, down_bias;  // the bank's
+    int64_t unit_width;
+    StepLinear always_up, always_down;  // who never sleeps: the dense layer, or the shared units
+    int64_t always_activation;
+    int64_t* out_units;  // (A,), (A,), (U,): who woke, told to whoever asks
+    float *out_strengths, *out_scores;
+};
+struct Step {
+    int64_t width, layers, threads;
+    Stored embedding, norm;
+    StepLinear head;
+    double eps, rotation_scale;
+    const float* frequencies;  // (K/2,)
+    const StepMixer* mixers;
+    const StepFeedForward* feed_forwards;
+    float* logits;
+};
+
+// A thread's place in the team, and its share of a count of rows.
+struct Member {
+    int64_t id, team;
+    int64_t from(int64_t count, int64_t step) const { return std::min(count, (count + step - 1) / step * id / team * step); }
+    int64_t to(int64_t count, int64_t step) const { return Member{id + 1, team}.from(count, step); }
+};
+inline void meet() {
+#pragma omp barrier
+}
+
+// A vector in both orders that products ask for (see lay_out).
+struct Vector {
+    float *plain, *split;
+    void lay_out(int64_t depth) const { ::lay_out<bf16>(plain, depth, split); }
+    const float* as(const float*) const { return plain; }
+    const float* as(const bf16*) const { return split; }
+};
+
+constexpr int64_t SPAN = 1024;         // keys that one thread takes at once
+constexpr int64_t ROW = SPAN + LINES;  // their weights, and what the last lines overhang
+
+class StepRun {
+    const Step& step;
+    const int64_t token, position;
+    int64_t most_keys = 0, most_queries = 0, most_units = 0, most_slots = 0, most_hidden = 0, most_parts = 0, most_group = 1, head_dim = 2;
+    // shared by the team
+    float *x, *query, *key, *value, *scores, *active, *peaks, *sums, *mixed;
+    int64_t* best;
+    // one of each per thread, laid end to end
+    char* own_memory;
+    size_t own_bytes;
+    struct Own {
+        Vector normed, heads, thought;
+        float *keys, *rotation, *laid_out, *weights, *squashed, *claims, *strengths;
+        int64_t* units;
+    };
+
+    static int64_t chunks(const StepMixer& mixer, int64_t seen, int64_t threads) {
+        const int64_t wanted = (threads + mixer.key_heads - 1) / mixer.key_heads;
+        return std::max((seen + SPAN - 1) / SPAN, std::min(wanted, (seen + 255) / 256));
+    }
+    int64_t first_seen(const StepMixer& mixer) const {
+        return mixer.window && position + 1 > mixer.window ? position + 1 - mixer.window : 0;
+    }
+
+  public:
+    StepRun(const Step& step, int64_t token, int64_t position) : step(step), token(token), position(position) {
+        for (int64_t l = 0; l < step.layers; ++l) {
+            const StepMixer& m = step.mixers[l];
+            const StepFeedForward& f = step.feed_forwards[l];
+            most_queries = std::max(most_queries, m.query.outs), most_keys = std::max(most_keys, m.key.outs);
+            most_parts = std::max(most_parts, m.heads * chunks(m, position + 1 - first_seen(m), step.threads));
+            most_group = std::max(most_group, m.heads / m.key_heads), head_dim = std::max(head_dim, m.head_dim);
+            most_units = std::max(most_units, f.scores.outs), most_slots = std::max(most_slots, f.slots);
+            most_hidden = std::max(most_hidden, f.slots * round_up(f.unit_width, 16) + round_up(f.always_down.depth, 16));
+        }
+    }
+
+    // Runs it; returns the likeliest token.
+    int64_t run() {
+        static thread_local Scratch memory;
+        const auto floats = [](int64_t count) { return Scratch::size<float>(count); };
+        const int64_t pitch = round_up(head_dim, 16);
+        own_bytes = 2 * floats(step.width) + 2 * floats(most_queries) + 2 * floats(most_hidden) + floats(most_keys) +
+                    floats(2 * head_dim) + floats(most_group * pitch) + floats(most_group * ROW) + 2 * floats(most_units) +
+                    floats(most_slots) + Scratch::size<int64_t>(most_slots);
+        memory.reset(floats(step.width) + floats(most_queries) + 2 * floats(most_keys) + floats(most_units) + floats(most_hidden) +
+                     2 * floats(most_parts) + floats(most_parts * head_dim) + Scratch::size<int64_t>(step.threads) +
+                     own_bytes * step.threads);
+        x = memory.take<float>(step.width), query = memory.take<float>(most_queries);
+        key = memory.take<float>(most_keys), value = memory.take<float>(most_keys);
+        scores = memory.take<float>(most_units), active = memory.take<float>(most_hidden);
+        peaks = memory.take<float>(most_parts), sums = memory.take<float>(most_parts);
+        mixed = memory.take<float>(most_parts * head_dim), best = memory.take<int64_t>(step.threads);
+        own_memory = memory.take<char>(own_bytes * step.threads);
+#pragma omp parallel num_threads(int(step.threads))
+        walk({omp_get_thread_num(), omp_get_num_threads()});
+        int64_t winner = best[0];
+        for (int64_t t = 1; t < step.threads; ++t)
+            if (best[t] >= 0 && (winner < 0 || !(step.logits[best[t]] <= step.logits[winner]))) winner = best[t];
+        return winner;
+    }
+
+  private:
+    Own own(int64_t id) const {
+        char* at = own_memory + id * own_bytes;
+        const auto take = [&](int64_t count) {
+            float* piece = reinterpret_cast<float*>(at);
+            at += Scratch::size<float>(count);
+            return piece;
+        };
+        Own mine;
+        mine.normed = {take(step.width), take(step.width)};
+        mine.heads = {take(most_queries), take(most_queries)};
+        mine.thought = {take(most_hidden), take(most_hidden)};
+        mine.keys = take(most_keys), mine.rotation = take(2 * head_dim);
+        mine.laid_out = take(most_group * round_up(head_dim, 16)), mine.weights = take(most_group * ROW);
+        mine.squashed = take(most_units), mine.claims = take(most_units), mine.strengths = take(most_slots);
+        mine.units = reinterpret_cast<int64_t*>(at);
+        return mine;
+    }
+
+    void walk(Member me) const {
+        const Own mine = own(me.id);
+        if (me.id == 0) std::fill_n(best, step.threads, -1);  // the team may be smaller than was asked for
+        const int64_t from = me.from(step.width, 16), to = me.to(step.width, 16);
+        step.embedding.read(token * step.width + from, to - from, x + from);
+        meet();
+        for (int64_t l = 0; l < step.layers; ++l) {
+            mix(step.mixers[l], me, mine);
+            think(step.feed_forwards[l], me, mine);
+        }
+        normalise(x, step.norm, step.width, mine.normed);
+        product(step.head, mine.normed, me, step.logits);
+        int64_t top = me.from(step.head.outs, LINES), last = me.to(step.head.outs, LINES);
+        if (top == last) return;
+        for (int64_t o = top + 1; o < last; ++o)
+            if (!(step.logits[o] <= step.logits[top])) top = o;
+        best[me.id] = top;
+    }
+
+    // out = norm of `in`, in both orders.
+    void normalise(const float* in, const Stored& weight, int64_t count, const Vector& out) const {
+        scale_to_unit(in, weight, 0, count, out.plain);
+        out.lay_out(count);
+    }
+    void scale_to_unit(const float* in, const Stored& weight, int64_t at, int64_t count, float* out) const {
+        float squares[16] = {};
+        int64_t i = 0;
+        for (; i + 16 <= count; i += 16)
+            for (int64_t j = 0; j < 16; ++j) squares[j] += in[i + j] * in[i + j];
+        for (; i < count; ++i) squares[0] += in[i] * in[i];
+        float total = 0;
+        for (float square : squares) total += square;
+        const float scale = 1.f / std::sqrt(total / float(count) + float(step.eps));
+        weight.typed([&](auto* w) {
+            for (int64_t k = 0; k < count; ++k) out[k] = in[k] * scale * widen(w[at + k]);
+        });
+    }
+
+    // This thread's rows of a linear layer; `add` adds to what is there.
+    template <bool add = false> static void product(const StepLinear& linear, const Vector& in, Member me, float* out) {
+        linear.weight.typed([&](auto* w) {
+            for (int64_t o = me.from(linear.outs, LINES), to = me.to(linear.outs, LINES); o < to; o += LINES) {
+                const int64_t lines = std::min<int64_t>(LINES, linear.outs - o);
+                float part[1][LINES];
+                dots<std::decay_t<decltype(*w)>, 1>(w + o * linear.depth, linear.depth, lines, in.as(w), 0, 1, linear.depth, part);
+                for (int64_t r = 0; r < lines; ++r) {
+                    const float y = part[0][r] + (linear.bias ? linear.bias[o + r] : 0.f);
+                    out[o + r] = add ? out[o + r] + y : y;
+                }
+            }
+        });
+    }
+
+    void mix(const StepMixer& m, Member me, const Own& mine) const {
+        normalise(x, m.norm, step.width, mine.normed);
+        product(m.query, mine.normed, me, query);
+        product(m.key, mine.normed, me, key);
+        product(m.value, mine.normed, me, value);
+        meet();
+        const int64_t first = first_seen(m), seen = position + 1 - first, parts = chunks(m, seen, step.threads);
+        angles(m.head_dim, mine.rotation);
+        prepare(m, query, m.query_norm, m.heads, mine, mine.heads.plain);
+        prepare(m, key, m.key_norm, m.key_heads, mine, mine.keys);
+        for (int64_t item = me.id; item < m.key_heads * parts; item += me.team) {
+            const int64_t head = item / parts, part = item % parts;
+            const int64_t from = first + seen * part / parts, to = first + seen * (part + 1) / parts;
+            if (part == parts - 1) remember(m, head, mine);
+            if (m.memory_is_bf16) attend<bf16>(m, head, part, parts, from, to, mine);
+            else attend<float>(m, head, part, parts, from, to, mine);
+        }
+        meet();
+        for (int64_t h = 0; h < m.heads; ++h) merge(m, h, parts, mine.heads.plain + h * m.head_dim);
+        mine.heads.lay_out(m.query.outs);
+        product<true>(m.out, mine.heads, me, x);
+        meet();
+    }
+
+    // cos and sin of this position.
+    void angles(int64_t width, float* rotation) const {
+        for (int64_t i = 0; i < width / 2; ++i) {
+            const float angle = float(position) * step.frequencies[i];
+            rotation[i] = std::cos(angle) * float(step.rotation_scale);
+            rotation[width / 2 + i] = std::sin(angle) * float(step.rotation_scale);
+        }
+    }
+    static void rotate(float* head, int64_t width, const float* rotation) {
+        const int64_t half = width / 2;
+        for (int64_t i = 0; i < half; ++i) {
+            const float a = head[i], b = head[half + i], c = rotation[i], s = rotation[half + i];
+            head[i] = a * c - b * s, head[half + i] = b * c + a * s;
+        }
+    }
+    // Heads clipped, normed and rotated.
+    void prepare(const StepMixer& m, const float* in, const Stored& norm, int64_t heads, const Own& mine, float* out) const {
+        const int64_t width = m.head_dim, all = heads * width;
+        std::copy_n(in, all, out);
+        if (norm && !m.norm_heads) scale_to_unit(out, norm, 0, all, out);
+        clip(m, out, all);
+        for (int64_t h = 0; h < heads; ++h) {
+            if (norm && m.norm_heads) scale_to_unit(out + h * width, norm, 0, width, out + h * width);
+            rotate(out + h * width, width, mine.rotation);
+        }
+    }
+    static void clip(const StepMixer& m, float* values, int64_t count) {
+        const float limit = float(m.clip);
+        if (limit > 0)
+            for (int64_t i = 0; i < count; ++i) values[i] = std::min(std::max(values[i], -limit), limit);
+    }
+    // This token's key and value of one head, put where later tokens find them.
+    void remember(const StepMixer& m, int64_t head, const Own& mine) const {
+        const int64_t width = m.head_dim, at = (head * m.room + position) * width;
+        write(mine.keys + head * width, width, m.keys, m.memory_is_bf16, at);
+        float* spoken = mine.rotation + width;  // free beside the angles
+        std::copy_n(value + head * width, width, spoken);
+        clip(m, spoken, width);
+        write(spoken, width, m.values, m.memory_is_bf16, at);
+    }
+
+    // The queries of one key head against the keys [from, to): peak, sum and unfinished mixture of each.
+    template <class W>
+    void attend(const StepMixer& m, int64_t head, int64_t part, int64_t parts, int64_t from, int64_t to, const Own& mine) const {
+        const int64_t width = m.head_dim, pitch = round_up(width, 16), group = m.heads / m.key_heads, first = head * group;
+        const W* keys = static_cast<const W*>(m.keys) + head * m.room * width;
+        const W* values = static_cast<const W*>(m.values) + head * m.room * width;
+        for (int64_t g = 0; g < group; ++g) lay_out<W>(mine.heads.plain + (first + g) * width, width, mine.laid_out + g * pitch);
+        for (int64_t g = 0; g < group; g += TOKENS) {
+            const int64_t count = std::min<int64_t>(TOKENS, group - g);
+            for (int64_t s = from; s < to; s += LINES) {
+                float dot[TOKENS][LINES];
+                dots(keys + s * width, width, std::min<int64_t>(LINES, to - s), mine.laid_out + g * pitch, pitch, count, width, dot);
+                for (int64_t t = 0; t < count; ++t) std::copy_n(dot[t], LINES, mine.weights + (g + t) * ROW + s - from);
+            }
+        }
+        const float softness = 1.f / std::sqrt(float(width));
+        for (int64_t g = 0; g < group; ++g) {
+            float *weight = mine.weights + g * ROW, peak = weight[0], sum = 0;
+            for (int64_t s = 0; s < to - from; ++s) peak = std::max(peak, weight[s]);
+            for (int64_t s = 0; s < to - from; ++s) weight[s] = exponential((weight[s] - peak) * softness);
+            for (int64_t s = 0; s < to - from; ++s) sum += weight[s];
+            const int64_t slot = (first + g) * parts + part;
+            peaks[slot] = peak * softness, sums[slot] = sum;
+            std::fill_n(mixed + slot * width, width, 0.f);
+        }
+        for (int64_t s = from; s < to; ++s)
+            for (int64_t g = 0; g < group; ++g) {
+                const float weight = mine.weights[g * ROW + s - from];
+                float* __restrict out = mixed + ((first + g) * parts + part) * width;
+                const W* __restrict spoken = values + s * width;
+                for (int64_t k = 0; k < width; ++k) out[k] += weight * widen(spoken[k]);
+            }
+    }
+    // A head's mixture from its parts; a sink takes its share and gives nothing.
+    void merge(const StepMixer& m, int64_t head, int64_t parts, float* out) const {
+        float peak = m.sinks ? m.sinks[head] : peaks[head * parts];
+        for (int64_t p = 0; p < parts; ++p) peak = std::max(peak, peaks[head * parts + p]);
+        float total = m.sinks ? exponential(m.sinks[head] - peak) : 0.f;
+        std::fill_n(out, m.head_dim, 0.f);
+        for (int64_t p = 0; p < parts; ++p) {
+            const float share = exponential(peaks[head * parts + p] - peak);
+            total += share * sums[head * parts + p];
+            const float* part = mixed + (head * parts + p) * m.head_dim;
+            for (int64_t k = 0; k < m.head_dim; ++k) out[k] += share * part[k];
+        }
+        for (int64_t k = 0; k < m.head_dim; ++k) out[k] /= total;
+    }
+
+    void think(const StepFeedForward& f, Member me, const Own& mine) const {
+        normalise(x, f.norm, step.width, mine.normed);
+        if (f.router != DENSE) {
+            product(f.scores, mine.normed, me, scores);
+            meet();
+            choose(f, mine);
+            if (me.id == 0) tell(f, mine);
+        }
+        // every thread its share of all hidden values, then its share of the output
+        const int64_t pitch = round_up(f.unit_width, 16), resting = f.always_down.depth;
+        float* always = active + f.slots * pitch;
+        const int64_t blocks = (f.unit_width + BLOCK - 1) / BLOCK;
+        for (int64_t i = me.from(f.slots * blocks, 1), to = me.to(f.slots * blocks, 1); i < to; ++i) {
+            const int64_t a = i / blocks, unit = mine.units[a];
+            if (unit >= 0)
+                hide(f.up, f.up_bias, unit, f.unit_width, i % blocks * BLOCK, f.activation, mine.strengths[a], mine.normed, active + a * pitch);
+        }
+        for (int64_t h = me.from(resting, BLOCK), to = me.to(resting, BLOCK); h < to; h += BLOCK)
+            hide(f.always_up.weight, f.always_up.bias, 0, resting, h, f.always_activation, 1.f, mine.normed, always);
+        meet();
+        for (int64_t a = 0; a < f.slots; ++a) thought(active, a * pitch, f.unit_width, mine);
+        thought(active, f.slots * pitch, resting, mine);
+        if (f.slots) f.down.typed([&](auto* w) { speak(f, w, me, mine, pitch); });
+        if (resting) product<true>(f.always_down, {mine.thought.plain + f.slots * pitch, mine.thought.split + f.slots * pitch}, me, x);
+        meet();
+    }
+    // What the team thought, in this thread's own memory and in both orders.
+    static void thought(const float* active, int64_t at, int64_t count, const Own& mine) {
+        std::copy_n(active + at, count, mine.thought.plain + at);
+        lay_out<bf16>(active + at, count, mine.thought.split + at);
+    }
+    // Columns of the output from all awake units; sums stay unfinished until the last unit.
+    template <class W> void speak(const StepFeedForward& f, const W* down, Member me, const Own& mine, int64_t pitch) const {
+        const float* in = mine.thought.as(down);
+        for (int64_t d = me.from(step.width, LINES), to = me.to(step.width, LINES); d < to; d += LINES) {
+            const int64_t lines = std::min<int64_t>(LINES, step.width - d);
+            Dots<W, 1> all;
+            for (int64_t a = 0; a < f.slots; ++a) {
+                if (mine.units[a] < 0) continue;
+                const int64_t row = mine.units[a] * step.width + d;
+                all.add(down + row * f.unit_width, f.unit_width, lines, in + a * pitch, 0, f.unit_width);
+                for (int64_t r = 0; f.down_bias && r < lines; ++r) all.rest[0][r] += mine.strengths[a] * f.down_bias[row + r];
+            }
+            float part[1][LINES];
+            all.finish(part);
+            for (int64_t r = 0; r < lines; ++r) x[d + r] += part[0][r];
+        }
+    }
+    // Hidden values [f, f + BLOCK) of a unit, activated and times its strength.
+    void hide(const Stored& up, const Stored& up_bias, int64_t unit, int64_t width, int64_t f, int64_t code, float strength,
+              const Vector& in, float* out) const {
+        const Activation& act = activation(int(code));
+        const int64_t some = std::min<int64_t>(BLOCK, width - f);
+        float hidden[2 * BLOCK];
+        up.typed([&](auto* w) {
+            for (int p = 0; p < act.parts; ++p)
+                for (int64_t r = 0; r < some; r += LINES) {
+                    const int64_t row = (unit * act.parts + p) * width + f + r, lines = std::min<int64_t>(LINES, some - r);
+                    float part[1][LINES];
+                    dots<std::decay_t<decltype(*w)>, 1>(w + row * step.width, step.width, lines, in.as(w), 0, 1, step.width, part);
+                    for (int64_t l = 0; l < lines; ++l) hidden[p * some + r + l] = part[0][l] + (up_bias ? up_bias[row + l] : 0.f);
+                }
+        });
+        act.forward(hidden, some, out + f);
+        for (int64_t r = 0; r < some; ++r) out[f + r] *= strength;
+    }
+
+    // Who wakes, and how strongly: thalamus.py, for one token.
+    void choose(const StepFeedForward& f, const Own& mine) const {
+        const int64_t units = f.scores.outs;
+        float* s = mine.squashed;
+        const auto logit = [&](int64_t u) { return scores[u] + f.steering[u]; };
+        if (f.router == SOFTMAX) {
+            float peak = -INFINITY, total = 0;
+            for (int64_t u = 0; u < units; ++u) peak = std::max(peak, s[u] = logit(u));
+            for (int64_t u = 0; u < units; ++u) total += s[u] = s[u] == -INFINITY ? 0.f : exponential(s[u] - peak);
+            for (int64_t u = 0; u < units; ++u) s[u] = total > 0 ? s[u] / total : 0.f;
+        } else {
+            for (int64_t u = 0; u < units; ++u) s[u] = (s[u] = logit(u)) == -INFINITY ? 0.f : sigmoid(s[u]);
+        }
+        // what it is judged by: the score, plus its balance or less its own threshold
+        float *claim = mine.claims, sum = 0;
+        for (int64_t u = 0; u < units; ++u)
+            claim[u] = f.router == THRESHOLD ? s[u] - f.cutoffs[u] : f.balance ? s[u] + f.balance[u] : s[u];
+        for (int64_t a = 0; a < f.slots; ++a) {
+            const int64_t top = std::max_element(claim, claim + units) - claim;
+            const bool wakes = s[top] > 0 && (f.router != THRESHOLD || claim[top] > 0);
+            claim[top] = -INFINITY;
+            mine.units[a] = wakes ? top : -1;
+            mine.strengths[a] = wakes ? s[top] : 0.f;
+            sum += mine.strengths[a];
+        }
+        const float factor = float(f.scale) / (f.renormalise ? std::max(sum, 1e-20f) : 1.f);
+        for (int64_t a = 0; a < f.slots; ++a) mine.strengths[a] *= factor;
+    }
+    static void tell(const StepFeedForward& f, const Own& mine) {
+        std::copy_n(mine.units, f.slots, f.out_units);
+        std::copy_n(mine.strengths, f.slots, f.out_strengths);
+        std::copy_n(mine.squashed, f.scores.outs, f.out_scores);
+    }
+};

@@ -1,0 +1,105 @@
+"""One token through a whole model in one compiled call: the structures of source/step.hpp, to be filled with addresses.
+
+Python spends a few microseconds on every product of a small model, the compiled code little more on all of them. Who
+fills these in (inference/program.py) keeps the tensors alive; nothing here owns memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING
+
+import torch
+
+from pragnosia.kernels.compiled import loaded_library
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WHOLE, REAL, ADDRESS = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
+ROUTERS = {"softmax": 1, "sigmoid": 2, "threshold": 3}  # 0: a dense layer
+STORED = (torch.float32, torch.bfloat16)
+SMALL = 1 << 19  # bytes of weights per token that keep a thread busy enough to be worth waking
+
+
+class Stored(ctypes.Structure):
+    """A tensor's numbers; no base where a part is absent."""
+
+    _fields_ = (("base", ADDRESS), ("is_bf16", WHOLE))
+
+    @classmethod
+    def of(cls, tensor: Tensor | None) -> Stored:
+        """Where a tensor lies."""
+        return cls() if tensor is None else cls(tensor.data_ptr(), tensor.dtype is torch.bfloat16)
+
+
+class StepLinear(ctypes.Structure):
+    """y = W x + b; no rows where a layer is absent."""
+
+    _fields_ = (("weight", Stored), ("bias", Stored), ("outs", WHOLE), ("depth", WHOLE))
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None = None) -> StepLinear:
+        """A layer of these weights, (outs, depth)."""
+        return cls(Stored.of(weight), Stored.of(bias), *weight.shape)
+
+
+class StepMixer(ctypes.Structure):
+    """Attention: x += out(softmax(q k' / sqrt(K)) v)."""
+
+    _fields_ = (
+        ("norm", Stored),
+        *((name, StepLinear) for name in ("query", "key", "value", "out")),
+        *((name, Stored) for name in ("query_norm", "key_norm", "sinks")),
+        *((name, WHOLE) for name in ("heads", "key_heads", "head_dim", "norm_heads", "window")),
+        ("clip", REAL),
+        *((name, ADDRESS) for name in ("keys", "values")),
+        *((name, WHOLE) for name in ("memory_is_bf16", "room")),
+    )
+
+
+class StepFeedForward(ctypes.Structure):
+    """x += who woke + who never sleeps; either may be absent."""
+
+    _fields_ = (
+        ("norm", Stored),
+        *((name, WHOLE) for name in ("router", "activation")),
+        ("scores", StepLinear),
+        ("steering", Stored),
+        *((name, ADDRESS) for name in ("balance", "cutoffs")),
+        *((name, WHOLE) for name in ("slots", "renormalise")),
+        ("scale", REAL),
+        *((name, Stored) for name in ("up", "down", "up_bias", "down_bias")),
+        ("unit_width", WHOLE),
+        *((name, StepLinear) for name in ("always_up", "always_down")),
+        ("always_activation", WHOLE),
+        *((name, ADDRESS) for name in ("out_units", "out_strengths", "out_scores")),
+    )
+
+
+class Step(ctypes.Structure):
+    """The whole model."""
+
+    _fields_ = (
+        *((name, WHOLE) for name in ("width", "layers", "threads")),
+        *((name, Stored) for name in ("embedding", "norm")),
+        ("head", StepLinear),
+        *((name, REAL) for name in ("eps", "rotation_scale")),
+        ("frequencies", ADDRESS),
+        ("mixers", ctypes.POINTER(StepMixer)),
+        ("feed_forwards", ctypes.POINTER(StepFeedForward)),
+        ("logits", ADDRESS),
+    )
+
+
+def run(step: Step, token: int, position: int) -> int:
+    """The token goes through; its logits lie where `step` says. Returns the likeliest next token."""
+    winner: int = loaded_library().pragnosia_step(ctypes.byref(step), token, position)
+    if winner < 0:
+        raise MemoryError("the compiled step found no memory for its scratch; close something")
+    return winner
+
+
+def threads_for(weight_bytes: int) -> int:
+    """As many threads as the weights read per token are worth waking, at most torch's."""
+    return max(1, min(torch.get_num_threads(), weight_bytes // SMALL))
