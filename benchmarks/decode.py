@@ -106,7 +106,7 @@ def growth_cost(rounds: int) -> dict[str, dict[str, float]]:
     """Time per token with 16 times the units over time with few, at the same number awake."""
     costs = {}
     for (few, many), awake, width in (((4, 64), 2, 128), ((16, 256), 8, 32), ((16, 256), 2, 512)):
-        arms = {str(units): speaking(ours(units, awake, width)) for units in (few, many)}
+        arms = {str(units): speaking(ours(units, awake, width).to(torch.bfloat16)) for units in (few, many)}
         rates = in_turn(arms, rounds=3 * rounds)
         costs[f"{few} -> {many} units of {width}, {awake} awake"] = ratio(rates[str(few)], rates[str(many)])
     return costs

@@ -407,7 +407,8 @@ class StepRun {
         if (f.router == SOFTMAX) {
             float peak = -INFINITY, total = 0;
             for (int64_t u = 0; u < units; ++u) peak = std::max(peak, s[u] = logit(u));
-            for (int64_t u = 0; u < units; ++u) total += s[u] = s[u] == -INFINITY ? 0.f : exponential(s[u] - peak);
+            for (int64_t u = 0; u < units; ++u) s[u] = s[u] == -INFINITY ? 0.f : exponential(s[u] - peak);
+            for (int64_t u = 0; u < units; ++u) total += s[u];
             for (int64_t u = 0; u < units; ++u) s[u] = total > 0 ? s[u] / total : 0.f;
         } else {
             for (int64_t u = 0; u < units; ++u) s[u] = (s[u] = logit(u)) == -INFINITY ? 0.f : sigmoid(s[u]);
@@ -416,11 +417,18 @@ class StepRun {
         float *claim = mine.claims, sum = 0;
         for (int64_t u = 0; u < units; ++u)
             claim[u] = f.router == THRESHOLD ? s[u] - f.cutoffs[u] : f.balance ? s[u] + f.balance[u] : s[u];
+        // the largest claims, kept in order: most units fail at the first comparison
+        int64_t kept = 0;
+        for (int64_t u = 0; u < units; ++u) {
+            if (kept == f.slots && !(claim[u] > claim[mine.units[kept - 1]])) continue;
+            int64_t at = kept < f.slots ? kept++ : kept - 1;
+            for (; at > 0 && claim[u] > claim[mine.units[at - 1]]; --at) mine.units[at] = mine.units[at - 1];
+            mine.units[at] = u;
+        }
         for (int64_t a = 0; a < f.slots; ++a) {
-            const int64_t top = std::max_element(claim, claim + units) - claim;
+            const int64_t top = mine.units[a];
             const bool wakes = s[top] > 0 && (f.router != THRESHOLD || claim[top] > 0);
-            claim[top] = -INFINITY;
-            mine.units[a] = wakes ? top : -1;
+            if (!wakes) mine.units[a] = -1;
             mine.strengths[a] = wakes ? s[top] : 0.f;
             sum += mine.strengths[a];
         }
