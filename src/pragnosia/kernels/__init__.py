@@ -1,4 +1,4 @@
-"""Sparse compute on plain tensors: the bank, the linear layer, the last layer's loss. One dispatch over backends.
+"""Sparse compute on plain tensors: routing, bank, linear layer, norm, the last layer's loss. One dispatch of backends.
 
 B batch, T time or tokens, D width, U units in a bank, A awake units, F unit width, G parts of an activation,
 V vocabulary. This room imports nothing of the house and raises ValueError.
@@ -16,6 +16,8 @@ from pragnosia.kernels.activations import ACTIVATIONS, Activation, activation_na
 from pragnosia.kernels.compiled import native_library, native_status
 from pragnosia.kernels.cross_entropy import linear_cross_entropy
 from pragnosia.kernels.memory import keep_freed_memory, settle
+from pragnosia.kernels.norm import rms_norm
+from pragnosia.kernels.routing import route
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +33,8 @@ __all__ = [
     "linear_cross_entropy",
     "native_library",
     "native_status",
+    "rms_norm",
+    "route",
     "settle",
 ]
 

@@ -6,8 +6,9 @@ y = x / sqrt(mean(x^2) + eps) * weight
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pragnosia import kernels
 
 
 class RMSNorm(nn.RMSNorm):
@@ -20,4 +21,5 @@ class RMSNorm(nn.RMSNorm):
         """Shape of x; its dtype, or autocast's."""
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        return F.rms_norm(x.to(self.weight.dtype), self.normalized_shape, self.weight, self.eps).to(dtype)
+        assert self.eps is not None
+        return kernels.rms_norm(x, self.weight, self.eps, dtype)

@@ -13,13 +13,15 @@ weights. `steering` is added to W x, so a lobe can be pushed, or silenced by min
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pragnosia import kernels
 from pragnosia.model.organs import ThalamusConfig
 
 ASLEEP = -1
@@ -65,47 +67,36 @@ class Thalamus(nn.Module, ABC):
         """How many units wake per token at this energy: at least one."""
         return max(1, round(energy * self.organ.num_awake))
 
-    def logits(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T U"]:
-        """W x + bias + steering, in the weights' precision at least: a rounded score wakes the wrong unit."""
-        if torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):
-                return self._logits(x)
-        return self._logits(x)
 
-    def _logits(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T U"]:
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias).float() + self.steering
-
-    def _strengths(self, chosen: Float[Tensor, "T A"]) -> Float[Tensor, "T A"]:
-        if self.organ.renormalise:
-            chosen = chosen / chosen.sum(-1, keepdim=True).clamp_min(_TINY)
-        return chosen if self.organ.scale == 1.0 else chosen * self.organ.scale
+def _own_precision(x: Tensor) -> AbstractContextManager[None]:
+    """Autocast stays out: a rounded score wakes the wrong unit."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 class _TopK(Thalamus, ABC):
     """The A best units wake, by score plus balance."""
 
+    squash: ClassVar[str]
+    """How logits become scores: a name that `kernels.route` knows."""
     balance: Tensor | None
 
     def __init__(self, width: int, num_units: int, organ: ThalamusConfig) -> None:
         super().__init__(width, num_units, organ)
         self.register_buffer("balance", torch.zeros(num_units) if organ.balance_rate else None)
 
-    @abstractmethod
-    def squash(self, logits: Float[Tensor, "T U"]) -> Float[Tensor, "T U"]:
-        """Logits to scores."""
-
     def forward(self, x: Float[Tensor, "T D"], energy: float) -> Routing:
         """The A largest of s + b wake with strength s."""
-        scores = self.squash(self.logits(x))
-        awake = self.num_awake(energy)
-        if self.balance is None:
-            chosen, units = scores.topk(awake, dim=-1)
-        else:
-            units = (scores.detach() + self.balance).topk(awake, dim=-1).indices
-            chosen = scores.gather(-1, units)
-        # A silenced unit scores exactly 0: it must not wake, even where too few others are left.
-        units = torch.where(chosen > 0, units, ASLEEP)
-        return Routing(units, self._strengths(chosen), scores)
+        organ = self.organ
+        with _own_precision(x):
+            routed = kernels.route(
+                *(x, self.weight, self.bias, self.steering, self.balance),
+                awake=self.num_awake(energy),
+                squash=self.squash,
+                renormalise=organ.renormalise,
+                scale=organ.scale,
+            )
+        return Routing(*routed)
 
     @torch.no_grad()
     def rebalance(self, routing: Routing) -> None:
@@ -116,20 +107,15 @@ class _TopK(Thalamus, ABC):
 
 
 class SoftmaxThalamus(_TopK):
-    """Units compete for one unit of strength."""
+    """Units compete for one unit of strength; all score 0 where all are silenced."""
 
-    def squash(self, logits: Float[Tensor, "T U"]) -> Float[Tensor, "T U"]:
-        """Softmax over all units; a silenced one scores 0, and all of them do where all are silenced."""
-        silenced = logits.isneginf()
-        return logits.masked_fill(silenced, torch.finfo(logits.dtype).min).softmax(-1).masked_fill(silenced, 0.0)
+    squash = "softmax"
 
 
 class SigmoidThalamus(_TopK):
     """Each unit is judged on its own."""
 
-    def squash(self, logits: Float[Tensor, "T U"]) -> Float[Tensor, "T U"]:
-        """Sigmoid of each."""
-        return logits.sigmoid()
+    squash = "sigmoid"
 
 
 class ThresholdThalamus(Thalamus):
@@ -150,13 +136,17 @@ class ThresholdThalamus(Thalamus):
 
     def forward(self, x: Float[Tensor, "T D"], energy: float) -> Routing:
         """Every unit above its threshold wakes with strength s."""
-        scores = self.logits(x).sigmoid()
+        with _own_precision(x):
+            logits = F.linear(x.to(self.weight.dtype), self.weight, self.bias).float() + self.steering
+        scores = logits.sigmoid()
         margin = scores.detach() - self.threshold(energy)
         # -1 is below every possible margin of a unit that scores 0 because it is silenced.
         lead, units = margin.where(scores > 0, -1.0).topk(self.max_awake, dim=-1)
         awake = lead > 0
         chosen = scores.gather(-1, units).where(awake, 0.0)
-        return Routing(units.where(awake, ASLEEP), self._strengths(chosen), scores)
+        if self.organ.renormalise:
+            chosen = chosen / chosen.sum(-1, keepdim=True).clamp_min(_TINY)
+        return Routing(units.where(awake, ASLEEP), chosen * self.organ.scale, scores)
 
     def threshold(self, energy: float) -> Float[Tensor, " U"]:
         """c at this energy, between the two nearest levels kept."""

@@ -102,7 +102,7 @@ class Optimisers:
     def step(self, factor: float) -> Tensor:
         """Move every weight at `factor` times its peak rate; the norm of the gradient before clipping."""
         gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = _norm(gradients)
         scale = (norm / self.clip).clamp(min=1.0) if self.clip is not None else None
         for group in self.groups:
             group["lr"] = group["peak"] * factor
@@ -129,6 +129,13 @@ class Optimisers:
             weight = self.weights[name]
             device = value.device if moment == "step" and weight.device.type == "cpu" else weight.device
             owner[id(weight)].state[weight][moment] = value.to(device)
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """Of all gradients together. On the CPU a dot product runs at the speed of memory, torch's norm at a third."""
+    if all(gradient.is_cpu and gradient.dtype is torch.float32 for gradient in gradients):
+        return torch.stack([torch.dot(g, g) for g in (gradient.flatten() for gradient in gradients)]).sum().sqrt()
+    return torch.nn.utils.get_total_norm(gradients)
 
 
 def _group(kind: str, weights: list[nn.Parameter], config: OptimiserConfig) -> dict[str, Any]:

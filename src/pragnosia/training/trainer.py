@@ -20,6 +20,7 @@ from typing import Any, final
 import torch
 from safetensors import SafetensorError
 
+from pragnosia import kernels
 from pragnosia.data import Batches, shorten
 from pragnosia.data.whole import whole_folder
 from pragnosia.errors import DataError, TrainingError
@@ -108,6 +109,7 @@ class Trainer:
         config, course = self.config, self.course
         steps, logging = config.num_steps, config.logging
         self.model.train()
+        kernels.keep_freed_memory()
         with (
             self._whatever_happens(),
             RunLog(self.out, tensorboard=logging.tensorboard, after=course.step) as log,

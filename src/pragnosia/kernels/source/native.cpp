@@ -7,6 +7,8 @@
 #include "forward.hpp"
 #include "fp32.hpp"
 #include "loss.hpp"
+#include "norm.hpp"
+#include "route.hpp"
 #include "step.hpp"
 
 namespace {
@@ -66,6 +68,41 @@ int pragnosia_linear_few(const void* x, int x_is_bf16, const void* weight, const
         if (weight_is_bf16) few_linear<bf16>(x, x_is_bf16, weight, bias, rows, outs, depth, threads, y);
         else few_linear<float>(x, x_is_bf16, weight, bias, rows, outs, depth, threads, y);
         return 0;
+    } catch (const std::exception&) {
+        return 2;
+    }
+}
+
+// Rows of logits to scores, in place, and to who wakes; 2 out of memory.
+int pragnosia_route(const Routing* routing, const float* steering, float* scores, int64_t rows, int64_t threads, int64_t* woken,
+                    float* strengths) {
+    try {
+        return choose_rows(*routing, steering, scores, rows, threads, woken, strengths), 0;
+    } catch (const std::exception&) {
+        return 2;
+    }
+}
+int pragnosia_route_back(const Routing* routing, const float* scores, const int64_t* woken, const float* grad, const float* x,
+                         const float* weight, int64_t rows, int64_t width, int64_t threads, float* grad_x, float* grad_weight,
+                         float* grad_bias) {
+    try {
+        return route_back(*routing, scores, woken, grad, x, weight, rows, width, threads, grad_x, grad_weight, grad_bias), 0;
+    } catch (const std::exception&) {
+        return 2;
+    }
+}
+
+// Rows normed; `scales` (one per row) may be null where no gradient will be asked.
+int pragnosia_norm(const NormRows* rows, float eps, void* y, int y_is_bf16, float* scales) {
+    try {
+        return norm_forward(*rows, eps, y, y_is_bf16, scales), 0;
+    } catch (const std::exception&) {
+        return 2;
+    }
+}
+int pragnosia_norm_back(const NormRows* rows, const float* scales, const void* grad, int grad_is_bf16, void* grad_x, float* grad_weight) {
+    try {
+        return norm_backward(*rows, scales, grad, grad_is_bf16, grad_x, grad_weight), 0;
     } catch (const std::exception&) {
         return 2;
     }

@@ -8,6 +8,7 @@
 #include <omp.h>
 
 #include "few.hpp"
+#include "route.hpp"
 
 // Numbers as they lie in memory; `base` is null where a part is absent.
 struct Stored {
@@ -37,7 +38,6 @@ struct StepMixer {
     void *keys, *values;                                      // (key heads, room, K), of `memory_is_bf16`
     int64_t memory_is_bf16, room;
 };
-enum Router : int64_t { DENSE, SOFTMAX, SIGMOID, THRESHOLD };
 struct StepFeedForward {
     Stored norm;
     int64_t router, activation;
@@ -337,7 +337,7 @@ class StepRun {
         if (f.router != DENSE) {
             product(f.scores, mine.normed, me, scores);
             meet();
-            choose(f, mine);
+            wake(f, mine);
             if (me.id == 0) tell(f, mine);
         }
         // every thread its share of all hidden values, then its share of the output
@@ -399,41 +399,12 @@ class StepRun {
         for (int64_t r = 0; r < some; ++r) out[f + r] *= strength;
     }
 
-    // Who wakes, and how strongly: thalamus.py, for one token.
-    void choose(const StepFeedForward& f, const Own& mine) const {
+    // Who wakes, and how strongly; every thread finds out for itself.
+    void wake(const StepFeedForward& f, const Own& mine) const {
         const int64_t units = f.scores.outs;
-        float* s = mine.squashed;
-        const auto logit = [&](int64_t u) { return scores[u] + f.steering[u]; };
-        if (f.router == SOFTMAX) {
-            float peak = -INFINITY, total = 0;
-            for (int64_t u = 0; u < units; ++u) peak = std::max(peak, s[u] = logit(u));
-            for (int64_t u = 0; u < units; ++u) s[u] = s[u] == -INFINITY ? 0.f : exponential(s[u] - peak);
-            for (int64_t u = 0; u < units; ++u) total += s[u];
-            for (int64_t u = 0; u < units; ++u) s[u] = total > 0 ? s[u] / total : 0.f;
-        } else {
-            for (int64_t u = 0; u < units; ++u) s[u] = (s[u] = logit(u)) == -INFINITY ? 0.f : sigmoid(s[u]);
-        }
-        // what it is judged by: the score, plus its balance or less its own threshold
-        float *claim = mine.claims, sum = 0;
-        for (int64_t u = 0; u < units; ++u)
-            claim[u] = f.router == THRESHOLD ? s[u] - f.cutoffs[u] : f.balance ? s[u] + f.balance[u] : s[u];
-        // the largest claims, kept in order: most units fail at the first comparison
-        int64_t kept = 0;
-        for (int64_t u = 0; u < units; ++u) {
-            if (kept == f.slots && !(claim[u] > claim[mine.units[kept - 1]])) continue;
-            int64_t at = kept < f.slots ? kept++ : kept - 1;
-            for (; at > 0 && claim[u] > claim[mine.units[at - 1]]; --at) mine.units[at] = mine.units[at - 1];
-            mine.units[at] = u;
-        }
-        for (int64_t a = 0; a < f.slots; ++a) {
-            const int64_t top = mine.units[a];
-            const bool wakes = s[top] > 0 && (f.router != THRESHOLD || claim[top] > 0);
-            if (!wakes) mine.units[a] = -1;
-            mine.strengths[a] = wakes ? s[top] : 0.f;
-            sum += mine.strengths[a];
-        }
-        const float factor = float(f.scale) / (f.renormalise ? std::max(sum, 1e-20f) : 1.f);
-        for (int64_t a = 0; a < f.slots; ++a) mine.strengths[a] *= factor;
+        for (int64_t u = 0; u < units; ++u) mine.squashed[u] = scores[u] + f.steering[u];
+        choose({f.router, units, f.slots, f.renormalise, f.scale, f.balance, f.cutoffs}, mine.squashed, mine.claims, mine.units,
+               mine.strengths);
     }
     static void tell(const StepFeedForward& f, const Own& mine) {
         std::copy_n(mine.units, f.slots, f.out_units);
