@@ -16,7 +16,7 @@ A message is one line: what, got, expected, what to do.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class PragnosiaError(Exception):
@@ -59,9 +59,12 @@ class TrainingError(PragnosiaError):
     """A run that had to stop although its input was sound."""
 
 
-def unknown_name(kind: str, got: str, known: Iterable[str]) -> str:
-    """The one line for a name that is not in a table: what was meant, and what there is."""
-    names = sorted(known)
-    close = difflib.get_close_matches(got, names, n=1)
-    meant = f" Did you mean {close[0]!r}?" if close else ""
+def unknown_name(kind: str, got: str, known: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> str:
+    """The one line for a name that is not in a table: what was meant, and what there is.
+
+    `elsewhere` maps names that people know from other places to ours.
+    """
+    names, aliases = sorted(known), elsewhere or {}
+    close = difflib.get_close_matches(got, [*names, *aliases], n=1)
+    meant = f" Did you mean {aliases.get(close[0], close[0])!r}?" if close else ""
     return f"unknown {kind} {got!r}.{meant} Available: {', '.join(names)}"

@@ -208,6 +208,8 @@ def test_an_empty_prompt_and_nothing_to_begin_with(speaker: Pragnosia) -> None:
         ({"stop": ("",)}, "stop is"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"max_new_tokens": -7}, "max_new_tokens is -7"),
+        ({"max_new_tokens": "9"}, "max_new_tokens is 9"),
+        ({"max_new_tokens": None}, "max_new_tokens is None"),
     ],
     ids=str,
 )
@@ -221,8 +223,25 @@ def test_mistakes_are_told_before_the_first_piece(speaker: Pragnosia) -> None:
         speaker.stream("x", temperature=-1.0)
     with pytest.raises(PromptError, match="the prompt has 500 tokens, the model's context holds 192; cut it"):
         speaker.stream("x" * 500)
-    with pytest.raises(TypeError, match="temprature"):
+    with pytest.raises(PromptError, match=r"unknown option 'temprature'. Did you mean 'temperature'"):
         speaker.stream("x", temprature=1.0)
+    with pytest.raises(PromptError, match=r"unknown option 'max_tokens'. Did you mean 'max_new_tokens'"):
+        speaker.generate_tokens([1], max_tokens=3)
+
+
+@pytest.mark.parametrize("text", [None, 3, ["a", "b"], b"bytes"])
+def test_what_is_no_text(speaker: Pragnosia, text: Any) -> None:
+    with pytest.raises(PromptError, match=r"the prompt is .*; give one text, or ids to generate_tokens"):
+        speaker.generate(text)
+
+
+@pytest.mark.parametrize("ids", [None, 5, "abc", [1.5], [True], ["a"], torch.tensor(5)])
+def test_what_are_no_tokens(speaker: Pragnosia, ids: Any) -> None:
+    with pytest.raises(PromptError, match="the prompt"):
+        speaker.generate_tokens(ids)
+    with pytest.raises(PromptError, match="stop_tokens") as caught:
+        speaker.generate_tokens([1, 2], stop_tokens=ids)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_context_ends_the_text(speaker: Pragnosia) -> None:

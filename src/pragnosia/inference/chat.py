@@ -8,7 +8,7 @@ from tokenizers.decoders import DecodeStream
 
 from pragnosia.errors import PromptError
 from pragnosia.inference.decode import Decoder
-from pragnosia.inference.sampler import Sampling
+from pragnosia.inference.sampling import Sampling
 from pragnosia.inference.speaker import Pragnosia
 from pragnosia.model.state import State
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -18,43 +14,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from pragnosia.errors import PromptError
+from pragnosia.inference.sampling import Sampling
 
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next token is chosen. Temperature 0 is greedy."""
-
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = field(default=())
-    """Texts that end the answer; they are not part of it."""
-
-    def __post_init__(self) -> None:
-        given: Any = self.stop
-        stop = (given,) if isinstance(given, str) else tuple(given)
-        object.__setattr__(self, "stop", stop)
-        _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 (greedy) or more, and finite")
-        _require(_whole(self.top_k, 1, math.inf), "top_k", self.top_k, "1 or more, and whole")
-        _require(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
-        _require(self.min_p is None or 0 <= self.min_p <= 1, "min_p", self.min_p, "in [0, 1]")
-        penalty = self.repetition_penalty
-        _require(0 < penalty < math.inf, "repetition_penalty", penalty, "greater than 0, and finite")
-        _require(_whole(self.seed, -(2**63), 2**64 - 1), "seed", self.seed, "a whole number of at most 64 bits")
-        _require(all(stop), "stop", stop, "made of texts that are not empty")
-
-
-def _whole(value: Any, least: float, most: float) -> bool:
-    return value is None or (isinstance(value, int) and least <= value <= most)
-
-
-def _require(condition: bool, name: str, got: object, expected: str) -> None:
-    if not condition:
-        raise PromptError(f"{name} is {got}; it must be {expected}")
+__all__ = ["Sampler", "Sampling"]
 
 
 class Sampler:

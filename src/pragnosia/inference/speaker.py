@@ -7,7 +7,8 @@ for piece in model.stream("Once upon a time"):
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from transformers import PreTrainedTokenizerBase
 from pragnosia.errors import CheckpointError, PromptError
 from pragnosia.inference.decode import Decoder, Trace
 from pragnosia.inference.loading import load_model, load_tokenizer
-from pragnosia.inference.sampler import Sampling
+from pragnosia.inference.sampling import Sampling, check_room
 from pragnosia.model.modeling import PragnosiaForCausalLM
+
+# Options of `stream` that are not Sampling's.
+_OWN = ("max_new_tokens", "energy", "trace")
 
 
 class Pragnosia:
@@ -59,7 +63,8 @@ class Pragnosia:
         **sampling: Any,
     ) -> Iterator[str]:
         """The continuation of `text`, piece by piece. `sampling` as in Sampling; a `stop` text is not part of it."""
-        choices = Sampling(**sampling)
+        choices = Sampling.of(sampling, besides=_OWN)
+        check_room(max_new_tokens, energy)
         ids = self.encode(text)
         decoder = self.decoder(len(ids) + max_new_tokens, energy, trace)
         decoder.read(ids)
@@ -75,20 +80,28 @@ class Pragnosia:
         trace: Trace | None = None,
         **sampling: Any,
     ) -> list[int]:
-        """The ids that follow `ids`, which are not repeated; a stop token ends them and is not among them."""
-        if isinstance(ids, torch.Tensor) and ids.numel() != ids.shape[-1]:
-            raise PromptError(f"the prompt has shape {tuple(ids.shape)}; give one text at a time, (T,) or (1, T)")
-        given = [int(token) for token in (ids.flatten().tolist() if isinstance(ids, torch.Tensor) else ids)]
+        """The ids that follow `ids`, which are not repeated; a stop token ends them and is not among them.
+
+        Raises PromptError for whatever cannot be.
+        """
+        choices = Sampling.of(sampling, besides=(*_OWN, "stop_tokens"))
+        check_room(max_new_tokens, energy)
+        given, ends = _token_ids("the prompt", ids), _token_ids("stop_tokens", stop_tokens)
         decoder = self.decoder(len(given) + max_new_tokens, energy, trace)
         decoder.read(given)
-        return list(decoder.speak(max_new_tokens, Sampling(**sampling), stop_tokens))
+        return list(decoder.speak(max_new_tokens, choices, ends))
 
     def decoder(self, room: int, energy: float = 1.0, trace: Trace | None = None) -> Decoder:
         """An empty text to read into and speak from."""
         return Decoder(self.model, room, energy, trace)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids; an empty text is the token documents begin (or end) with. Raises PromptError if there is none."""
+        """Token ids; an empty text is the token documents begin (or end) with.
+
+        Raises PromptError if there is none, or for what is no text.
+        """
+        if not isinstance(text, str):
+            raise PromptError(f"the prompt is {text!r}; give one text, or ids to generate_tokens")
         ids: list[int] = self.tokenizer(text)["input_ids"]
         if ids:
             return ids
@@ -124,6 +137,19 @@ class Pragnosia:
                 held = held[safe:]
         if held:
             yield held
+
+
+def _token_ids(what: str, given: Any) -> list[int]:
+    """Token ids as a list. Raises PromptError for what are none."""
+    if isinstance(given, torch.Tensor):
+        if given.ndim == 0 or given.numel() != given.shape[-1]:
+            raise PromptError(f"{what} has shape {tuple(given.shape)}; give one text at a time, (T,) or (1, T)")
+        given = given.flatten().tolist()
+    whole = isinstance(given, Iterable) and not isinstance(given, str | bytes)
+    ids = list(given) if whole else []
+    if not whole or not all(isinstance(token, Integral) and not isinstance(token, bool) for token in ids):
+        raise PromptError(f"{what} must be token ids, a list of whole numbers, got {given!r}")
+    return [int(token) for token in ids]
 
 
 def _longest_start(text: str, stop: Sequence[str]) -> int:

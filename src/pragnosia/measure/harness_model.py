@@ -14,7 +14,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from pragnosia.errors import ConfigError, DataError, unknown_name
-from pragnosia.inference.sampler import Sampling
+from pragnosia.inference.sampling import Sampling
 from pragnosia.inference.speaker import Pragnosia
 from pragnosia.measure.continuations import BATCH_TOKENS, Continuation, likelihoods
 from pragnosia.measure.passages import start_token
