@@ -19,6 +19,7 @@ from pragnosia.checkpoints import export_model, import_model, importing
 from pragnosia.checkpoints.families import family_named, read_config
 from pragnosia.checkpoints.matching import parameter_shapes
 from pragnosia.checkpoints.writer import Entry, write_weights
+from pragnosia.data import vocabulary_digest
 from pragnosia.errors import CheckpointError, UnsupportedArchitectureError
 from pragnosia.units import MIB
 
@@ -67,6 +68,8 @@ def test_the_tokenizer_and_its_company_travel_both_ways(llama: Path, tmp_path: P
     (llama / "LICENSE").write_text("be kind")
     (llama / "malware.py").write_text("stays behind")
     assert import_model(llama, tmp_path / "ours").has_tokenizer
+    ours = json.loads((tmp_path / "ours/config.json").read_text())
+    assert ours["tokenizer_digest"] == vocabulary_digest(llama) is not None
     export_model(tmp_path / "ours", tmp_path / "back")
     for folder in (tmp_path / "ours", tmp_path / "back"):
         for name in (
@@ -81,6 +84,7 @@ def test_the_tokenizer_and_its_company_travel_both_ways(llama: Path, tmp_path: P
         loaded = AutoTokenizer.from_pretrained(folder)
         assert loaded.get_vocab() == tokenizer.get_vocab()
         assert loaded.chat_template == "{{ messages }}"
+    assert "tokenizer_digest" not in json.loads((tmp_path / "back/config.json").read_text())
 
 
 def edit(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -128,6 +132,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "more layers": (lambda hf: edit_json(hf / "config.json", num_hidden_layers=4), r"model\.layers\.3.* is missing"),
     "fewer layers": (lambda hf: edit_json(hf / "config.json", num_hidden_layers=2), r"model\.layers\.2.* has no place"),
     "unknown field": (lambda hf: edit_json(hf / "config.json", residual_multiplier=2.0), "residual_multiplier"),
+    "our own": (lambda hf: edit_json(hf / "config.json", model_type="pragnosia"), "is a pragnosia model already"),
     "unsupported": (
         lambda hf: edit_json(hf / "config.json", model_type="bloom", architectures=["BloomForCausalLM"]),
         "BloomForCausalLM.*Supported: llama,",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pragnosia import Pragnosia, PragnosiaForCausalLM
+from pragnosia.data import vocabulary_digest
 from pragnosia.errors import CheckpointError, ConfigError, UserError
+from pragnosia.inference.directory import check_directory
 from pragnosia.inference.loading import load_model, load_tokenizer
 
 Damage = Callable[[Path], Any]
@@ -66,7 +70,8 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "config is a directory": (lambda at: a_folder_instead(at / "config.json"), "cannot read"),
     "config is no JSON": (lambda at: (at / "config.json").write_text('{"model_type": '), "is not valid JSON"),
     "config is binary": (lambda at: (at / "config.json").write_bytes(b"\xff\xfe\x00"), "is not valid JSON"),
-    "config is a list": (lambda at: (at / "config.json").write_text("[1]"), "is a None model, not a pragnosia one"),
+    "config is a list": (lambda at: (at / "config.json").write_text("[1]"), "holds a JSON list, expected an object"),
+    "config names no family": (lambda at: (at / "config.json").write_text("{}"), "names no model_type, expected 'prag"),
     "config is empty": (lambda at: (at / "config.json").write_text(""), "is not valid JSON"),
     "another family": (
         lambda at: rewrite(at / "config.json", lambda values: values.update(model_type="llama")),
@@ -150,7 +155,7 @@ def test_damaged_shards(damage: Damage, message: str, shards: Path) -> None:
 
 def test_an_unknown_key(copy: Path) -> None:
     rewrite(copy / "config.json", lambda values: values.update(num_expert=3))
-    with pytest.raises(ConfigError, match="unknown configuration key 'num_expert'"):
+    with pytest.raises(ConfigError, match=r"config\.json: unknown configuration key 'num_expert'"):
         load_model(copy)
 
 
@@ -164,6 +169,27 @@ def test_a_tokenizer_of_another_model(copy: Path, make_model: Callable[..., Prag
     make_model(vocab_size=200).save_pretrained(copy)
     with pytest.raises(CheckpointError, match=r"knows \d+ tokens, the model 200; it belongs to another model"):
         Pragnosia.from_pretrained(copy)
+
+
+def test_a_tokenizer_of_another_model_of_the_same_size(copy: Path) -> None:
+    Pragnosia.from_pretrained(copy)
+    rewrite(copy / "config.json", lambda values: values.update(tokenizer_digest=vocabulary_digest(copy)))
+    Pragnosia.from_pretrained(copy).model.save_pretrained(copy)
+    assert Pragnosia.from_pretrained(copy).model.config.tokenizer_digest == vocabulary_digest(copy)
+    rewrite(copy / "tokenizer.json", lambda values: values["model"]["vocab"].update(a=66, b=65))
+    for load in (Pragnosia.from_pretrained, check_directory):
+        with pytest.raises(CheckpointError, match=r"the tokenizer in .* belongs to another model: its voc") as caught:
+            load(copy)
+        assert "\n" not in str(caught.value)
+
+
+def test_at_first_sight_nothing_heavy_is_loaded(copy: Path) -> None:
+    script = (
+        "import sys; from pragnosia.inference.directory import check_directory; check_directory(sys.argv[1]); "
+        "print('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(copy)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_a_model_without_tokenizer_speaks_in_tokens(copy: Path) -> None:

@@ -71,6 +71,11 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ({"rope_parameters": 10000.0}, "rope_parameters are 10000.0; they must be a mapping"),
     # keys nobody knows
     ({"hiden_size": 8}, "unknown configuration key 'hiden_size'. Did you mean 'hidden_size'"),
+    ({"num_attention_heads": 8}, "unknown configuration key 'num_attention_heads'. Did you mean 'attention.num_heads'"),
+    ({"num_key_value_heads": 8}, "Did you mean 'attention.num_key_value_heads'"),
+    ({"intermediate_size": 8}, "Did you mean 'feed_forward.width'"),
+    ({"num_experts_per_tok": 2}, "Did you mean 'experts.thalamus.num_awake'"),
+    ({"n_layers": 2}, "Did you mean 'num_hidden_layers'"),
     ({"attention": {"num_head": 8}}, "unknown key in AttentionConfig 'num_head'. Did you mean 'num_heads'"),
     ({"feed_forward": {"with": 8}}, "unknown key in FeedForwardConfig 'with'. Did you mean 'width'"),
     ({"experts": {"num_unit": 8}}, "unknown key in ExpertsConfig 'num_unit'. Did you mean 'num_units'"),
@@ -83,6 +88,14 @@ def test_misfits(changes: dict[str, Any], message: str, tiny_config: MakeConfig)
     with pytest.raises(ConfigError, match=message) as caught:
         tiny_config(**changes)
     assert "\n" not in str(caught.value)
+
+
+def test_the_known_keys_are_our_own(tiny_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match="Available: attention, bos_token_id") as caught:
+        tiny_config(nonsense=1)
+    assert not any(
+        theirs in str(caught.value) for theirs in ("id2label", "architectures", "chunk_size", "problem_type")
+    )
 
 
 def test_the_default_is_a_small_sparse_model() -> None:
@@ -188,7 +201,7 @@ def test_a_file_with_a_key_nobody_knows(tiny_config: MakeConfig, tmp_path: Path)
     tiny_config().save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_expert": 8}))
-    with pytest.raises(ConfigError, match=r"unknown configuration key 'num_expert'. Did you mean 'experts'"):
+    with pytest.raises(ConfigError, match=r"unknown configuration key 'num_expert'. Did you mean 'experts.num_units'"):
         PragnosiaConfig.from_pretrained(tmp_path)
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pragnosia.data import train_tokenizer, vocabulary_digest
 from pragnosia.errors import BudgetError, ConfigError, DataError, TrainingError
 from pragnosia.learning import Lesson
 from pragnosia.learning.backprop import Backprop
@@ -228,6 +229,17 @@ def test_another_run_cannot_be_resumed(configure: Configure, tmp_path: Path, cha
     run(configure(steps=1), tmp_path / "run")
     with pytest.raises(ConfigError, match=says):
         run(configure(**change), tmp_path / "run", resume=True)
+
+
+def test_another_tokenizer_cannot_be_resumed_with(configure: Configure, corner: Path, tmp_path: Path) -> None:
+    run(configure(steps=1), tmp_path / "run")
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert saved["tokenizer_digest"] == vocabulary_digest(corner / "tokenizer") is not None
+    train_tokenizer([corner / "text.txt"], 280, tmp_path / "run")
+    with pytest.raises(
+        ConfigError, match=r"its tokenizer.json is not the run's own; copy it back from .*step-00000001"
+    ):
+        run(configure(steps=2), tmp_path / "run", resume=True)
 
 
 def test_a_run_is_not_overwritten_by_accident(configure: Configure, tmp_path: Path) -> None:

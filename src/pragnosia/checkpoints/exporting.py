@@ -14,8 +14,9 @@ from pragnosia.checkpoints.families import family_named, fitting_family, write_c
 from pragnosia.checkpoints.family import Family
 from pragnosia.checkpoints.importing import ORIGIN
 from pragnosia.checkpoints.matching import EMBEDDINGS, HEAD, check_tensors, parameter_shapes
+from pragnosia.checkpoints.places import read_json
 from pragnosia.checkpoints.rules import Rule
-from pragnosia.checkpoints.source import SafetensorsSource, Shape, TensorSource, read_json
+from pragnosia.checkpoints.source import SafetensorsSource, Shape, TensorSource
 from pragnosia.checkpoints.travel import carry
 from pragnosia.checkpoints.writer import SHARD_BYTES, Entry, new_directory, write_json, write_weights
 from pragnosia.errors import CheckpointError, ConfigError

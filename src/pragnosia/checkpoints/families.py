@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import fields
@@ -53,6 +52,7 @@ _NO_FUNCTION = {
     "architectures",
     "dtype",
     "initializer_range",
+    "tokenizer_digest",
     "transformers_version",
     "use_cache",
 }
@@ -97,26 +97,37 @@ def write_config(family: Family, config: PragnosiaConfig, origin: Mapping[str, A
     """
     if origin is not None and not _differences(config, read_config(origin)):
         return {key: value for key, value in origin.items() if key != "quantization_config"}
-    try:
-        source: PreTrainedConfig = CONFIG_MAPPING[family.name](**family.write(config))
-        written: dict[str, Any] = json.loads(source.to_json_string()) | {"architectures": [family.architecture]}
-        different = _differences(config, read_config(written))
-    except (PragnosiaError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{family.name} cannot express this model: {reason}") from error
+    written, different = _attempt(family, config)
     if different:
         raise CheckpointError(f"{family.name} cannot express this model: {'; '.join(different)}")
     return written
 
 
 def fitting_family(config: PragnosiaConfig) -> Family:
-    """The first family that can express `config`. Raises CheckpointError if there is none."""
+    """The first family that can express `config`. Raises CheckpointError that says what the nearest one lacks."""
+    lacking: list[tuple[bool, int, str]] = []
     for name in FAMILIES:
         family = family_named(name)
-        with contextlib.suppress(CheckpointError):
-            write_config(family, config)
+        try:
+            _, different = _attempt(family, config)
+        except CheckpointError as error:  # a model of another kind altogether: never the nearest, if there is another
+            lacking.append((True, 0, str(error)))
+            continue
+        if not different:
             return family
-    raise CheckpointError(f"no family can express this model; name one to hear why: {', '.join(FAMILIES)}")
+        lacking.append((False, len(different), f"{name}, where {'; '.join(different)}"))
+    raise CheckpointError(f"no family can express this model; the nearest is {min(lacking)[2]}")
+
+
+def _attempt(family: Family, config: PragnosiaConfig) -> tuple[dict[str, Any], list[str]]:
+    """A config.json of `family`, and where it computes otherwise than `config`. Raises CheckpointError if none is."""
+    try:
+        source: PreTrainedConfig = CONFIG_MAPPING[family.name](**family.write(config))
+        written: dict[str, Any] = json.loads(source.to_json_string()) | {"architectures": [family.architecture]}
+        return written, _differences(config, read_config(written))
+    except (PragnosiaError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{family.name} cannot express this model: {reason}") from error
 
 
 def _differences(ours: PragnosiaConfig, theirs: PragnosiaConfig) -> list[str]:

@@ -19,11 +19,12 @@ from pragnosia.checkpoints.matching import (
     parameter_shapes,
 )
 from pragnosia.checkpoints.mxfp4 import Unpacked
+from pragnosia.checkpoints.places import check_source, read_json
 from pragnosia.checkpoints.rules import Rule
-from pragnosia.checkpoints.source import SafetensorsSource, Shape, TensorSource, read_json
+from pragnosia.checkpoints.source import SafetensorsSource, Shape, TensorSource
 from pragnosia.checkpoints.travel import carry
 from pragnosia.checkpoints.writer import SHARD_BYTES, Entry, new_directory, write_json, write_weights
-from pragnosia.errors import CheckpointError, UnsupportedArchitectureError
+from pragnosia.data import vocabulary_digest
 from pragnosia.model.configuration import PragnosiaConfig
 
 ORIGIN = "origin.json"
@@ -68,10 +69,11 @@ def import_model(
     config.dtype = config.dtype or tensors.dtype(EMBEDDINGS)
     with new_directory(out) as folder:
         write_weights(folder, entries, shard_bytes)
+        _carry(source, folder, config, Path(tokenizer) if tokenizer else None)
         config.architectures = ["PragnosiaForCausalLM"]
+        config.tokenizer_digest = vocabulary_digest(folder)
         config.save_pretrained(folder)
         write_json(folder / ORIGIN, {"family": family.name, "config": dict(theirs)})
-        _carry(source, folder, config, Path(tokenizer) if tokenizer else None)
         files = tuple(sorted(path.name for path in folder.iterdir()))
     return ImportReport(
         family=family.name,
@@ -87,15 +89,10 @@ def import_model(
 
 def _open(source: Path) -> tuple[Mapping[str, Any], TensorSource]:
     """The config.json and the tensors at `source`."""
+    check_source(source)
     if source.is_file():
-        if source.suffix != ".bin":
-            raise UnsupportedArchitectureError(
-                f"{source} is no checkpoint we read; expected a directory of safetensors or a llama2.c .bin file"
-            )
         file = Llama2cSource(source)
         return file.header.config_json(), file
-    if not source.exists():
-        raise CheckpointError(f"{source} does not exist; expected a model directory or a llama2.c .bin file")
     theirs = read_json(source / "config.json")
     read_family(theirs)  # an unsupported model should hear that before anything about its files
     tensors: TensorSource = SafetensorsSource(source)

@@ -7,7 +7,6 @@ others.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pragnosia.checkpoints.places import read_json
 from pragnosia.errors import CheckpointError
 from pragnosia.units import MIB
 
@@ -148,21 +148,6 @@ def open_safetensors(path: Path) -> Any:
         raise CheckpointError(f"{path} is missing; the checkpoint is incomplete, fetch that file again") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or corrupt ({error}); fetch it again") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises CheckpointError when it is missing, unreadable or not an object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; expected a model directory with {path.name} in it") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
-    except ValueError as error:  # both what is not UTF-8 and what is not JSON
-        raise CheckpointError(f"{path} is not valid JSON ({error}); fetch it again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, expected an object")
-    return value
 
 
 def _locate(folder: Path) -> dict[str, str]:

@@ -22,6 +22,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from pragnosia.checkpoints.places import check_vacant
 from pragnosia.checkpoints.source import DTYPES, INDEX, WEIGHTS, Shape
 from pragnosia.errors import CheckpointError
 from pragnosia.units import GIB
@@ -117,8 +118,7 @@ def new_directory(out: Path) -> Iterator[Path]:
 
     Raises CheckpointError if `out` exists and is not an empty directory, or cannot be written.
     """
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise CheckpointError(f"{out} already exists and is not an empty directory; choose another or remove it")
+    check_vacant(out)
     out = out.resolve()
     partial = out.with_name(f".{out.name}.{os.getpid()}{_PARTIAL}")
     try:

@@ -1,23 +1,31 @@
-"""Data: sources of text, tokenizers, packed shards, and the batches a model is trained on."""
+"""Data: sources of text, tokenizers, packed shards, and the batches a model is trained on.
+
+Names load when first used: whether a text exists can be said without torch.
+"""
 
 from __future__ import annotations
 
-from pragnosia.data.batches import Batches, Place, shorten, validation_batches
-from pragnosia.data.mixture import Corpus, DataSpec, Mixture, build_corpus
-from pragnosia.data.packing import PackingOptions, tokenize
-from pragnosia.data.recipes import RECIPES, Recipe
-from pragnosia.data.shards import TokenShards, TokenStream
-from pragnosia.data.sources import Joined, Source, Texts
-from pragnosia.data.specs import Spec, documents, resolve
-from pragnosia.data.tokenizer_training import TokenizerReport, train_tokenizer
-from pragnosia.data.tokenizers import (
-    bytes_per_token,
-    check_vocabulary,
-    fingerprint,
-    load_tokenizer,
-    save_tokenizer,
-    vocabulary_size,
-)
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pragnosia.data.batches import Batches, Place, shorten, validation_batches
+    from pragnosia.data.mixture import Corpus, DataSpec, Mixture, build_corpus
+    from pragnosia.data.packing import PackingOptions, tokenize
+    from pragnosia.data.recipes import RECIPES, Recipe
+    from pragnosia.data.shards import TokenShards, TokenStream
+    from pragnosia.data.sources import Joined, Source, Texts
+    from pragnosia.data.specs import Spec, documents, resolve
+    from pragnosia.data.tokenizer_training import TokenizerReport, train_tokenizer
+    from pragnosia.data.tokenizers import (
+        bytes_per_token,
+        check_vocabulary,
+        fingerprint,
+        load_tokenizer,
+        save_tokenizer,
+        vocabulary_size,
+    )
+    from pragnosia.data.vocabulary import vocabulary_digest
 
 __all__ = [
     "RECIPES",
@@ -47,5 +55,32 @@ __all__ = [
     "tokenize",
     "train_tokenizer",
     "validation_batches",
+    "vocabulary_digest",
     "vocabulary_size",
 ]
+
+_HOMES = {
+    "batches": ("Batches", "Place", "shorten", "validation_batches"),
+    "mixture": ("Corpus", "DataSpec", "Mixture", "build_corpus"),
+    "packing": ("PackingOptions", "tokenize"),
+    "recipes": ("RECIPES", "Recipe"),
+    "shards": ("TokenShards", "TokenStream"),
+    "sources": ("Joined", "Source", "Texts"),
+    "specs": ("Spec", "documents", "resolve"),
+    "tokenizer_training": ("TokenizerReport", "train_tokenizer"),
+    "tokenizers": (
+        "bytes_per_token", "check_vocabulary", "fingerprint", "load_tokenizer", "save_tokenizer", "vocabulary_size",
+    ),
+    "vocabulary": ("vocabulary_digest",),
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

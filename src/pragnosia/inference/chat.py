@@ -8,6 +8,7 @@ from tokenizers.decoders import DecodeStream
 
 from pragnosia.errors import PromptError
 from pragnosia.inference.decode import Decoder
+from pragnosia.inference.ending import Ending, Spoken
 from pragnosia.inference.sampling import Sampling
 from pragnosia.inference.speaker import Pragnosia
 from pragnosia.model.state import State
@@ -37,6 +38,7 @@ class Conversation:
         self.stop = self.sampling.stop if self.templated else (*self.sampling.stop, "\nUser:")
         self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
         self._answer: Generator[str, None, None] | None = None
+        self._words: Spoken | None = None
         self.decoder = Decoder(speaker.model, 1024, energy)  # the state grows beyond that
         self.text = ""  # what the decoder's tokens stand for
         # Characters of the text and the state that has read just those; the first mark is the beginning.
@@ -48,6 +50,11 @@ class Conversation:
             self._answer.close()
         self._answer = self._reply(text)
         return self._answer
+
+    @property
+    def stopped(self) -> Ending:
+        """Why the last answer ended; `stop` where there was none, or it was closed before its end."""
+        return self._words.stopped if self._words is not None else "stop"
 
     def _reply(self, text: str) -> Generator[str, None, None]:
         kept, said = list(self.messages), list[str]()
@@ -84,7 +91,8 @@ class Conversation:
         """New tokens, with a mark at each whole character: there the next turn may have to begin."""
         decoder, backend = self.decoder, self.speaker.tokenizer.backend_tokenizer
         decoding, count, whole = DecodeStream(ids=before, skip_special_tokens=True), len(before), True
-        for token in decoder.speak(self.max_new_tokens, self.sampling, self.speaker.stop_tokens):
+        self._words = Spoken(decoder, self.max_new_tokens, self.sampling, self.speaker.stop_tokens)
+        for token in self._words:
             if whole:
                 self.marks.append((len(self.text), decoder.state))
             piece = decoding.step(backend, token) or ""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from pragnosia.errors import CheckpointError, PragnosiaError, UserError
+from pragnosia.errors import CheckpointError, ConfigError, PragnosiaError, UserError
+from pragnosia.inference.directory import check_vocabulary, check_weights, first_line, read_values
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.modeling import PragnosiaForCausalLM
 
@@ -37,7 +38,7 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto", device:
     except PragnosiaError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"cannot load {folder}: {_first_line(error)}") from error
+        raise CheckpointError(f"cannot load {folder}: {first_line(error)}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
@@ -55,45 +56,11 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto", device:
 
 def load_config(directory: str | Path) -> PragnosiaConfig:
     """The configuration of a model directory. Raises CheckpointError, ConfigError for unknown keys."""
-    path = Path(directory) / "config.json"
-    if not Path(directory).is_dir():
-        raise CheckpointError(f"no model directory at {directory}; train one (pragnosia train) or import one")
+    values = read_values(directory)
     try:
-        values = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{directory} holds no config.json, so it is no model directory") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    family = values.get("model_type") if isinstance(values, dict) else None
-    if family != PragnosiaConfig.model_type:
-        raise CheckpointError(
-            f"{directory} is a {family!r} model, not a pragnosia one; turn it into one with: "
-            f"pragnosia import {directory} OUT"
-        )
-    return PragnosiaConfig.from_dict(values)
-
-
-def check_weights(folder: Path) -> None:
-    """Every shard the index names is there and whole. Raises CheckpointError naming the file."""
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.exists():
-        try:
-            shards = json.loads(index.read_text("utf-8"))["weight_map"].values()
-            names = sorted({Path(shard).name for shard in shards})
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{index} is not a valid index of shards: {_first_line(error)}") from error
-    for name in names:
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{folder} has no {name}; the model's weights are missing")
-        try:
-            with safe_open(path, framework="pt") as shard:
-                shard.keys()
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is truncated or corrupt ({_first_line(error)}); copy it again") from error
+        return PragnosiaConfig.from_dict(values)
+    except (ConfigError, StrictDataclassError, TypeError) as error:
+        raise ConfigError(f"{Path(directory) / 'config.json'}: {' '.join(str(error).split())}") from error
 
 
 def check_device(device: str) -> None:
@@ -101,26 +68,26 @@ def check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # a torch built without CUDA asserts
-        raise UserError(f"cannot use the device {device!r}: {_first_line(error)}") from error
+        raise UserError(f"cannot use the device {device!r}: {first_line(error)}") from error
 
 
-def load_tokenizer(directory: str | Path, vocab_size: int) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model. Raises CheckpointError if there is none or it knows more tokens than the model."""
+def load_tokenizer(directory: str | Path, vocab_size: int, digest: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model. Raises CheckpointError if there is none, or it is another model's.
+
+    `digest` is what the model says of its vocabulary, None where it says nothing.
+    """
     folder = Path(directory)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         raise CheckpointError(f"{folder} holds no tokenizer.json; generation from token ids still works")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises bare Exception for a corrupt file
-        raise CheckpointError(f"cannot read the tokenizer in {folder}: {_first_line(error)}") from error
+        raise CheckpointError(f"cannot read the tokenizer in {folder}: {first_line(error)}") from error
     # A vocabulary is often padded a little past its tokenizer; far past, the two never belonged together.
     if not len(tokenizer) <= vocab_size <= 1.1 * len(tokenizer) + 256:
         raise CheckpointError(
             f"the tokenizer in {folder} knows {len(tokenizer)} tokens, the model {vocab_size}; "
             "it belongs to another model"
         )
+    check_vocabulary(folder, digest)
     return tokenizer
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]

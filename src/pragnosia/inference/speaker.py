@@ -40,7 +40,9 @@ class Pragnosia:
         """Load a model directory; a missing tokenizer is an error only once text is asked for."""
         model = load_model(directory, dtype, device)
         has_tokenizer = any(Path(directory).glob("tokenizer*.json"))
-        return cls(model, load_tokenizer(directory, model.config.vocab_size) if has_tokenizer else None)
+        config = model.config
+        tokenizer = load_tokenizer(directory, config.vocab_size, config.tokenizer_digest) if has_tokenizer else None
+        return cls(model, tokenizer)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

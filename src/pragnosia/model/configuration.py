@@ -6,7 +6,8 @@ A layer is a mixer (tokens look at each other) and a feed-forward (a token think
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -58,6 +59,32 @@ _BORDER_KEYS = {
     *GenerationConfig().to_dict(),
 }
 
+# Names of other families' configurations -> ours, where they are not alike.
+_ELSEWHERE = {
+    "attention_bias": "attention.bias",
+    "attention_heads": "attention.num_heads",
+    "block_size": "max_position_embeddings",
+    "context_length": "max_position_embeddings",
+    "d_model": "hidden_size",
+    "hidden_act": "feed_forward.activation",
+    "hidden_dim": "hidden_size",
+    "intermediate_size": "feed_forward.width",
+    "max_seq_len": "max_position_embeddings",
+    "moe_intermediate_size": "experts.unit_width",
+    "n_embd": "hidden_size",
+    "n_head": "attention.num_heads",
+    "n_layer": "num_hidden_layers",
+    "n_positions": "max_position_embeddings",
+    "n_routed_experts": "experts.num_units",
+    "n_shared_experts": "experts.num_shared",
+    "norm_topk_prob": "experts.thalamus.renormalise",
+    "num_attention_heads": "attention.num_heads",
+    "num_experts": "experts.num_units",
+    "num_experts_per_tok": "experts.thalamus.num_awake",
+    "num_layers": "num_hidden_layers",
+    "num_local_experts": "experts.num_units",
+}
+
 
 class PragnosiaConfig(PreTrainedConfig):
     """The shape of a cortex. Every field has a default: `PragnosiaConfig()` is a small sparse model."""
@@ -86,9 +113,11 @@ class PragnosiaConfig(PreTrainedConfig):
     """None is `experts` for every layer if there are experts, else `dense`."""
     layer_types: list[str] | None = None
     """Per layer `full_attention` or `sliding_attention`; None is full everywhere."""
+    tokenizer_digest: str | None = None
+    """Of the vocabulary it was saved with (`data.vocabulary`), which loading checks; None: any that fits in size."""
 
     def __post_init__(self, **kwargs: Any) -> None:
-        _refuse_unknown(kwargs, {entry.name for entry in fields(type(self))})
+        refuse_unknown(kwargs)
         if self.attention is None:
             self.attention = AttentionConfig()
         if self.feed_forward is None and self.experts is None:
@@ -184,10 +213,19 @@ class PragnosiaConfig(PreTrainedConfig):
         return self.attention.sliding_window if "sliding_attention" in (self.layer_types or ()) else None
 
 
-def _refuse_unknown(kwargs: dict[str, Any], known: set[str]) -> None:
-    for key in kwargs:
-        if key not in _BORDER_KEYS and key not in known:
-            raise ConfigError(unknown_name("configuration key", key, known))
+def refuse_unknown(keys: Iterable[str], besides: Collection[str] = ()) -> None:
+    """Raise ConfigError for a key that is neither a field, nor transformers' own, nor one of `besides`."""
+    accepted = {entry.name for entry in fields(PragnosiaConfig)} | _BORDER_KEYS | {*besides}
+    for key in keys:
+        if key not in accepted:
+            ours = [*inspect.get_annotations(PragnosiaConfig), *besides]
+            raise ConfigError(unknown_name("configuration key", str(key), ours, _inner_names() | _ELSEWHERE))
+
+
+def _inner_names() -> dict[str, str]:
+    """What stands in an organ, by its last name: num_heads -> attention.num_heads."""
+    organs: dict[str, type[Organ]] = {**ORGANS, "experts.thalamus": ThalamusConfig}
+    return {entry.name: f"{path}.{entry.name}" for path, organ in organs.items() for entry in fields(organ)}
 
 
 def _check_rotation(rope: Any) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from pragnosia.data import vocabulary_digest
 from pragnosia.errors import ConfigError
 from pragnosia.training.checkpoint import Checkpoints, write_whole
 from pragnosia.training.configuration import TrainConfig, read_config
@@ -46,7 +47,7 @@ def _open_run(out: Path, config: TrainConfig, resume: bool) -> Path | None:
     checkpoints.sweep()
     latest = checkpoints.latest()
     if held and resume:
-        _check_same_run(out, config)
+        _check_same_run(out, config, latest)
     elif latest is not None:
         raise ConfigError(f"{out} already holds a run, saved as {latest.name}; add --resume or choose another --out")
     elif held:
@@ -77,13 +78,15 @@ def differences(before: TrainConfig, now: TrainConfig) -> list[str]:
     return sorted(key for key in changed if not any(key == free or key.startswith(f"{free}.") for free in _FREE))
 
 
-def _check_same_run(out: Path, config: TrainConfig) -> None:
+def _check_same_run(out: Path, config: TrainConfig, latest: Path | None) -> None:
     changed = differences(read_config(out / SETTINGS), config)
     if changed:
         raise ConfigError(
             f"cannot resume {out}: {', '.join(changed)} changed since the run was started; "
             "put it back (only steps, tokens, logging and checkpoint may change) or choose another --out"
         )
+    if latest is not None and vocabulary_digest(out) != vocabulary_digest(latest):
+        raise ConfigError(f"cannot resume {out}: its tokenizer.json is not the run's own; copy it back from {latest}")
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from pragnosia.data import Batches
+from pragnosia.data import Batches, vocabulary_digest
 from pragnosia.errors import CheckpointError
 from pragnosia.training.average import Average
 from pragnosia.training.checkpoint import random_state, restore_random
@@ -81,8 +81,9 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folde
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model.save_pretrained(folder)
         tokenizer.save_pretrained(str(folder))
+        model.config.tokenizer_digest = vocabulary_digest(folder)
+        model.save_pretrained(folder)
     finally:
         if shown:
             logging.enable_progress_bar()

@@ -1,0 +1,92 @@
+"""A model directory from outside: its JSON, its weights' headers, its tokenizer's vocabulary. torch is not loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from pragnosia.data import vocabulary_digest
+from pragnosia.errors import CheckpointError
+
+_FAMILY = "pragnosia"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def check_directory(directory: str | Path) -> None:
+    """Raise CheckpointError for whatever of a model directory is missing, broken or foreign at first sight."""
+    values = read_values(directory)
+    check_weights(Path(directory))
+    check_vocabulary(directory, values.get("tokenizer_digest"))
+
+
+def read_values(directory: str | Path) -> dict[str, Any]:
+    """The config.json of a model directory of ours. Raises CheckpointError."""
+    path = Path(directory) / "config.json"
+    if not Path(directory).is_dir():
+        raise CheckpointError(f"no model directory at {directory}; train one (pragnosia train) or import one")
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{directory} holds no config.json, so it is no model directory") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(values).__name__}, expected an object; copy it again")
+    family = values.get("model_type")
+    if family is None:
+        raise CheckpointError(f"{path} names no model_type, expected {_FAMILY!r}; copy it again")
+    if family != _FAMILY:
+        raise CheckpointError(
+            f"{directory} is a {family!r} model, not a pragnosia one; turn it into one with: "
+            f"pragnosia import {directory} OUT"
+        )
+    return values
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether there is anything for `check_weights` to look at."""
+    return (folder / INDEX).exists() or (folder / WEIGHTS).exists()
+
+
+def check_weights(folder: Path) -> None:
+    """Every shard the index names is there and whole. Raises CheckpointError naming the file."""
+    index = folder / INDEX
+    names = [WEIGHTS]
+    if index.exists():
+        try:
+            shards = json.loads(index.read_text("utf-8"))["weight_map"].values()
+            names = sorted({Path(shard).name for shard in shards})
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"{index} is not a valid index of shards: {first_line(error)}") from error
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{folder} has no {name}; the model's weights are missing")
+        try:
+            with safe_open(path, framework="np") as shard:  # only the header: any framework does, numpy is quick
+                shard.keys()
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is truncated or corrupt ({first_line(error)}); copy it again") from error
+
+
+def check_vocabulary(directory: str | Path, digest: Any) -> None:
+    """Raise CheckpointError where the tokenizer is not the one the model was saved with; without a digest, any will do.
+
+    Two vocabularies of one size look alike to every other check, and the model would speak nonsense.
+    """
+    found = vocabulary_digest(directory)
+    if digest is not None and found is not None and found != digest:
+        raise CheckpointError(
+            f"the tokenizer in {directory} belongs to another model: its vocabulary is not the one the model was saved "
+            "with; put the model's own tokenizer.json back"
+        )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, cut to one line."""
+    return (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -1,0 +1,36 @@
+"""Ending: why an answer ended where it did."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Literal, TypeAlias, final
+
+from pragnosia.inference.decode import Decoder
+from pragnosia.inference.sampling import Sampling
+
+Ending: TypeAlias = Literal["length", "context", "stop"]
+
+
+@final
+class Spoken:
+    """What a decoder says, token by token; `stopped` then says why it said no more.
+
+    length     there are as many tokens as were asked for
+    context    the model's context is full
+    stop       a stop token came, or whoever listens had heard enough: a stop text
+    """
+
+    def __init__(
+        self, decoder: Decoder, max_new_tokens: int, sampling: Sampling, stop_tokens: Collection[int] = ()
+    ) -> None:
+        self.decoder, self.max_new_tokens = decoder, max_new_tokens
+        self.sampling, self.stop_tokens = sampling, stop_tokens
+        self.stopped: Ending = "stop"
+
+    def __iter__(self) -> Iterator[int]:
+        begun = len(self.decoder.ids)
+        yield from self.decoder.speak(self.max_new_tokens, self.sampling, self.stop_tokens)
+        # Not reached by a listener who leaves early.
+        if self.decoder.ids[-1] not in self.stop_tokens:
+            enough = len(self.decoder.ids) - begun >= self.max_new_tokens
+            self.stopped = "length" if enough else "context"
