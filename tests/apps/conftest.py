@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +56,24 @@ def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     return command
 
 
+def cold(*arguments: object) -> Outcome:
+    """A command line in a process of its own; it fails the test if torch or transformers was loaded."""
+    script = (
+        "import sys; from pragnosia.apps.cli import main; code = main(sys.argv[1:]); "
+        "loaded = {'torch', 'transformers'} & set(sys.modules); sys.exit(99 if loaded else code)"
+    )
+    words = [str(argument) for argument in arguments]
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=False)
+    assert done.returncode != 99, f"{words} loaded something heavy"
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def at_once() -> Callable[..., Outcome]:
+    """Run a command line that must answer before anything heavy is loaded."""
+    return cold
+
+
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny sparse model with a tokenizer."""
@@ -83,3 +103,18 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("texts") / "story.txt"
     path.write_text(STORY, "utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, story: Path) -> Path:
+    """A model directory as `train` leaves it, after two steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = folder / "tiny.yaml"
+    config.write_text(
+        "model: {preset: nano, hidden_size: 32, num_hidden_layers: 1, max_position_embeddings: 64}\n"
+        "tokenizer: {vocab_size: 280}\nbatch: {batch_size: 2, sequence_length: 32}\nsteps: 2\n"
+        "logging: {tensorboard: false, curves: false}\n",
+        "utf-8",
+    )
+    assert main(["train", str(config), "--data", str(story), "--out", str(folder / "run"), "--json"]) == 0
+    return folder / "run"

@@ -49,6 +49,7 @@ def test_generate_says_text_and_cost(run: Run, model: Path) -> None:
     assert outcome.code == 0
     assert set(outcome.values) == {
         "text",
+        "stopped",
         "tokens",
         "tokens_per_second",
         "operations_per_token",

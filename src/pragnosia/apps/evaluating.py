@@ -15,7 +15,7 @@ from pragnosia.units import format_bytes, format_count, format_duration, format_
 Data = Annotated[
     list[str], typer.Option("--data", help="Texts: files, directories, recipes, hf:NAME or default; repeatable.")
 ]
-Context = Annotated[int | None, typer.Option(help="Tokens seen at once; default what the model holds.")]
+Context = Annotated[int | None, typer.Option(min=1, help="Tokens seen at once; default what the model holds.")]
 MaxBytes = Annotated[str | None, typer.Option(help="Stop after so much text, as in 1MiB.")]
 
 
@@ -24,13 +24,16 @@ def evaluate(
     model: Model,
     data: Data,
     context: Context = None,
-    stride: Annotated[int | None, typer.Option(help="Tokens scored per window; default half the context.")] = None,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Tokens scored per window; default half the context.")
+    ] = None,
     max_bytes: MaxBytes = None,
     energy: Energy = 1.0,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
     """Perplexity and bits per byte of a text, every token scored once with the context before it."""
+    _check_input(model, data, max_bytes, [energy])
     values = {"model": str(model), "data": data, **_evaluated(model, data, context, stride, max_bytes, energy)}
     rows = [
         ("bits per byte", f"{values['bits_per_byte']:.4f}"),
@@ -54,7 +57,9 @@ def energy(
     debug: Debug = False,
 ) -> Answer:
     """What a text costs at each energy: operations, bytes and joules from the units that actually woke."""
-    rows = [(energy, _evaluated(model, data, context, None, max_bytes, energy)) for energy in _energies(at)]
+    energies = _energies(at)
+    _check_input(model, data, max_bytes, energies)
+    rows = [(energy, _evaluated(model, data, context, None, max_bytes, energy)) for energy in energies]
     header = f"{'energy':>6}  {'bits/byte':>9}  {'awake':>6}  cost per token"
     lines = [
         f"{energy:>6.2f}  {row['bits_per_byte']:>9.4f}  {mean(row['awake_per_token']):>6.2f}  {_cost(row)}"
@@ -73,23 +78,47 @@ def _energies(text: str) -> list[float]:
         raise ConfigError(f"--at is {text!r}; write numbers in (0, 1] separated by commas, as in 1,0.5") from None
 
 
+def _check_input(model: Path, data: list[str], max_bytes: str | None, energies: list[float]) -> None:
+    """What can be said of the input before torch is loaded. Raises UserErrors."""
+    from pragnosia.data.specs import resolve
+    from pragnosia.inference.directory import check_directory
+    from pragnosia.inference.sampling import check_energy
+
+    for energy in energies:
+        check_energy(energy)
+    _limit(max_bytes)
+    check_directory(model)
+    for source in data:
+        resolve(source)
+
+
+def _limit(max_bytes: str | None) -> int | None:
+    from pragnosia.errors import ConfigError
+    from pragnosia.units import parse_bytes
+
+    try:
+        return parse_bytes(max_bytes) if max_bytes else None
+    except ValueError as error:
+        raise ConfigError(f"--max-bytes: {error}") from error
+
+
 def _evaluated(
     model: Path, data: list[str], context: int | None, stride: int | None, max_bytes: str | None, energy: float
 ) -> dict[str, Any]:
     from pragnosia.data import Joined, resolve
-    from pragnosia.errors import ConfigError
     from pragnosia.inference.speaker import Pragnosia
     from pragnosia.measure.evaluation import evaluate as measure_text
-    from pragnosia.units import parse_bytes
 
-    try:
-        limit = parse_bytes(max_bytes) if max_bytes else None
-    except ValueError as error:
-        raise ConfigError(f"--max-bytes: {error}") from error
     speaker = Pragnosia.from_pretrained(model)
     text = Joined(tuple(resolve(source) for source in data))
     return measure_text(
-        speaker.model, speaker.tokenizer, text, context=context, stride=stride, energy=energy, max_bytes=limit
+        speaker.model,
+        speaker.tokenizer,
+        text,
+        context=context,
+        stride=stride,
+        energy=energy,
+        max_bytes=_limit(max_bytes),
     ).to_dict()
 
 

@@ -21,8 +21,10 @@ Out = Annotated[Path, typer.Argument(help="A directory to make.", metavar="OUT")
 @answering
 def inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL|PRESET", help="A model directory or the name of a preset.")],
-    context: Annotated[int | None, typer.Option(help="Tokens remembered; default 2048 or all the model holds.")] = None,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens of one training step.")] = 8192,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Tokens remembered; default 2048 or all the model holds.")
+    ] = None,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one training step.")] = 8192,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
@@ -30,6 +32,8 @@ def inspect(
 
     Nothing is loaded: the model is built without storage, so 450b works on any machine.
     """
+    if Path(model).is_dir():
+        _check_outside(Path(model))
     from pragnosia.measure.accounting import account
     from pragnosia.measure.memory import memory_to_run, memory_to_train, memory_to_tune
 
@@ -53,6 +57,15 @@ def inspect(
         "lobes": dict(config.experts.lobes) if config.experts else {},
     }
     return Answer(values, _description(values, config))
+
+
+def _check_outside(folder: Path) -> None:
+    """Raise CheckpointError for a directory that is no model's, or whose weights are damaged; it need not hold any."""
+    from pragnosia.inference.directory import check_weights, has_weights, read_values
+
+    read_values(folder)
+    if has_weights(folder):
+        check_weights(folder)
 
 
 def _described(model: str) -> tuple[PragnosiaConfig, str]:
@@ -103,6 +116,10 @@ def import_model(
     debug: Debug = False,
 ) -> Answer:
     """Turn another family's checkpoint into a model directory of ours."""
+    from pragnosia.checkpoints.places import check_source, check_vacant
+
+    check_source(source)
+    check_vacant(out)
     from pragnosia.checkpoints.importing import import_model as bring_in
 
     report = bring_in(source, out, tokenizer=tokenizer)
@@ -118,6 +135,11 @@ def export_model(
     debug: Debug = False,
 ) -> Answer:
     """Write a model directory of ours as another family's checkpoint."""
+    from pragnosia.checkpoints.places import check_vacant
+    from pragnosia.inference.directory import check_directory
+
+    check_directory(model)
+    check_vacant(out)
     from pragnosia.checkpoints.exporting import export_model as send_out
 
     report = send_out(model, out, family)

@@ -44,11 +44,13 @@ def generate(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
-    """Continue a text."""
-    from pragnosia.inference.decode import Trace
-    from pragnosia.inference.sampler import Sampling
-    from pragnosia.inference.speaker import Pragnosia
-    from pragnosia.measure.meter import EnergyMeter
+    """Continue a text.
+
+    With --json, `stopped` says why it ended: `length` (--max-new-tokens), `context` (the model's is full) or `stop`
+    (a stop text, or the model's own end).
+    """
+    from pragnosia.inference.directory import check_directory
+    from pragnosia.inference.sampling import Sampling, check_room
 
     sampling = Sampling(
         temperature=temperature,
@@ -59,21 +61,36 @@ def generate(
         seed=seed,
         stop=tuple(stop or ()),
     )
+    check_room(max_new_tokens, energy)
+    check_directory(model)
+
+    from pragnosia.inference.decode import Trace
+    from pragnosia.inference.ending import Spoken
+    from pragnosia.inference.speaker import Pragnosia
+    from pragnosia.measure.meter import EnergyMeter
+
     speaker, trace = Pragnosia.from_pretrained(model), Trace()
     ids = speaker.encode(prompt)
     decoder = speaker.decoder(len(ids) + max_new_tokens, energy, trace)
     decoder.read(ids)
     started = time.perf_counter()
     with EnergyMeter() as meter:
-        spoken = decoder.speak(max_new_tokens, sampling, speaker.stop_tokens)
-        pieces = [_shown(piece, quiet=as_json) for piece in speaker.pieces(spoken, sampling.stop, after=ids)]
+        spoken = Spoken(decoder, max_new_tokens, sampling, speaker.stop_tokens)
+        pieces = [_shown(piece, quiet=as_json) for piece in speaker.pieces(iter(spoken), sampling.stop, after=ids)]
     seconds = time.perf_counter() - started
     if not as_json:
         print(file=sys.__stdout__)
     tokens = len(decoder.ids) - len(ids)
     cost = spent(speaker, trace, meter.measured)
-    values = {"text": "".join(pieces), "tokens": tokens, "tokens_per_second": tokens / max(seconds, 1e-9), **cost}
-    return Answer(values, aside=cost_line(values))
+    values = {
+        "text": "".join(pieces),
+        "stopped": spoken.stopped,
+        "tokens": tokens,
+        "tokens_per_second": tokens / max(seconds, 1e-9),
+        **cost,
+    }
+    full = [full_line(speaker)] if spoken.stopped == "context" else []
+    return Answer(values, aside="\n".join([*full, cost_line(values)]))
 
 
 @answering
@@ -95,9 +112,8 @@ def chat(
 
     With --json the turns are read from standard input, a line each, and the answer is the whole conversation.
     """
-    from pragnosia.inference.chat import Conversation
-    from pragnosia.inference.sampler import Sampling
-    from pragnosia.inference.speaker import Pragnosia
+    from pragnosia.inference.directory import check_directory
+    from pragnosia.inference.sampling import Sampling, check_room
 
     sampling = Sampling(
         temperature=temperature,
@@ -107,6 +123,12 @@ def chat(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
+    check_room(max_new_tokens, energy)
+    check_directory(model)
+
+    from pragnosia.inference.chat import Conversation
+    from pragnosia.inference.speaker import Pragnosia
+
     speaker = Pragnosia.from_pretrained(model)
     conversation = Conversation(speaker, sampling=sampling, max_new_tokens=max_new_tokens, system=system, energy=energy)
     turns: list[dict[str, str]] = []
@@ -149,6 +171,8 @@ def _reply(conversation: Any, line: str, quiet: bool) -> str:
         answer.close()
     if not quiet:
         print(file=sys.__stdout__)
+        if conversation.stopped == "context":
+            print(full_line(conversation.speaker), file=sys.stderr)
     return "".join(said)
 
 
@@ -178,6 +202,11 @@ def spent(speaker: Pragnosia, trace: Trace, measured: Any) -> dict[str, Any]:
         "joules": joules.joules,
         "joules_source": joules.source,
     }
+
+
+def full_line(speaker: Pragnosia) -> str:
+    """That an answer had to end, for people."""
+    return f"[ended: the model's context of {speaker.model.config.max_position_embeddings} tokens is full]"
 
 
 def cost_line(values: dict[str, Any]) -> str:

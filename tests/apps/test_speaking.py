@@ -1,0 +1,77 @@
+"""`generate` and `chat`: why an answer ended, and what is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., Any]
+
+
+def test_a_full_context_is_told(run: Run, model: Path) -> None:
+    prompt = "Once upon a time " * 3
+    assert run("generate", model, prompt, "--max-new-tokens", 500, "--json").values["stopped"] == "context"
+    plain = run("generate", model, prompt, "--max-new-tokens", 500)
+    assert plain.code == 0
+    assert plain.err.splitlines()[0] == "[ended: the model's context of 64 tokens is full]"
+    short = run("generate", model, prompt, "--max-new-tokens", 2)
+    assert "context" not in short.err
+
+
+def test_length_and_stop_are_told_apart(run: Run, model: Path) -> None:
+    said = run("generate", model, "Once", "--max-new-tokens", 8, "--json").values
+    assert said["stopped"] == "length"
+    stopped = run("generate", model, "Once", "--max-new-tokens", 8, "--stop", said["text"][2:4], "--json").values
+    assert stopped["stopped"] == "stop"
+
+
+def test_chat_tells_of_a_full_context(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    turns = tmp_path / "turns"
+    turns.write_text("hello\n", "utf-8")
+    with turns.open(encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        outcome = run("chat", model, "--max-new-tokens", 500, "--seed", 1)
+    assert outcome.code == 0
+    assert "[ended: the model's context of 64 tokens is full]" in outcome.err
+
+
+@pytest.mark.parametrize("verb", [("generate", "hi"), ("chat",)])
+@pytest.mark.parametrize(
+    ("option", "word"),
+    [
+        (("--temperature", "-1"), "temperature is -1.0; it must be 0"),
+        (("--top-p", "2"), "top_p is 2.0"),
+        (("--energy", "3"), "energy is 3.0"),
+        (("--max-new-tokens", "0"), "max_new_tokens is 0"),
+    ],
+)
+def test_impossible_options_are_told_at_once(
+    at_once: Run, model: Path, verb: tuple[str, ...], option: tuple[str, str], word: str
+) -> None:
+    at_once(verb[0], model, *verb[1:], *option).refused(word)
+
+
+def test_a_directory_that_is_none_is_told_at_once(at_once: Run, model: Path, tmp_path: Path) -> None:
+    at_once("generate", tmp_path / "none", "hi").refused("no model directory at")
+    for text, word in (("[]", "a JSON list"), ("{", "not valid JSON"), ("{}", "model_type")):
+        (tmp_path / "config.json").write_text(text)
+        at_once("chat", tmp_path).refused("config.json", word)
+    broken = Path(shutil.copytree(model, tmp_path / "broken"))
+    (broken / "model.safetensors").write_bytes(b"short")
+    at_once("generate", broken, "hi").refused("truncated or corrupt")
+
+
+def test_a_tokenizer_of_another_model_is_told_at_once(at_once: Run, run: Run, trained: Path, tmp_path: Path) -> None:
+    assert run("generate", trained, "hi", "--max-new-tokens", 2, "--json").code == 0
+    other = Path(shutil.copytree(trained, tmp_path / "other"))
+    tokenizer = json.loads((other / "tokenizer.json").read_text("utf-8"))
+    tokenizer["model"]["merges"].reverse()
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    for command in (("generate", other, "hi"), ("chat", other), ("eval", other, "--data", __file__)):
+        at_once(*command).refused("tokenizer", "another model")
