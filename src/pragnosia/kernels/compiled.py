@@ -79,10 +79,22 @@ def _declare(library: ctypes.CDLL) -> None:
     library.pragnosia_route_back.argtypes = [*[pointer] * 6, whole, whole, whole, *[pointer] * 3]
     library.pragnosia_norm.argtypes = [pointer, ctypes.c_float, pointer, integer, pointer]
     library.pragnosia_norm_back.argtypes = [pointer, pointer, pointer, integer, pointer, pointer]
+    library.pragnosia_pool_new.argtypes = [*[whole] * 5, ctypes.c_double]
+    library.pragnosia_pool_new.restype = pointer
+    library.pragnosia_pool_delete.argtypes = [pointer]
+    library.pragnosia_pool_open.argtypes, library.pragnosia_pool_open.restype = [pointer, ctypes.c_char_p], whole
+    library.pragnosia_pool_place.argtypes = [pointer, whole, whole, pointer, whole]
+    library.pragnosia_pool_report.argtypes = [pointer, pointer]
     library.pragnosia_step.argtypes, library.pragnosia_step.restype = [pointer, whole, whole], whole
     library.pragnosia_loss_rows.argtypes = [
         *(pointer, integer, whole, whole, pointer, whole, ctypes.c_float, integer, whole, pointer),
     ]
+    library.pragnosia_packed_linear.argtypes = [
+        *(whole, pointer, integer, pointer, whole, pointer),
+        *(whole, whole, whole, whole, pointer),
+    ]
+    library.pragnosia_unpack.argtypes = [whole, pointer, whole, whole, whole, whole, pointer, integer]
+    library.pragnosia_unpack.restype = None
 
 
 def _compiler() -> list[str] | None:

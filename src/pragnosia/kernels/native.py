@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 DTYPES = (torch.float32, torch.bfloat16)
 FEW_TOKENS = 4  # TOKENS of source/few.hpp: tokens of a unit, or rows of a linear layer, that share one reading
 
-# `BankCall` of source/slots.hpp: 18 words of any call, 3 that the passes keep, 8 of backward
-_COMMON, _KEPT, _BACKWARD = struct.Struct("18q"), struct.Struct("3q"), struct.Struct("8q")
+# `BankCall` of source/slots.hpp: 20 words of any call, 3 that the passes keep, 8 of backward
+_COMMON, _KEPT, _BACKWARD = struct.Struct("20q"), struct.Struct("3q"), struct.Struct("8q")
 
 
 def supports(x: Tensor, up: Tensor) -> bool:
@@ -139,7 +139,7 @@ def _common(inputs: tuple[Tensor | None, ...], out: Tensor | None, activation: A
         *(tokens, awake, num_units, width, unit_width, activation.code, torch.get_num_threads()),
         *(x.dtype is bf16, up.dtype is bf16, out is not None and out.dtype is bf16),
         *(x.data_ptr(), up.data_ptr(), down.data_ptr(), _address(up_bias), _address(down_bias)),
-        *(units.data_ptr(), strengths.data_ptr(), _address(out)),
+        *(units.data_ptr(), strengths.data_ptr(), _address(out), 0, 0),
     )
 
 

@@ -22,6 +22,10 @@ STORED = (torch.float32, torch.bfloat16)
 SMALL = 1 << 19  # bytes of weights per token that keep a thread busy enough to be worth waking
 
 
+class UnitUnreadable(Exception):
+    """A unit on disk could not be read; its pool says which and why."""
+
+
 class Stored(ctypes.Structure):
     """A tensor's numbers; no base where a part is absent."""
 
@@ -74,6 +78,7 @@ class StepFeedForward(ctypes.Structure):
         *((name, StepLinear) for name in ("always_up", "always_down")),
         ("always_activation", WHOLE),
         *((name, ADDRESS) for name in ("out_units", "out_strengths", "out_scores")),
+        ("pool_layer", WHOLE),
     )
 
 
@@ -89,12 +94,15 @@ class Step(ctypes.Structure):
         ("mixers", ctypes.POINTER(StepMixer)),
         ("feed_forwards", ctypes.POINTER(StepFeedForward)),
         ("logits", ADDRESS),
+        ("pool", ADDRESS),
     )
 
 
 def run(step: Step, token: int, position: int) -> int:
     """The token goes through; its logits lie where `step` says. Returns the likeliest next token."""
     winner: int = loaded_library().pragnosia_step(ctypes.byref(step), token, position)
+    if winner == -2:
+        raise UnitUnreadable
     if winner < 0:
         raise MemoryError("the compiled step found no memory for its scratch; close something")
     return winner

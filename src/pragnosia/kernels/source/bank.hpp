@@ -12,6 +12,7 @@ template <class Engine> struct Bank {
     using Left = typename Engine::Left;
     using Right = typename Engine::Right;
     static constexpr int64_t TILE = 64;  // slots that go through a unit together
+    static constexpr size_t AHEAD = 6;   // jobs whose units are on their way
 
     const BankCall& call;
     const Activation& act = activation(int(call.activation));
@@ -19,6 +20,9 @@ template <class Engine> struct Bank {
     const int64_t hidden_width = act.parts * unit_width;
     const std::vector<Job> jobs = jobs_of(call);
     std::vector<int32_t> tokens;  // of each sorted slot
+    mutable std::mutex asking;
+    mutable size_t asked = 0;  // jobs whose units were requested
+    mutable std::atomic<bool> failed{false};
 
     explicit Bank(const BankCall& call) : call(call), tokens(call.bounds[call.units]) {
         for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = call.order[i] / int32_t(call.awake);
@@ -26,11 +30,31 @@ template <class Engine> struct Bank {
 
     Matrix x_rows(int64_t start) const { return {call.x, call.x_is_bf16 != 0, width, &tokens[start]}; }
     Matrix grad_rows(int64_t start) const { return {call.grad, call.grad_is_bf16 != 0, width, &tokens[start]}; }
-    Matrix up_of(int64_t unit) const {
-        return Matrix(call.up, call.weights_are_bf16 != 0, width).shifted(unit * hidden_width, 0);
+    // Hands a unit's two matrices to `work`, waiting for them where they lie on disk; then units of the next jobs are
+    // on their way already. A unit that cannot be read is noted, and the call fails in the end.
+    template <class Work> void with_unit(size_t job, Work work) const {
+        const int64_t unit = jobs[job].unit, up_values = hidden_width * width;
+        const bool narrow = call.weights_are_bf16 != 0;
+        if (!call.pool) {
+            work(Matrix(call.up, narrow, width).shifted(unit * hidden_width, 0), Matrix(call.down, narrow, unit_width).shifted(unit * width, 0));
+            return;
+        }
+        ask_ahead(job);
+        const char* record = call.pool->wait(call.layer, unit);
+        if (record) work(Matrix(record, narrow, width), Matrix(record + up_values * (narrow ? 2 : 4), narrow, unit_width));
+        else failed = true;
+        call.pool->release(call.layer, unit);
     }
-    Matrix down_of(int64_t unit) const {
-        return Matrix(call.down, call.weights_are_bf16 != 0, unit_width).shifted(unit * width, 0);
+    // Every job's unit is requested once, in order, and no later than its own turn.
+    void ask_ahead(size_t job) const {
+        while (true) {
+            {
+                std::lock_guard<std::mutex> guard(asking);
+                while (asked < std::min(jobs.size(), job + AHEAD) && call.pool->request(call.layer, jobs[asked].unit)) ++asked;
+                if (asked > job) return;
+            }
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));  // another thread still holds the last slot
+        }
     }
 
     // Scratch of the calling thread for what all threads share, and of each thread for itself.

@@ -101,12 +101,12 @@ void few_linear(const void* x, bool x_is_bf16, const void* weight, const void* b
 template <class W> struct FewBank {
     struct Group {
         int64_t unit, first, count;  // up to TOKENS neighbours in `order`
+        const W *up, *down;          // the unit's weights, while its wave is computed
     };
     const BankCall& call;
     const Activation& act = activation(int(call.activation));
     const int64_t width = call.width, unit_width = call.unit_width, hidden_width = act.parts * unit_width;
     const int64_t pitch = round_up(width, 16), unit_pitch = round_up(unit_width, 16);
-    const W *up = static_cast<const W*>(call.up), *down = static_cast<const W*>(call.down);
     const W *up_bias = static_cast<const W*>(call.up_bias), *down_bias = static_cast<const W*>(call.down_bias);
     std::vector<int32_t> order;  // woken slots by unit; unlike a counting sort, this never looks at who sleeps
     std::vector<Group> groups;
@@ -122,7 +122,7 @@ template <class W> struct FewBank {
         kept = int64_t(order.size());
         for (int64_t i = 0; i < kept; ++i) {
             const int64_t unit = call.routes[order[i]];
-            if (groups.empty() || groups.back().unit != unit || groups.back().count == TOKENS) groups.push_back({unit, i, 0});
+            if (groups.empty() || groups.back().unit != unit || groups.back().count == TOKENS) groups.push_back({unit, i, 0, nullptr, nullptr});
             ++groups.back().count;
         }
         Scratch& scratch = few_scratch();
@@ -132,27 +132,67 @@ template <class W> struct FewBank {
         laid_out = scratch.take<float>(kept * unit_pitch), out = scratch.take<float>(call.tokens * width);
     }
 
-    void run() const {
+    // False where a unit on disk cannot be read.
+    bool run() {
         for (int64_t i = 0; i < kept; ++i) {
             read(call.x, call.x_is_bf16, order[i] / call.awake * width, width, out);
             lay_out<W>(out, width, inputs + i * pitch);
         }
-        const int64_t bytes = int64_t(groups.size()) * (hidden_width + unit_width) * width * int64_t(sizeof(W));
+        std::fill_n(out, call.tokens * width, 0.f);
+        const size_t all = groups.size();
+        bool whole = true;
+        if (!call.pool) {
+            for (Group& group : groups) {
+                group.up = static_cast<const W*>(call.up) + group.unit * hidden_width * width;
+                group.down = static_cast<const W*>(call.down) + group.unit * width * unit_width;
+            }
+            compute(0, all);
+        } else {
+            // as many groups at once as have room, while those of the next wave are on their way
+            const size_t room = size_t(call.pool->num_slots());
+            const size_t most = all <= room ? std::max(all, size_t(1)) : std::max(room / 2, size_t(1));
+            size_t asked = ask(0, std::min(all, most));
+            for (size_t from = 0; from < all && whole;) {
+                const size_t to = asked;
+                for (size_t g = from; g < to; ++g) {
+                    groups[g].up = reinterpret_cast<const W*>(call.pool->wait(call.layer, groups[g].unit));
+                    groups[g].down = groups[g].up + hidden_width * width;
+                    whole = whole && groups[g].up;
+                }
+                asked = ask(to, std::min(all, to + most));
+                if (whole) compute(from, to);
+                for (size_t g = from; g < to; ++g) call.pool->release(call.layer, groups[g].unit);
+                if (!whole)
+                    for (size_t g = to; g < asked; ++g) call.pool->release(call.layer, groups[g].unit);
+                from = to;
+            }
+        }
+        for (int64_t t = 0; t < call.tokens && whole; ++t) write(out + t * width, width, call.out, call.out_is_bf16, t * width);
+        return whole;
+    }
+    size_t ask(size_t from, size_t to) const {
+        for (; from < to; ++from)
+            while (!call.pool->request(call.layer, groups[from].unit)) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        return to;
+    }
+
+    // Groups [from, to): every thread its share of all hidden values, then its share of every token's output.
+    void compute(size_t from, size_t to) const {
+        const int64_t bytes = int64_t(to - from) * (hidden_width + unit_width) * width * int64_t(sizeof(W));
+        if (from == to) return;
+        const int64_t first = groups[from].first, last = groups[to - 1].first + groups[to - 1].count;
 #pragma omp parallel num_threads(team(bytes, call.threads))
         {
-            // every thread its share of all hidden values, then its share of every token's output
-            const int64_t blocks = (unit_width + BLOCK - 1) / BLOCK, all = int64_t(groups.size()) * blocks;
+            const int64_t blocks = (unit_width + BLOCK - 1) / BLOCK, all = int64_t(to - from) * blocks;
 #pragma omp for schedule(static)
-            for (int64_t block = 0; block < all; ++block) think(groups[block / blocks], block % blocks * BLOCK);
+            for (int64_t block = 0; block < all; ++block) think(groups[from + block / blocks], block % blocks * BLOCK);
 #pragma omp for schedule(static)
-            for (int64_t i = 0; i < kept; ++i) lay_out<W>(active + i * unit_pitch, unit_width, laid_out + i * unit_pitch);
+            for (int64_t i = first; i < last; ++i) lay_out<W>(active + i * unit_pitch, unit_width, laid_out + i * unit_pitch);
 #pragma omp for schedule(static)
             for (int64_t d = 0; d < width; d += BLOCK) {
                 const int64_t some = std::min<int64_t>(BLOCK, width - d);
-                if (call.tokens == 1) speak_alone(d, some);
-                else speak(d, some);
-                for (int64_t t = 0; t < call.tokens; ++t)
-                    write(out + t * width + d, some, call.out, call.out_is_bf16, t * width + d);
+                if (call.tokens == 1 && to - from == groups.size()) speak_alone(d, some);
+                else speak(from, to, d, some);
             }
         }
     }
@@ -165,7 +205,7 @@ template <class W> struct FewBank {
             for (int64_t r = 0; r < some; r += LINES) {
                 const int64_t row = group.unit * hidden_width + p * unit_width + f + r, lines = std::min<int64_t>(LINES, some - r);
                 float part[TOKENS][LINES];
-                dots(up + row * width, width, lines, inputs + group.first * pitch, pitch, group.count, width, part);
+                dots(group.up + (p * unit_width + f + r) * width, width, lines, inputs + group.first * pitch, pitch, group.count, width, part);
                 for (int64_t t = 0; t < group.count; ++t)
                     for (int64_t l = 0; l < lines; ++l)
                         hidden[t][p * some + r + l] = part[t][l] + (up_bias ? widen(up_bias[row + l]) : 0.f);
@@ -177,14 +217,14 @@ template <class W> struct FewBank {
         }
     }
 
-    // Columns [d, d + some) of every token's output.
-    void speak(int64_t d, int64_t some) const {
-        for (int64_t t = 0; t < call.tokens; ++t) std::fill_n(out + t * width + d, some, 0.f);
-        for (const Group& group : groups)
+    // Columns [d, d + some) of every token's output, as far as these groups give it.
+    void speak(size_t from, size_t to_group, int64_t d, int64_t some) const {
+        for (size_t g = from; g < to_group; ++g)
             for (int64_t r = 0; r < some; r += LINES) {
+                const Group& group = groups[g];
                 const int64_t row = group.unit * width + d + r, lines = std::min<int64_t>(LINES, some - r);
                 float part[TOKENS][LINES];
-                dots(down + row * unit_width, unit_width, lines, laid_out + group.first * unit_pitch, unit_pitch, group.count,
+                dots(group.down + (d + r) * unit_width, unit_width, lines, laid_out + group.first * unit_pitch, unit_pitch, group.count,
                      unit_width, part);
                 for (int64_t t = 0; t < group.count; ++t) {
                     const int64_t slot = order[group.first + t];
@@ -197,11 +237,11 @@ template <class W> struct FewBank {
     // The same for a single token: its units' sums stay unfinished until the last.
     void speak_alone(int64_t d, int64_t some) const {
         Dots<W, 1> all[BLOCK / LINES];
-        for (int64_t i = 0; i < kept; ++i)
+        for (int64_t i = 0; i < kept; ++i)  // a group has one token here
             for (int64_t r = 0; r < some; r += LINES) {
                 const int64_t row = call.routes[order[i]] * width + d + r, lines = std::min<int64_t>(LINES, some - r);
                 Dots<W, 1>& dots = all[r / LINES];
-                dots.add(down + row * unit_width, unit_width, lines, laid_out + i * unit_pitch, unit_pitch, unit_width);
+                dots.add(groups[i].down + (d + r) * unit_width, unit_width, lines, laid_out + i * unit_pitch, unit_pitch, unit_width);
                 for (int64_t l = 0; down_bias && l < lines; ++l)
                     dots.rest[0][l] += call.strengths[order[i]] * widen(down_bias[row + l]);
             }

@@ -18,7 +18,7 @@ template <class Engine> struct Forward : Bank<Engine> {
             Desk desk(*this, Base::own());
 #pragma omp for schedule(dynamic)
             for (size_t j = 0; j < jobs.size(); ++j) {
-                pack(jobs[j].unit, desk);
+                if (!pack(j, desk)) continue;
                 for (int32_t at = 0; at < jobs[j].count; at += Base::TILE)
                     tile(jobs[j].start + at, std::min<int64_t>(Base::TILE, jobs[j].count - at), desk, rows);
             }
@@ -27,12 +27,17 @@ template <class Engine> struct Forward : Bank<Engine> {
         }
     }
 
-    void pack(int64_t unit, Desk& desk) const {
-        if (desk.unit == unit) return;
-        desk.unit = unit;
-        Engine::pack_right_transposed(Base::up_of(unit), hidden_width, width, desk.up);
-        Engine::pack_right_transposed(Base::down_of(unit), width, unit_width, desk.down);
-        Base::read_biases(desk);
+    // False where the unit cannot be read.
+    bool pack(size_t job, Desk& desk) const {
+        if (desk.unit == jobs[job].unit && !call.pool) return true;
+        desk.unit = -1;
+        Base::with_unit(job, [&](const Matrix& up, const Matrix& down) {
+            Engine::pack_right_transposed(up, hidden_width, width, desk.up);
+            Engine::pack_right_transposed(down, width, unit_width, desk.down);
+            desk.unit = jobs[job].unit;
+            Base::read_biases(desk);
+        });
+        return desk.unit >= 0;
     }
 
     void tile(int64_t start, int64_t count, Desk& desk, Stored* rows) const {

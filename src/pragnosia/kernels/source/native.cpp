@@ -7,24 +7,30 @@
 #include "forward.hpp"
 #include "fp32.hpp"
 #include "loss.hpp"
+#include "packed.hpp"
 #include "norm.hpp"
 #include "route.hpp"
 #include "step.hpp"
 
 namespace {
 
-template <class Engine> void run(const BankCall& call, bool backward) {
-    if (backward) Backward<Engine>(call).run();
-    else Forward<Engine>(call).run();
+// 3 where a unit on disk cannot be read.
+template <class Pass> int run(const BankCall& call) {
+    const Pass pass(call);
+    pass.run();
+    return pass.failed ? 3 : 0;
+}
+template <class Engine> int run(const BankCall& call, bool backward) {
+    return backward ? run<Backward<Engine>>(call) : run<Forward<Engine>>(call);
 }
 
 int run_safely(const BankCall* call, int use_tiles, bool backward) {
     try {
         if (!backward && !sort_slots(*call)) return 1;
 #if PRAGNOSIA_AMX
-        if (use_tiles) return run<Amx>(*call, backward), 0;
+        if (use_tiles) return run<Amx>(*call, backward);
 #endif
-        return run<Fp32>(*call, backward), 0;
+        return run<Fp32>(*call, backward);
     } catch (const std::exception&) {
         return 2;
     }
@@ -44,7 +50,7 @@ int pragnosia_tiles() {
 #endif
 }
 
-// 0 done, 1 a route that names no unit, 2 out of memory.
+// 0 done, 1 a route that names no unit, 2 out of memory, 3 a unit on disk that cannot be read (ask the pool why).
 int pragnosia_bank_forward(const BankCall* call, int use_tiles) { return run_safely(call, use_tiles, false); }
 int pragnosia_bank_backward(const BankCall* call, int use_tiles) { return run_safely(call, use_tiles, true); }
 
@@ -53,9 +59,7 @@ int pragnosia_bank_few(const BankCall* call) {
     try {
         for (int64_t i = 0; i < call->tokens * call->awake; ++i)
             if (call->routes[i] < -1 || call->routes[i] >= call->units) return 1;
-        if (call->weights_are_bf16) FewBank<bf16>(*call).run();
-        else FewBank<float>(*call).run();
-        return 0;
+        return (call->weights_are_bf16 ? FewBank<bf16>(*call).run() : FewBank<float>(*call).run()) ? 0 : 3;
     } catch (const std::exception&) {
         return 2;
     }
@@ -108,7 +112,23 @@ int pragnosia_norm_back(const NormRows* rows, const float* scales, const void* g
     }
 }
 
-// One token through a model, its logits left in `step`; the likeliest next token, or -1 out of memory.
+// A pool of units that lie on disk (pool.hpp); null out of memory.
+Pool* pragnosia_pool_new(int64_t layers, int64_t units, int64_t record, int64_t slots, int64_t readers, double half_life) {
+    try {
+        return new Pool(layers, units, record, slots, readers, half_life);
+    } catch (const std::exception&) {
+        return nullptr;
+    }
+}
+void pragnosia_pool_delete(Pool* pool) { delete pool; }
+int64_t pragnosia_pool_open(Pool* pool, const char* path) { return pool->open_file(path); }
+void pragnosia_pool_place(Pool* pool, int64_t layer, int64_t unit, const Extent* extents, int64_t count) {
+    pool->place(layer, unit, extents, count);
+}
+void pragnosia_pool_report(Pool* pool, PoolStats* stats) { *stats = pool->report(); }
+
+// One token through a model, its logits left in `step`; the likeliest next token, or -1 out of memory, or -2 where a
+// unit on disk cannot be read.
 int64_t pragnosia_step(const Step* step, int64_t token, int64_t position) {
     try {
         return StepRun(*step, token, position).run();
@@ -126,5 +146,24 @@ int pragnosia_loss_rows(void* logits, int logits_are_bf16, int64_t rows, int64_t
     } catch (const std::exception&) {
         return 2;
     }
+}
+
+// y = x packed' + bias for a few rows of x, on rows of a format (formats.py); y has x's type.
+int pragnosia_packed_linear(int64_t format, const void* x, int x_is_bf16, const void* packed, int64_t row_bytes, const float* bias,
+                            int64_t rows, int64_t outs, int64_t depth, int64_t threads, void* y) {
+    try {
+        packed_linear(Format(format), x, x_is_bf16, packed, row_bytes, bias, rows, outs, depth, threads, y);
+        return 0;
+    } catch (const std::exception&) {
+        return 2;
+    }
+}
+
+// The values of packed rows.
+void pragnosia_unpack(int64_t format, const void* packed, int64_t row_bytes, int64_t rows, int64_t depth, int64_t threads,
+                      void* out, int out_is_bf16) {
+    const uint8_t* from = static_cast<const uint8_t*>(packed);
+    if (out_is_bf16) unpack_rows(Format(format), from, row_bytes, rows, depth, threads, static_cast<bf16*>(out));
+    else unpack_rows(Format(format), from, row_bytes, rows, depth, threads, static_cast<float*>(out));
 }
 }

@@ -4,8 +4,9 @@
 #include <vector>
 
 #include "numbers.hpp"
+#include "pool.hpp"
 
-// One call of a bank: 29 words, packed in this order by native.py. Flags say which matrices are bfloat16, the rest is
+// One call of a bank: 31 words, packed in this order by native.py. Flags say which matrices are bfloat16, the rest is
 // float; pointers to what is not there are null.
 struct BankCall {
     // what every call has
@@ -15,6 +16,8 @@ struct BankCall {
     const int64_t* routes;   // (T, A), -1 for nobody
     const float* strengths;  // (T, A)
     void* out;               // (T, D)
+    Pool* pool;              // where up and down are null: units come from here, up rows first, then down
+    int64_t layer;
     // what the grouped passes keep
     int32_t* order;   // (T*A,) flat slots sorted by unit; written by forward, read by backward
     int32_t* bounds;  // (U + 1,) where each unit's slots begin; likewise
@@ -25,7 +28,7 @@ struct BankCall {
     void *grad_x, *grad_up, *grad_down, *grad_up_bias, *grad_down_bias;  // each may be null
     float* grad_strengths;                                               // likewise
 };
-static_assert(sizeof(BankCall) == 29 * 8, "native.py packs 29 words");
+static_assert(sizeof(BankCall) == 31 * 8, "native.py packs 31 words");
 
 // Stable counting sort; false where a route names a unit that is not there.
 inline bool sort_slots(const BankCall& call) {
@@ -66,5 +69,8 @@ inline std::vector<Job> jobs_of(const BankCall& call) {
             jobs.push_back({u, call.bounds[u] + from, to - from});
         }
     }
+    // units that are here keep the threads busy while others are on their way
+    if (call.pool)
+        std::stable_partition(jobs.begin(), jobs.end(), [&](const Job& job) { return call.pool->is_ready(call.layer, job.unit); });
     return jobs;
 }

@@ -15,6 +15,7 @@ struct Stored {
     const void* base;
     int64_t is_bf16;
     explicit operator bool() const { return base; }
+    Stored shifted(int64_t values) const { return {static_cast<const char*>(base) + values * (is_bf16 ? 2 : 4), is_bf16}; }
     void read(int64_t at, int64_t count, float* out) const { ::read(base, is_bf16, at, count, out); }
     float operator[](int64_t i) const {
         return is_bf16 ? widen(static_cast<const bf16*>(base)[i]) : static_cast<const float*>(base)[i];
@@ -52,6 +53,7 @@ struct StepFeedForward {
     int64_t always_activation;
     int64_t* out_units;  // (A,), (A,), (U,): who woke, told to whoever asks
     float *out_strengths, *out_scores;
+    int64_t pool_layer;  // where the bank lies in the step's pool, and `up` and `down` are null; else -1
 };
 struct Step {
     int64_t width, layers, threads;
@@ -62,6 +64,7 @@ struct Step {
     const StepMixer* mixers;
     const StepFeedForward* feed_forwards;
     float* logits;
+    Pool* pool;  // null where every bank lies in memory
 };
 
 // A thread's place in the team, and its share of a count of rows.
@@ -92,6 +95,7 @@ class StepRun {
     // shared by the team
     float *x, *query, *key, *value, *scores, *active, *peaks, *sums, *mixed;
     int64_t* best;
+    mutable std::atomic<bool> failed{false};  // a unit cannot be read
     // one of each per thread, laid end to end
     char* own_memory;
     size_t own_bytes;
@@ -99,6 +103,7 @@ class StepRun {
         Vector normed, heads, thought;
         float *keys, *rotation, *laid_out, *weights, *squashed, *claims, *strengths;
         int64_t* units;
+        Stored *up, *down;  // the woken units' weights
     };
 
     static int64_t chunks(const StepMixer& mixer, int64_t seen, int64_t threads) {
@@ -129,7 +134,7 @@ class StepRun {
         const int64_t pitch = round_up(head_dim, 16);
         own_bytes = 2 * floats(step.width) + 2 * floats(most_queries) + 2 * floats(most_hidden) + floats(most_keys) +
                     floats(2 * head_dim) + floats(most_group * pitch) + floats(most_group * ROW) + 2 * floats(most_units) +
-                    floats(most_slots) + Scratch::size<int64_t>(most_slots);
+                    floats(most_slots) + Scratch::size<int64_t>(most_slots) + 2 * Scratch::size<Stored>(most_slots);
         memory.reset(floats(step.width) + floats(most_queries) + 2 * floats(most_keys) + floats(most_units) + floats(most_hidden) +
                      2 * floats(most_parts) + floats(most_parts * head_dim) + Scratch::size<int64_t>(step.threads) +
                      own_bytes * step.threads);
@@ -141,6 +146,7 @@ class StepRun {
         own_memory = memory.take<char>(own_bytes * step.threads);
 #pragma omp parallel num_threads(int(step.threads))
         walk({omp_get_thread_num(), omp_get_num_threads()});
+        if (failed) return -2;
         int64_t winner = best[0];
         for (int64_t t = 1; t < step.threads; ++t)
             if (best[t] >= 0 && (winner < 0 || !(step.logits[best[t]] <= step.logits[winner]))) winner = best[t];
@@ -162,19 +168,25 @@ class StepRun {
         mine.keys = take(most_keys), mine.rotation = take(2 * head_dim);
         mine.laid_out = take(most_group * round_up(head_dim, 16)), mine.weights = take(most_group * ROW);
         mine.squashed = take(most_units), mine.claims = take(most_units), mine.strengths = take(most_slots);
-        mine.units = reinterpret_cast<int64_t*>(at);
+        mine.units = reinterpret_cast<int64_t*>(at), at += Scratch::size<int64_t>(most_slots);
+        mine.up = reinterpret_cast<Stored*>(at), at += Scratch::size<Stored>(most_slots);
+        mine.down = reinterpret_cast<Stored*>(at);
         return mine;
     }
 
     void walk(Member me) const {
         const Own mine = own(me.id);
-        if (me.id == 0) std::fill_n(best, step.threads, -1);  // the team may be smaller than was asked for
+        if (me.id == 0) {
+            std::fill_n(best, step.threads, -1);  // the team may be smaller than was asked for
+            if (step.pool) step.pool->tick();
+        }
         const int64_t from = me.from(step.width, 16), to = me.to(step.width, 16);
         step.embedding.read(token * step.width + from, to - from, x + from);
         meet();
         for (int64_t l = 0; l < step.layers; ++l) {
             mix(step.mixers[l], me, mine);
             think(step.feed_forwards[l], me, mine);
+            if (failed) return;  // every thread sees it: it met the others since
         }
         normalise(x, step.norm, step.width, mine.normed);
         product(step.head, mine.normed, me, step.logits);
@@ -343,20 +355,59 @@ class StepRun {
         // every thread its share of all hidden values, then its share of the output
         const int64_t pitch = round_up(f.unit_width, 16), resting = f.always_down.depth;
         float* always = active + f.slots * pitch;
-        const int64_t blocks = (f.unit_width + BLOCK - 1) / BLOCK;
-        for (int64_t i = me.from(f.slots * blocks, 1), to = me.to(f.slots * blocks, 1); i < to; ++i) {
-            const int64_t a = i / blocks, unit = mine.units[a];
-            if (unit >= 0)
-                hide(f.up, f.up_bias, unit, f.unit_width, i % blocks * BLOCK, f.activation, mine.strengths[a], mine.normed, active + a * pitch);
-        }
+        if (step.pool && f.pool_layer >= 0) think_from_pool(f, me, mine, pitch);
+        else if (f.slots) think_from_memory(f, me, mine, pitch);
         for (int64_t h = me.from(resting, BLOCK), to = me.to(resting, BLOCK); h < to; h += BLOCK)
-            hide(f.always_up.weight, f.always_up.bias, 0, resting, h, f.always_activation, 1.f, mine.normed, always);
+            hide(f.always_up.weight, f.always_up.bias, resting, h, f.always_activation, 1.f, mine.normed, always);
         meet();
         for (int64_t a = 0; a < f.slots; ++a) thought(active, a * pitch, f.unit_width, mine);
         thought(active, f.slots * pitch, resting, mine);
         if (f.slots) f.down.typed([&](auto* w) { speak(f, w, me, mine, pitch); });
         if (resting) product<true>(f.always_down, {mine.thought.plain + f.slots * pitch, mine.thought.split + f.slots * pitch}, me, x);
         meet();
+        if (step.pool && f.pool_layer >= 0 && me.id == 0)
+            for (int64_t a = 0; a < f.slots; ++a)
+                if (mine.units[a] >= 0) step.pool->release(f.pool_layer, mine.units[a]);
+    }
+    void think_from_memory(const StepFeedForward& f, Member me, const Own& mine, int64_t pitch) const {
+        const int64_t blocks = (f.unit_width + BLOCK - 1) / BLOCK, up_values = unit_values(f);
+        for (int64_t a = 0; a < f.slots; ++a) {
+            const int64_t unit = std::max<int64_t>(mine.units[a], 0);
+            mine.up[a] = f.up.shifted(unit * up_values), mine.down[a] = f.down.shifted(unit * step.width * f.unit_width);
+        }
+        for (int64_t i = me.from(f.slots * blocks, 1), to = me.to(f.slots * blocks, 1); i < to; ++i)
+            if (mine.units[i / blocks] >= 0) think_of(f, i / blocks, i % blocks * BLOCK, mine, pitch);
+    }
+    // Units that are here first, while the others are on their way.
+    void think_from_pool(const StepFeedForward& f, Member me, const Own& mine, int64_t pitch) const {
+        if (me.id == 0)
+            for (int64_t a = 0; a < f.slots; ++a)
+                while (mine.units[a] >= 0 && !step.pool->request(f.pool_layer, mine.units[a]))
+                    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        meet();
+        const auto turn = [&](int64_t a) {
+            const char* record = step.pool->wait(f.pool_layer, mine.units[a]);
+            if (!record) {
+                failed = true;
+                return;
+            }
+            mine.up[a] = {record, f.up.is_bf16}, mine.down[a] = mine.up[a].shifted(unit_values(f));
+            for (int64_t b = me.from(f.unit_width, BLOCK), to = me.to(f.unit_width, BLOCK); b < to; b += BLOCK)
+                think_of(f, a, b, mine, pitch);
+        };
+        for (int64_t a = 0; a < f.slots; ++a) {
+            mine.up[a].base = nullptr;
+            if (mine.units[a] >= 0 && step.pool->is_ready(f.pool_layer, mine.units[a])) turn(a);
+        }
+        for (int64_t a = 0; a < f.slots; ++a)
+            if (mine.units[a] >= 0 && !mine.up[a].base) turn(a);
+    }
+    int64_t unit_values(const StepFeedForward& f) const { return activation(int(f.activation)).parts * f.unit_width * step.width; }
+    // Hidden values [b, b + BLOCK) of the unit in slot a.
+    void think_of(const StepFeedForward& f, int64_t a, int64_t b, const Own& mine, int64_t pitch) const {
+        const int64_t rows = activation(int(f.activation)).parts * f.unit_width;
+        const Stored bias = f.up_bias ? f.up_bias.shifted(mine.units[a] * rows) : f.up_bias;
+        hide(mine.up[a], bias, f.unit_width, b, f.activation, mine.strengths[a], mine.normed, active + a * pitch);
     }
     // What the team thought, in this thread's own memory and in both orders.
     static void thought(const float* active, int64_t at, int64_t count, const Own& mine) {
@@ -364,16 +415,18 @@ class StepRun {
         lay_out<bf16>(active + at, count, mine.thought.split + at);
     }
     // Columns of the output from all awake units; sums stay unfinished until the last unit.
-    template <class W> void speak(const StepFeedForward& f, const W* down, Member me, const Own& mine, int64_t pitch) const {
-        const float* in = mine.thought.as(down);
+    template <class W> void speak(const StepFeedForward& f, const W* type, Member me, const Own& mine, int64_t pitch) const {
+        if (failed) return;
+        const float* in = mine.thought.as(type);
         for (int64_t d = me.from(step.width, LINES), to = me.to(step.width, LINES); d < to; d += LINES) {
             const int64_t lines = std::min<int64_t>(LINES, step.width - d);
             Dots<W, 1> all;
             for (int64_t a = 0; a < f.slots; ++a) {
                 if (mine.units[a] < 0) continue;
-                const int64_t row = mine.units[a] * step.width + d;
-                all.add(down + row * f.unit_width, f.unit_width, lines, in + a * pitch, 0, f.unit_width);
-                for (int64_t r = 0; f.down_bias && r < lines; ++r) all.rest[0][r] += mine.strengths[a] * f.down_bias[row + r];
+                const W* down = static_cast<const W*>(mine.down[a].base) + d * f.unit_width;
+                all.add(down, f.unit_width, lines, in + a * pitch, 0, f.unit_width);
+                for (int64_t r = 0; f.down_bias && r < lines; ++r)
+                    all.rest[0][r] += mine.strengths[a] * f.down_bias[mine.units[a] * step.width + d + r];
             }
             float part[1][LINES];
             all.finish(part);
@@ -381,15 +434,15 @@ class StepRun {
         }
     }
     // Hidden values [f, f + BLOCK) of a unit, activated and times its strength.
-    void hide(const Stored& up, const Stored& up_bias, int64_t unit, int64_t width, int64_t f, int64_t code, float strength,
-              const Vector& in, float* out) const {
+    void hide(const Stored& up, const Stored& up_bias, int64_t width, int64_t f, int64_t code, float strength, const Vector& in,
+              float* out) const {
         const Activation& act = activation(int(code));
         const int64_t some = std::min<int64_t>(BLOCK, width - f);
         float hidden[2 * BLOCK];
         up.typed([&](auto* w) {
             for (int p = 0; p < act.parts; ++p)
                 for (int64_t r = 0; r < some; r += LINES) {
-                    const int64_t row = (unit * act.parts + p) * width + f + r, lines = std::min<int64_t>(LINES, some - r);
+                    const int64_t row = p * width + f + r, lines = std::min<int64_t>(LINES, some - r);
                     float part[1][LINES];
                     dots<std::decay_t<decltype(*w)>, 1>(w + row * step.width, step.width, lines, in.as(w), 0, 1, step.width, part);
                     for (int64_t l = 0; l < lines; ++l) hidden[p * some + r + l] = part[0][l] + (up_bias ? up_bias[row + l] : 0.f);

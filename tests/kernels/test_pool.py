@@ -1,0 +1,119 @@
+"""A bank on disk gives what the bank in memory gives, bit for bit, however few slots it has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pragnosia import kernels
+from pragnosia.kernels.activations import ACTIVATIONS
+from pragnosia.kernels.pool import Extent, PooledBank, UnitPool
+
+pytestmark = pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
+UNITS, WIDTH, INNER, AWAKE = 12, 48, 20, 3
+
+
+class Disk:
+    """Units of one layer, each cut into three extents that lie anywhere in two files, and the same in memory."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype, slots: int) -> None:
+        torch.manual_seed(0)
+        self.up = (torch.randn(UNITS, 2 * INNER, WIDTH) * 0.2).to(dtype)
+        self.down = (torch.randn(UNITS, WIDTH, INNER) * 0.2).to(dtype)
+        record = (self.up[0].numel() + self.down[0].numel()) * dtype.itemsize
+        self.pool = UnitPool(1, UNITS, record, slots)
+        self.files = [folder / "first.bin", folder / "second.bin"]
+        contents = [bytearray(b"head" * 3), bytearray(b"another head.")]
+        places = []
+        for unit in range(UNITS):
+            extents = []
+            for piece in (*self.up[unit].chunk(2), self.down[unit]):
+                number = (unit + len(extents)) % 2
+                data = piece.contiguous().view(torch.uint8).numpy().tobytes()
+                extents.append(Extent(self.files[number], len(contents[number]), len(data)))
+                contents[number] += data
+            places.append(extents)
+        for file, content in zip(self.files, contents, strict=True):
+            file.write_bytes(content)
+        for unit, extents in enumerate(places):
+            self.pool.place(0, unit, extents)
+        self.bank = PooledBank(self.pool, 0, UNITS, WIDTH, INNER, dtype, ACTIVATIONS["swiglu"])
+
+    def call(self, tokens: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(tokens, WIDTH, generator=generator).to(self.up.dtype)
+        units = torch.rand(tokens, UNITS, generator=generator).topk(AWAKE).indices
+        units[torch.rand(tokens, AWAKE, generator=generator) < 0.1] = -1
+        return x, units, torch.rand(tokens, AWAKE, generator=generator)
+
+    def both(self, x: Tensor, units: Tensor, strengths: Tensor) -> tuple[Tensor, Tensor]:
+        here = kernels.bank(x, units, strengths, self.up, self.down, activation="swiglu", backend="native")
+        return here, self.bank(x, units, strengths, None, None)
+
+
+@pytest.mark.parametrize("slots", [4, 7, UNITS])
+@pytest.mark.parametrize("tokens", [1, 4, 15, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_same_bits(dtype: torch.dtype, tokens: int, slots: int, tmp_path: Path) -> None:
+    disk = Disk(tmp_path, dtype, slots)
+    for seed in range(4):
+        here, there = disk.both(*disk.call(tokens, seed))
+        assert torch.equal(here, there)
+    stats = disk.pool.stats()
+    assert stats.misses >= min(UNITS, slots) or tokens == 1
+    assert stats.resident <= slots
+    assert stats.bytes_read == stats.misses * disk.pool.record_bytes
+
+
+def test_what_stays_is_not_read_again(tmp_path: Path) -> None:
+    disk = Disk(tmp_path, torch.float32, UNITS)
+    for _ in range(3):
+        disk.both(*disk.call(200))
+    stats = disk.pool.stats()
+    assert (stats.misses, stats.resident) == (UNITS, UNITS)
+    assert stats.hit_rate > 0.6
+
+
+@pytest.mark.parametrize("tokens", [4, 200])
+def test_slopes_are_those_of_the_bank_in_memory(tokens: int, tmp_path: Path) -> None:
+    disk = Disk(tmp_path, torch.float32, 5)
+    x, units, strengths = disk.call(tokens)
+    slopes = []
+    for stored in (False, True):
+        x, strengths = x.detach().requires_grad_(), strengths.detach().requires_grad_()
+        if stored:
+            out = disk.bank(x, units, strengths, None, None)
+        else:
+            up, down = disk.up.requires_grad_(), disk.down.requires_grad_()
+            out = kernels.bank(x, units, strengths, up, down, activation="swiglu", backend="native")
+        slopes.append(torch.autograd.grad(out.square().sum(), (x, strengths)))
+    for here, there in zip(*slopes, strict=True):
+        assert torch.equal(here, there)
+
+
+@pytest.mark.parametrize("tokens", [1, 6, 200])
+def test_a_file_cut_short_is_named_and_the_pool_lives_on(tokens: int, tmp_path: Path) -> None:
+    disk = Disk(tmp_path, torch.float32, 5)
+    content = disk.files[1].read_bytes()
+    call = disk.call(tokens)
+    disk.files[1].write_bytes(content[:40])
+    with pytest.raises(
+        OSError, match=r"cannot read unit \d+ of sparse layer 0 from .*second.bin: the file ends too soon"
+    ):
+        disk.bank(*call, None, None)
+    disk.files[1].write_bytes(content)
+    here, there = disk.both(*call)
+    assert torch.equal(here, there)
+
+
+def test_a_missing_file_and_a_wrong_size(tmp_path: Path) -> None:
+    pool = UnitPool(1, 2, 100, 2)
+    with pytest.raises(FileNotFoundError):
+        pool.place(0, 0, [Extent(tmp_path / "nowhere", 0, 100)])
+    with pytest.raises(ValueError, match="does not fill a record of 100 bytes"):
+        pool.place(0, 0, [Extent(tmp_path, 0, 99)])
+    pool.close()
+    pool.close()
