@@ -226,8 +226,8 @@ def _laid_out(
     bank: PooledBank, x: Tensor, units: Tensor, strengths: Tensor, up_bias: Tensor | None, down_bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Rows without gaps, routes int64, strengths float, biases of the weights' type."""
-    biases = (None if bias is None else bias.to(bank.dtype).contiguous() for bias in (up_bias, down_bias))
-    return x.contiguous(), units.long().contiguous(), strengths.float().contiguous(), *biases
+    up, down = (None if bias is None else bias.to(bank.dtype).contiguous() for bias in (up_bias, down_bias))
+    return x.contiguous(), units.long().contiguous(), strengths.float().contiguous(), up, down
 
 
 def _words(bank: PooledBank, inputs: tuple[Tensor | None, ...], out: Tensor | None) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ STORED = (torch.float32, torch.bfloat16)
 SMALL = 1 << 19  # bytes of weights per token that keep a thread busy enough to be worth waking
 
 
-class UnitUnreadable(Exception):
+class UnitUnreadableError(Exception):
     """A unit on disk could not be read; its pool says which and why."""
 
 
@@ -102,7 +102,7 @@ def run(step: Step, token: int, position: int) -> int:
     """The token goes through; its logits lie where `step` says. Returns the likeliest next token."""
     winner: int = loaded_library().pragnosia_step(ctypes.byref(step), token, position)
     if winner == -2:
-        raise UnitUnreadable
+        raise UnitUnreadableError
     if winner < 0:
         raise MemoryError("the compiled step found no memory for its scratch; close something")
     return winner
