@@ -15,8 +15,10 @@ from pragnosia.kernels import cpu, gathered, native, reference, rows, triton
 from pragnosia.kernels.activations import ACTIVATIONS, Activation, activation_named
 from pragnosia.kernels.compiled import native_library, native_status
 from pragnosia.kernels.cross_entropy import linear_cross_entropy
+from pragnosia.kernels.formats import FORMATS, Format, format_named, pack, unpack
 from pragnosia.kernels.memory import keep_freed_memory, settle
 from pragnosia.kernels.norm import rms_norm
+from pragnosia.kernels.packed import packed_linear
 from pragnosia.kernels.routing import route
 
 if TYPE_CHECKING:
@@ -25,17 +27,23 @@ if TYPE_CHECKING:
 __all__ = [
     "ACTIVATIONS",
     "BACKENDS",
+    "FORMATS",
     "Activation",
+    "Format",
     "activation_named",
     "bank",
+    "format_named",
     "keep_freed_memory",
     "linear",
     "linear_cross_entropy",
     "native_library",
     "native_status",
+    "pack",
+    "packed_linear",
     "rms_norm",
     "route",
     "settle",
+    "unpack",
 ]
 
 BACKENDS: dict[str, Callable[..., Tensor]] = {
