@@ -116,7 +116,7 @@ def import_model(
     debug: Debug = False,
 ) -> Answer:
     """Turn another family's checkpoint into a model directory of ours."""
-    from pragnosia.checkpoints.places import check_source, check_vacant
+    from pragnosia.checkpoints.admission import check_source, check_vacant
 
     check_source(source)
     check_vacant(out)
@@ -135,7 +135,7 @@ def export_model(
     debug: Debug = False,
 ) -> Answer:
     """Write a model directory of ours as another family's checkpoint."""
-    from pragnosia.checkpoints.places import check_vacant
+    from pragnosia.checkpoints.admission import check_vacant
     from pragnosia.inference.directory import check_directory
 
     check_directory(model)

@@ -10,11 +10,11 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
+from pragnosia.checkpoints.admission import read_json
 from pragnosia.checkpoints.families import family_named, fitting_family, write_config
 from pragnosia.checkpoints.family import Family
 from pragnosia.checkpoints.importing import ORIGIN
 from pragnosia.checkpoints.matching import EMBEDDINGS, HEAD, check_tensors, parameter_shapes
-from pragnosia.checkpoints.places import read_json
 from pragnosia.checkpoints.rules import Rule
 from pragnosia.checkpoints.source import SafetensorsSource, Shape, TensorSource
 from pragnosia.checkpoints.travel import carry

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pragnosia.checkpoints.admission import check_source, read_json
 from pragnosia.checkpoints.families import read_config, read_family
 from pragnosia.checkpoints.llama2c import Llama2cSource
 from pragnosia.checkpoints.llama2c_tokenizer import find_tokenizer, read_tokenizer
@@ -19,7 +20,6 @@ from pragnosia.checkpoints.matching import (
     parameter_shapes,
 )
 from pragnosia.checkpoints.mxfp4 import Unpacked
-from pragnosia.checkpoints.places import check_source, read_json
 from pragnosia.checkpoints.rules import Rule
 from pragnosia.checkpoints.source import SafetensorsSource, Shape, TensorSource
 from pragnosia.checkpoints.travel import carry

@@ -16,9 +16,24 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pragnosia.checkpoints.places import read_json
+from pragnosia.checkpoints.admission import read_json
 from pragnosia.errors import CheckpointError
 from pragnosia.units import MIB
+
+__all__ = [
+    "DTYPES",
+    "INDEX",
+    "MAPPED_BYTES",
+    "PIECE_BYTES",
+    "WEIGHTS",
+    "Index",
+    "SafetensorsSource",
+    "Shape",
+    "TensorSource",
+    "open_safetensors",
+    "pieces",
+    "read_json",
+]
 
 Shape = tuple[int, ...]
 Index = tuple[int | slice, ...]

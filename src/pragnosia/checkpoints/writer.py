@@ -22,7 +22,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from pragnosia.checkpoints.places import check_vacant
+from pragnosia.checkpoints.admission import check_vacant
 from pragnosia.checkpoints.source import DTYPES, INDEX, WEIGHTS, Shape
 from pragnosia.errors import CheckpointError
 from pragnosia.units import GIB

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pragnosia.checkpoints.places import check_source, check_vacant
+from pragnosia.checkpoints.admission import check_source, check_vacant
 from pragnosia.errors import CheckpointError, UnsupportedArchitectureError
 
 
@@ -38,6 +38,8 @@ def test_destinations(tmp_path: Path) -> None:
 
 
 def test_nothing_heavy_is_loaded() -> None:
-    script = "import sys, pragnosia.checkpoints.places; print('torch' in sys.modules or 'transformers' in sys.modules)"
+    script = (
+        "import sys, pragnosia.checkpoints.admission; print('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

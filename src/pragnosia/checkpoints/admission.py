@@ -1,0 +1,49 @@
+"""Admission: what may come in and go out, said before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pragnosia.errors import CheckpointError, UnsupportedArchitectureError
+
+_OURS = "pragnosia"
+
+
+def check_source(source: Path) -> None:
+    """Raise CheckpointError unless a model of another family may stand at `source`."""
+    if source.is_file():
+        if source.suffix != ".bin":
+            raise UnsupportedArchitectureError(
+                f"{source} is no checkpoint we read; expected a directory of safetensors or a llama2.c .bin file"
+            )
+        return
+    if not source.exists():
+        raise CheckpointError(f"{source} does not exist; expected a model directory or a llama2.c .bin file")
+    if read_json(source / "config.json").get("model_type") == _OURS:
+        raise CheckpointError(
+            f"{source} is a pragnosia model already: use it as it is, copy the directory, or turn it into another "
+            f"family's with: pragnosia export {source} OUT"
+        )
+
+
+def check_vacant(out: Path) -> None:
+    """Raise CheckpointError if `out` exists and is not an empty directory."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise CheckpointError(f"{out} already exists and is not an empty directory; choose another or remove it")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises CheckpointError when it is missing, unreadable or not an object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing; expected a model directory with {path.name} in it") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
+    except ValueError as error:  # both what is not UTF-8 and what is not JSON
+        raise CheckpointError(f"{path} is not valid JSON ({error}); fetch it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, expected an object")
+    return value
