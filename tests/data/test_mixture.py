@@ -52,6 +52,22 @@ def test_bad_mixtures(data: DataSpec, match: str) -> None:
         Mixture.parse(data)
 
 
+def test_what_is_no_text_is_found_at_the_beginning(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a story")
+    Mixture.parse([tmp_path, "default"]).check()
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe no text")
+    with pytest.raises(DataError, match=r"b\.txt is not UTF-8 text"):
+        Mixture.parse(tmp_path).check()
+    (tmp_path / "b.txt").write_bytes(b"no\0 text")
+    with pytest.raises(DataError, match=r"b\.txt is not text: NUL byte at offset 2"):
+        Mixture.parse([tmp_path / "a.txt", tmp_path]).check()
+    (tmp_path / "c.txt").write_text(" \n")
+    with pytest.raises(DataError, match=r"c\.txt is empty: it holds no text"):
+        Mixture.parse([f"{tmp_path / 'a.txt'}@1", f"{tmp_path / 'c.txt'}@1"]).check()
+    with pytest.raises(DataError, match="nothing is empty: it holds no text"):
+        Mixture((Texts([], "nothing"),), (1.0,)).check()
+
+
 def test_parts_are_cached_apart(texts: Texts, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     other = Texts(texts.texts[:60])
     seen: list[int] = []

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pragnosia.data import load_tokenizer
-from pragnosia.errors import ConfigError
+from pragnosia.errors import BudgetError, ConfigError
 from pragnosia.training.arms import read_arms, reference, with_dense
 from pragnosia.training.compare import CompareReport, Sweep, compare
 from pragnosia.training.comparison import Spread
@@ -97,6 +97,9 @@ def test_bad_input(configure: Configure, tmp_path: Path) -> None:
         compare([], out=tmp_path / "a")
     with pytest.raises(ConfigError, match="held-out"):
         compare([configure(data={"validation_fraction": 0})], out=tmp_path / "b", reporter=Silent())
+    with pytest.raises(BudgetError, match="training needs about"):
+        compare([configure() | {"model": {"preset": "450b"}}], out=tmp_path / "b", reporter=Silent())
+    assert not (tmp_path / "b").exists()
     with pytest.raises(ConfigError, match="multiples"):
         Sweep(multiples=())
 

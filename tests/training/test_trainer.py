@@ -134,8 +134,23 @@ def test_a_dense_run_has_curves_too(configure: Configure, tmp_path: Path) -> Non
     assert "units_awake" not in read_log(tmp_path / "run" / "log.jsonl")[-1]
 
 
-def test_resuming_nothing_begins(configure: Configure, tmp_path: Path) -> None:
-    assert run(configure(steps=1), tmp_path / "run", resume=True).steps == 1
+class Notes(Silent):  # type: ignore[misc]
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_resuming_nothing_begins_and_says_so(configure: Configure, tmp_path: Path) -> None:
+    said = Notes()
+    assert train(configure(steps=1), out=tmp_path / "run", resume=True, reporter=said).steps == 1
+    assert said.lines[0] == f"nothing to resume: {tmp_path / 'run'} holds no checkpoint; beginning at step 0"
+    again = Notes()
+    train(configure(steps=1), out=tmp_path / "run", resume=True, reporter=again)
+    assert not any("nothing to resume" in line for line in again.lines)
 
 
 def test_the_average_can_be_the_model(configure: Configure, tmp_path: Path) -> None:
@@ -254,6 +269,26 @@ def test_a_run_is_not_overwritten_by_accident(configure: Configure, tmp_path: Pa
         run(configure(steps=1), tmp_path / "mine" / "thesis.txt")
 
 
+def test_what_can_be_known_is_said_before_a_tokenizer_is_trained(configure: Configure, tmp_path: Path) -> None:
+    empty, binary = tmp_path / "empty.txt", tmp_path / "binary.txt"
+    empty.write_text("")
+    binary.write_bytes(b"abc\x00" * 50)
+    trained = configure() | {"tokenizer": {"vocab_size": 300}}
+    for change, error, says in (
+        ({"data": {"sources": [str(empty)]}}, DataError, "empty.txt is empty"),
+        ({"data": {"sources": [str(binary)]}}, DataError, "binary.txt is not text"),
+        ({"model": {"preset": "450b"}}, BudgetError, "training needs about"),
+        ({"tokenizer": {"vocab_size": 100}}, DataError, "vocab_size is 100"),
+        ({"rule": "bakprop"}, ConfigError, "backprop"),
+    ):
+        said = Notes()
+        with pytest.raises(error, match=says) as caught:
+            train(trained | change, out=tmp_path / "run", reporter=said)
+        assert "\n" not in str(caught.value)
+        assert said.lines == []
+        assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
@@ -275,4 +310,4 @@ def test_bad_input_is_one_line(
     with pytest.raises(error, match=says) as caught:
         run(configure(**change), tmp_path / "run")
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert not (tmp_path / "run").exists(), "nothing half-written"

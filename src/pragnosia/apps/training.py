@@ -27,12 +27,15 @@ def train(
     config: Config,
     data: Data = None,
     out: Annotated[Path | None, typer.Option(help="The run's directory; default runs/ and the config's name.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last good checkpoint in OUT.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last good checkpoint in OUT; begin where there is none.")
+    ] = False,
     settings: Settings = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
     """Train a model. The run's directory is a model directory, with its log, curves and checkpoints beside it."""
+    _check_input([config], data, settings)
     from pragnosia.training.progress import Bar
     from pragnosia.training.trainer import train as run
 
@@ -54,11 +57,22 @@ def train(
     return Answer(values, aligned(rows))
 
 
+def _check_input(configs: list[str], data: list[str] | None, settings: list[str] | None) -> None:
+    """What can be said of the input before torch is loaded. Raises UserErrors."""
+    from pragnosia.data.mixture import Mixture
+    from pragnosia.training.settings import read_settings
+
+    for config in configs:
+        read_settings(config, settings or [])
+    if data:
+        Mixture.parse(data)
+
+
 @answering
 def compare(
     configs: Annotated[list[str], typer.Argument(metavar="CONFIG...", help="YAML files, one per arm.")],
     data: Data = None,
-    seeds: Annotated[int, typer.Option(help="Runs per arm.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per arm.")] = 3,
     out: Annotated[Path, typer.Option(help="Where the table, its JSON, the picture and the runs go.")] = Path(
         "runs/compare"
     ),
@@ -70,6 +84,7 @@ def compare(
 
     One arm is always a dense model of equal active compute; every arm's learning rate is swept alike.
     """
+    _check_input(configs, data, settings)
     from pragnosia.training.compare import compare as run
     from pragnosia.training.progress import Bar
 
@@ -82,10 +97,18 @@ def train_tokenizer(
     files: Annotated[list[str], typer.Argument(metavar="FILES...", help="Texts to learn from.")],
     vocab_size: Annotated[int, typer.Option(help="Entries wanted, special ones included.")],
     out: Annotated[Path, typer.Option(help="A directory to make.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace the tokenizer that OUT holds.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
     """Train a byte-level BPE tokenizer."""
+    from pragnosia.data.specs import resolve
+    from pragnosia.errors import DataError
+
+    if (out / "tokenizer.json").exists() and not force:
+        raise DataError(f"{out} already holds a tokenizer; choose another --out, or add --force to replace it")
+    for file in files:
+        resolve(file)
     from pragnosia.data.tokenizer_training import train_tokenizer as learn
 
     report = learn(files, vocab_size, out)

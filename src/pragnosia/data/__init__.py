@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pragnosia.data.batches import Batches, Place, shorten, validation_batches
-    from pragnosia.data.mixture import Corpus, DataSpec, Mixture, build_corpus
+    from pragnosia.data.corpus import Corpus, build_corpus
+    from pragnosia.data.mixture import DataSpec, Mixture
     from pragnosia.data.packing import PackingOptions, tokenize
     from pragnosia.data.recipes import RECIPES, Recipe
     from pragnosia.data.shards import TokenShards, TokenStream
@@ -61,7 +62,8 @@ __all__ = [
 
 _HOMES = {
     "batches": ("Batches", "Place", "shorten", "validation_batches"),
-    "mixture": ("Corpus", "DataSpec", "Mixture", "build_corpus"),
+    "corpus": ("Corpus", "build_corpus"),
+    "mixture": ("DataSpec", "Mixture"),
     "packing": ("PackingOptions", "tokenize"),
     "recipes": ("RECIPES", "Recipe"),
     "shards": ("TokenShards", "TokenStream"),

@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pragnosia.data.mixture import Corpus, as_corpus
+from pragnosia.data.corpus import Corpus, as_corpus
 from pragnosia.data.permutation import mix, permute
 from pragnosia.data.shards import TokenShards, TokenStream
 from pragnosia.errors import DataError

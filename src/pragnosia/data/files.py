@@ -59,6 +59,12 @@ class Files:
             raise DataError(f"no text in the folder {self.root}; expected .txt, .md, .py, .jsonl, .parquet or the like")
         return found
 
+    def check(self) -> None:
+        """Raise DataError where a file is no text by its first block, or cannot be opened."""
+        for path in self.paths():
+            if _kind(path) not in _TABLES:
+                _check_beginning(path)
+
     def documents(self) -> Iterator[str]:
         empty = True
         for path in self.paths():
@@ -138,6 +144,21 @@ def _document(path: Path, lines: list[str], *, before_separator: bool) -> Iterat
         text = text.removesuffix("\n")  # that line end belongs to the separator
     if text.strip():
         yield text
+
+
+def _check_beginning(path: Path) -> None:
+    try:
+        with _open_bytes(path) as stream:
+            block = stream.read(_BLOCK)
+        codecs.getincrementaldecoder("utf-8")().decode(block)
+    except UnicodeDecodeError:
+        _refuse_binary(path)
+    except (EOFError, lzma.LZMAError, zlib.error) as error:
+        raise DataError(f"cannot read {path}: damaged or cut short ({error})") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    if b"\0" in block:
+        _refuse_binary(path)
 
 
 def _refuse_binary(path: Path) -> NoReturn:

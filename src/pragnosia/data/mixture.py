@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from transformers import PreTrainedTokenizerFast
-
-from pragnosia.data.packing import PackingOptions, Progress, tokenize
-from pragnosia.data.shards import TokenShards
+from pragnosia.data.files import Files
 from pragnosia.data.sources import Joined, Source
 from pragnosia.data.specs import Spec, resolve
 from pragnosia.errors import DataError
@@ -55,57 +52,14 @@ class Mixture:
         """All documents, part after part, weights aside."""
         return Joined(self.sources).documents()
 
-
-@dataclass(frozen=True)
-class Corpus:
-    """A mixture that has been tokenized."""
-
-    parts: tuple[TokenShards, ...]
-    weights: tuple[float, ...]
-
-    @property
-    def train_tokens(self) -> int:
-        return sum(part.train.tokens for part in self.parts)
-
-    @property
-    def bytes_per_token(self) -> float:
-        """Of what training sees: by weight."""
-        return math.fsum(w * part.train.bytes_per_token for w, part in zip(self.weights, self.parts, strict=True))
-
-    @property
-    def validation_bytes_per_token(self) -> float:
-        """Of the validation text, all parts end to end."""
-        streams = [part.validation for part in self.parts]
-        return sum(stream.bytes for stream in streams) / max(1, sum(stream.tokens for stream in streams))
-
-
-def build_corpus(
-    data: DataSpec | Mixture,
-    tokenizer: PreTrainedTokenizerFast,
-    cache_dir: Path | str,
-    options: PackingOptions | None = None,
-    *,
-    progress: Progress | None = None,
-) -> Corpus:
-    """Tokenize every part of `data` into `cache_dir`; `max_tokens` of the options is shared out by weight."""
-    mixture = data if isinstance(data, Mixture) else Mixture.parse(data)
-    options = options or PackingOptions()
-    parts: list[TokenShards] = []
-    for source, weight in zip(mixture.sources, mixture.weights, strict=True):
-        share = options.max_tokens and math.ceil(options.max_tokens * weight)
-        done = sum(stream.bytes for part in parts for stream in part.streams.values())
-        told = progress and _after(progress, done)
-        parts.append(tokenize(source, tokenizer, cache_dir, replace(options, max_tokens=share), progress=told))
-    return Corpus(tuple(parts), mixture.weights)
-
-
-def as_corpus(data: TokenShards | Corpus) -> Corpus:
-    """Shards alone are a corpus of one part."""
-    return data if isinstance(data, Corpus) else Corpus((data,), (1.0,))
-
-
-def _after(progress: Progress, done: int) -> Progress:
-    return lambda num_bytes: progress(done + num_bytes)
+    def check(self) -> None:
+        """Read a little of every source: what is empty or no text is found here. Raises DataError."""
+        for source in self.sources:
+            for part in source.sources if isinstance(source, Joined) else (source,):
+                if isinstance(part, Files):
+                    part.check()
+                if next(part.documents(), None) is None:
+                    raise DataError(f"{part.name} is empty: it holds no text")
 
 
 def _pairs(data: DataSpec) -> Iterator[tuple[Spec, float | None]]:

@@ -127,11 +127,7 @@ def train_tokenizer(
     Raises:
         DataError: an impossible vocabulary size, sources that cannot be read, a place that cannot be written.
     """
-    if vocab_size < MIN_VOCAB_SIZE:
-        raise DataError(
-            f"vocab_size is {vocab_size}, expected at least {MIN_VOCAB_SIZE}: 256 bytes and "
-            f"{len(SPECIAL_TOKENS)} special tokens"
-        )
+    check_vocab_size(vocab_size)
     specs: Sequence[Spec] = [sources] if isinstance(sources, (str, Path, Source)) else sources
     if not specs:
         raise DataError("no files to train a tokenizer on; give at least one")
@@ -148,6 +144,15 @@ def train_tokenizer(
         seconds=time.monotonic() - started,
         measurements=tuple(reader.measure(plain_encoder(tokenizer)) for reader in readers),
     )
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Raise DataError for fewer entries than there must be."""
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise DataError(
+            f"vocab_size is {vocab_size}, expected at least {MIN_VOCAB_SIZE}: 256 bytes and "
+            f"{len(SPECIAL_TOKENS)} special tokens"
+        )
 
 
 def _train(readers: Sequence[_Reader], vocab_size: int, min_frequency: int) -> Tokenizer:

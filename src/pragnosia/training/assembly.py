@@ -27,7 +27,9 @@ from pragnosia.data import (
     train_tokenizer,
     vocabulary_size,
 )
-from pragnosia.errors import BudgetError, ConfigError, unknown_name
+from pragnosia.data.tokenizer_training import check_vocab_size
+from pragnosia.errors import BudgetError, ConfigError
+from pragnosia.learning import learning_rule
 from pragnosia.measure.accounting import account
 from pragnosia.measure.limits import read_limits
 from pragnosia.measure.memory import memory_to_train
@@ -37,6 +39,8 @@ from pragnosia.model.presets import PRESETS
 from pragnosia.training.configuration import TrainConfig
 from pragnosia.training.progress import Reporter
 from pragnosia.units import format_bytes, format_count
+
+TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,20 @@ def assemble(config: TrainConfig, out: Path, reporter: Reporter) -> Materials:
     if config.gradient_checkpointing:
         _checkpoint_activations(model)
     return Materials(model, tokenizer, corpus)
+
+
+def check_plan(config: TrainConfig, out: Path) -> None:
+    """What can be known before anything is made: the model, its memory, the rule, and whether there is text.
+
+    Raises UserErrors.
+    """
+    check_memory(config, model_config(config), find_device(config.device))
+    learning_rule(config.rule)
+    mixture = Mixture.parse(config.data.sources)
+    if config.tokenizer.path is None and not (out / TOKENIZER).is_file():
+        # Packing reads all text soon enough; training a tokenizer first would take minutes.
+        check_vocab_size(config.tokenizer.vocab_size)
+        mixture.check()
 
 
 def _checkpoint_activations(model: PragnosiaForCausalLM) -> None:
@@ -91,7 +109,7 @@ def sow(seed: int) -> None:
 
 def prepare_tokenizer(config: TrainConfig, out: Path, reporter: Reporter) -> PreTrainedTokenizerFast:
     """The run's tokenizer: already in `out`, else copied there, else trained on the run's data."""
-    if (out / "tokenizer.json").is_file():
+    if (out / TOKENIZER).is_file():
         return load_tokenizer(out)
     if config.tokenizer.path is not None:
         tokenizer = load_tokenizer(config.tokenizer.path)
@@ -117,15 +135,15 @@ def prepare_corpus(config: TrainConfig, tokenizer: PreTrainedTokenizerFast, out:
 
 
 def model_config(config: TrainConfig, tokenizer: PreTrainedTokenizerFast | None = None) -> PragnosiaConfig:
-    """The model's shape: the preset with the given changes, and what the tokenizer says, once it is there.
+    """The model's shape: the preset with the given changes, and what the tokenizer says.
 
-    Raises ConfigError.
+    Until it is there, it is taken to have as many tokens as are asked for. Raises ConfigError.
     """
     given = dict(config.model)
     name = given.pop("preset", None)
-    if name is not None and name not in PRESETS:
-        raise ConfigError(unknown_name("preset", str(name), PRESETS))
     values = merged(PRESETS[name] if name is not None else {}, given)
+    if tokenizer is None and "vocab_size" not in given and config.tokenizer.path is None:
+        values["vocab_size"] = config.tokenizer.vocab_size
     if tokenizer is not None:
         if "vocab_size" in given:
             check_vocabulary(tokenizer, given["vocab_size"])

@@ -21,7 +21,7 @@ import yaml
 from pragnosia.errors import ConfigError, UserError
 from pragnosia.measure.energy import energy_model
 from pragnosia.training.arms import Arm, read_arms, reference, with_dense
-from pragnosia.training.assembly import find_device, prepare_tokenizer
+from pragnosia.training.assembly import check_plan, find_device, prepare_tokenizer
 from pragnosia.training.checkpoint import CheckpointConfig, write_whole
 from pragnosia.training.comparison import ArmReport, CompareReport, Spread, draw
 from pragnosia.training.configuration import TokenizerConfig, TrainConfig
@@ -66,6 +66,9 @@ def compare(
     if data:
         read = {name: replace(arm, data=replace(arm.data, sources=list(data))) for name, arm in read.items()}
     first = next(iter(read.values()))
+    prepared = {name: _prepared(config, folder) for name, config in read.items()}
+    for config in read.values():
+        check_plan(config, folder)
     fresh = not folder.exists()
     make_shared_folder(folder, yaml.safe_dump([arm.write() for arm in read.values()], sort_keys=False))
     try:
@@ -74,7 +77,7 @@ def compare(
         if fresh:
             shutil.rmtree(folder)
         raise
-    arms = with_dense({name: _prepared(config, folder) for name, config in read.items()}, tokenizer)
+    arms = with_dense(prepared, tokenizer)
 
     tuned = {arm.name: _tuned(arm, folder / "sweep", sweep, reporter) for arm in arms}
     for seed in range(seeds):
@@ -135,7 +138,7 @@ def _run(
     if (out / REPORT).is_file():
         return float(json.loads((out / REPORT).read_text(encoding="utf-8"))["bits_per_byte"])
     reporter.note(f"{arm.name}: {config.num_steps} steps at {rate:.3g}, seed {config.seed}")
-    report = train(config, out=out, resume=True, reporter=reporter)
+    report = train(config, out=out, resume=out.exists(), reporter=reporter)
     shutil.rmtree(out / CHECKPOINTS)  # many runs, and each checkpoint is three times its model
     return report.bits_per_byte
 

@@ -1,7 +1,7 @@
 """TrainConfig: what a run is, read strictly from YAML.
 
-An unknown key is an error that names the nearest known one; `--set a.b=c` sets one key, its value read as
-YAML. A section whose organ stands in another file (optimiser, schedule, checkpoint, …) is defined there.
+An unknown key is an error that names the nearest known one. A section whose organ stands in another file (optimiser,
+schedule, checkpoint, …) is defined there.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pragnosia.errors import ConfigError, unknown_name
+from pragnosia.model.configuration import refuse_unknown
+from pragnosia.model.presets import PRESETS
 from pragnosia.training.average import AverageConfig
 from pragnosia.training.checkpoint import CheckpointConfig
 from pragnosia.training.optimisers import OptimiserConfig
 from pragnosia.training.schedules import ScheduleConfig, check_lengths
+from pragnosia.training.settings import read_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +117,7 @@ class TrainConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
+        _check_model(self.model)
         if (self.steps is None) == (self.tokens is None):
             raise ConfigError("give exactly one of steps and tokens: how long to train")
         if self.num_steps < 1:
@@ -133,9 +136,7 @@ class TrainConfig:
 
 def read_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainConfig:
     """A run from a YAML file or a mapping, with `key.key=value` overrides. Raises ConfigError."""
-    values = _load(Path(source)) if isinstance(source, Path | str) else _copied(source)
-    for override in overrides:
-        _override(values, override)
+    values = read_settings(source, overrides)
     _refuse_unknown(values, TrainConfig, "")
     try:
         return _adapter().validate_python(values)
@@ -148,40 +149,12 @@ def _adapter() -> TypeAdapter[TrainConfig]:
     return TypeAdapter(TrainConfig)
 
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds {type(values).__name__}, expected sections such as model, data")
-    return values
-
-
-def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in values.items()}
-
-
-def _override(values: dict[str, Any], override: str) -> None:
-    """Set one nested key in place."""
-    path, separator, text = override.partition("=")
-    if not separator or not path:
-        raise ConfigError(f"cannot read the override {override!r}; write it as section.key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"cannot read the value of {override!r}: it is not YAML") from error
-    *sections, key = path.split(".")
-    for section in sections:
-        inner = values.setdefault(section, {})
-        if inner is None:
-            inner = values[section] = {}
-        if not isinstance(inner, dict):
-            raise ConfigError(f"cannot set {path!r}: {section!r} is {inner!r}, not a section")
-        values = inner
-    values[key] = value
+def _check_model(section: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a preset or a key that is not known: a slip that should be told before anything else."""
+    refuse_unknown(section, besides=("preset",))
+    name = section.get("preset")
+    if name is not None and name not in PRESETS:
+        raise ConfigError(unknown_name("preset", str(name), PRESETS))
 
 
 def _refuse_unknown(values: Any, owner: type, path: str) -> None:

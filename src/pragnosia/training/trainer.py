@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -23,9 +24,9 @@ from safetensors import SafetensorError
 from pragnosia import kernels
 from pragnosia.data import Batches, shorten
 from pragnosia.data.whole import whole_folder
-from pragnosia.errors import DataError, TrainingError
+from pragnosia.errors import DataError, TrainingError, UserError
 from pragnosia.learning import Lesson, learning_rule
-from pragnosia.training.assembly import Materials, assemble, model_config
+from pragnosia.training.assembly import Materials, assemble, check_plan
 from pragnosia.training.average import Average
 from pragnosia.training.checkpoint import Checkpoints, write_whole
 from pragnosia.training.configuration import TrainConfig, read_config
@@ -65,16 +66,29 @@ def train(
     overrides: Sequence[str] = (),
     reporter: Reporter | None = None,
 ) -> TrainReport:
-    """Train as configured; `data` replaces the configured sources. Raises UserError (bad input) or TrainingError."""
+    """Train as configured; `data` replaces the configured sources.
+
+    `resume` goes on from the last good checkpoint in `out`; where there is none it says so and begins, so that one
+    command serves a job that may be stopped at any time. Raises UserError (bad input) or TrainingError.
+    """
     name = Path(config).stem if isinstance(config, Path | str) else "run"
     settings = config if isinstance(config, TrainConfig) else read_config(config, overrides)
     if data:
         settings = replace(settings, data=replace(settings.data, sources=list(data)))
     folder = Path(out) if out is not None else Path("runs") / name
     reporter = reporter or Bar()
-    model_config(settings)  # a model that cannot be built is found before anything is made
+    check_plan(settings, folder)
+    fresh = not folder.exists()
     checkpoint = open_run(folder, settings, resume=resume)
-    trainer = Trainer(settings, assemble(settings, folder, reporter), folder, reporter)
+    if resume and checkpoint is None:
+        reporter.note(f"nothing to resume: {folder} holds no checkpoint; beginning at step 0")
+    try:
+        materials = assemble(settings, folder, reporter)
+    except UserError:
+        if fresh:
+            shutil.rmtree(folder)
+        raise
+    trainer = Trainer(settings, materials, folder, reporter)
     if checkpoint is not None:
         trainer.snapshot.read(checkpoint)
         reporter.note(f"resuming at step {trainer.course.step}")

@@ -1,0 +1,69 @@
+"""`train`, `compare`, `tokenizer train`: what is refused, when, and what stays as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., Any]
+TINY = (
+    "model: {preset: nano, hidden_size: 32, num_hidden_layers: 1, max_position_embeddings: 64}\n"
+    "tokenizer: {vocab_size: 280}\nbatch: {batch_size: 2, sequence_length: 32}\n"
+    "logging: {tensorboard: false, curves: false}\n"
+)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A run of very few tokens."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY + "tokens: 192\n", "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("verb", ["train", "compare"])
+def test_what_needs_no_torch_is_told_at_once(at_once: Run, config: Path, verb: str, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "out")
+    at_once(verb, tmp_path / "none.yaml", *out).refused("none.yaml")
+    at_once(verb, config, "--set", "steps", *out).refused("section.key=value")
+    at_once(verb, config, "--data", tmp_path / "none.txt", *out).refused("none.txt")
+    at_once(verb, config, "--data", "default@0.5", "default", *out).refused("no weight")
+    assert not (tmp_path / "out").exists()
+
+
+def test_steps_on_the_command_line_replace_tokens(run: Run, config: Path, story: Path, tmp_path: Path) -> None:
+    outcome = run("train", config, "--data", story, "--out", tmp_path / "out", "--set", "steps=2", "--json")
+    assert outcome.values["steps"] == 2
+
+
+def test_resuming_nothing_is_told(run: Run, config: Path, story: Path, tmp_path: Path) -> None:
+    outcome = run("train", config, "--data", story, "--out", tmp_path / "out", "--resume", "--json")
+    assert outcome.code == 0
+    assert outcome.err.startswith("nothing to resume")
+
+
+def test_a_slip_in_the_preset_is_told_first(run: Run, story: Path, tmp_path: Path) -> None:
+    (tmp_path / "slip.yaml").write_text("model: {preset: nanno}\n")
+    run("train", tmp_path / "slip.yaml", "--data", story, "--out", tmp_path / "out").refused("nanno", "'nano'")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_text_is_told_before_a_tokenizer_is_trained(run: Run, config: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    run("train", config, "--data", tmp_path / "empty.txt", "--out", tmp_path / "out").refused("empty.txt")
+    (tmp_path / "binary.txt").write_bytes(b"\x00\xff" * 99)
+    run("train", config, "--data", tmp_path / "binary.txt", "--out", tmp_path / "out").refused("binary.txt")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_is_replaced_only_when_told(run: Run, at_once: Run, story: Path, tmp_path: Path) -> None:
+    command = ("tokenizer", "train", story, "--out", tmp_path / "tok", "--vocab-size")
+    assert run(*command, 300, "--json").code == 0
+    before = (tmp_path / "tok" / "tokenizer.json").read_bytes()
+    at_once(*command, 280).refused("already holds a tokenizer", "--force")
+    assert (tmp_path / "tok" / "tokenizer.json").read_bytes() == before
+    assert run(*command, 280, "--force", "--json").values["vocab_size"] == 280
+    at_once("tokenizer", "train", "none.txt", "--out", tmp_path / "b", "--vocab-size", 280).refused("none.txt")
