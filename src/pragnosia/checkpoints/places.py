@@ -1,49 +1,98 @@
-"""Places: what can be said of a source and a destination before anything heavy is loaded."""
+"""Where tensors lie: file, offset and bytes of each, from the headers of safetensors files and nothing else.
+
+A unit of a bank is contiguous there, or lies in a few contiguous pieces, so that it can be read alone (extents).
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pragnosia.errors import CheckpointError, UnsupportedArchitectureError
+import torch
 
-_OURS = "pragnosia"
+from pragnosia.checkpoints.rules import Joined, Rule
+from pragnosia.checkpoints.source import DTYPES, INDEX, WEIGHTS, Shape, read_json
+from pragnosia.errors import CheckpointError
 
-
-def check_source(source: Path) -> None:
-    """Raise CheckpointError unless a model of another family may stand at `source`."""
-    if source.is_file():
-        if source.suffix != ".bin":
-            raise UnsupportedArchitectureError(
-                f"{source} is no checkpoint we read; expected a directory of safetensors or a llama2.c .bin file"
-            )
-        return
-    if not source.exists():
-        raise CheckpointError(f"{source} does not exist; expected a model directory or a llama2.c .bin file")
-    if read_json(source / "config.json").get("model_type") == _OURS:
-        raise CheckpointError(
-            f"{source} is a pragnosia model already: use it as it is, copy the directory, or turn it into another "
-            f"family's with: pragnosia export {source} OUT"
-        )
+_MOST_HEADER = 100 << 20  # the format's own limit
 
 
-def check_vacant(out: Path) -> None:
-    """Raise CheckpointError if `out` exists and is not an empty directory."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise CheckpointError(f"{out} already exists and is not an empty directory; choose another or remove it")
+@dataclass(frozen=True)
+class Place:
+    """One tensor: `num_bytes` of `file` from `offset`."""
+
+    file: Path
+    offset: int
+    num_bytes: int
+    shape: Shape
+    dtype: torch.dtype
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises CheckpointError when it is missing, unreadable or not an object."""
+Extents = list[tuple[Path, int, int]]
+"""File, offset and bytes of each piece."""
+
+
+def places(folder: Path) -> dict[str, Place]:
+    """Every tensor of a directory of safetensors files. Raises CheckpointError for what is missing, cut or corrupt."""
+    if (folder / INDEX).exists():
+        listed = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(listed, dict):
+            raise CheckpointError(f"{folder / INDEX}: weight_map must map tensor names to file names")
+        names = sorted({Path(str(name)).name for name in listed.values()})
+    else:
+        names = [WEIGHTS]
+    found: dict[str, Place] = {}
+    for name in names:
+        found |= _places_in(folder / name)
+    return found
+
+
+def _places_in(path: Path) -> dict[str, Place]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= min(_MOST_HEADER, size - 8):
+                raise CheckpointError(f"{path} is truncated or corrupt (its header has no length); fetch it again")
+            header: dict[str, Any] = json.loads(file.read(length))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; expected a model directory with {path.name} in it") from error
+        raise CheckpointError(f"{path} is missing; the checkpoint is incomplete, fetch that file again") from error
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
-    except ValueError as error:  # both what is not UTF-8 and what is not JSON
-        raise CheckpointError(f"{path} is not valid JSON ({error}); fetch it again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, expected an object")
-    return value
+    except ValueError as error:
+        raise CheckpointError(f"{path} is truncated or corrupt (its header is no JSON); fetch it again") from error
+    start = 8 + length
+    return {name: _place(path, start, size, name, entry) for name, entry in header.items() if name != "__metadata__"}
+
+
+def _place(path: Path, start: int, size: int, name: str, entry: Mapping[str, Any]) -> Place:
+    try:
+        (first, last), shape, kind = entry["data_offsets"], tuple(entry["shape"]), entry["dtype"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is corrupt (no place for {name}); fetch it again") from error
+    if kind not in DTYPES:
+        raise CheckpointError(f"{path}: {name} is stored as {kind}; expected {', '.join(DTYPES)}")
+    dtype = DTYPES[kind]
+    if last - first != math.prod(shape) * dtype.itemsize or first < 0 or start + last > size:
+        raise CheckpointError(f"{path} is truncated or corrupt ({name} reaches past its end); fetch it again")
+    return Place(path, start + first, last - first, shape, dtype)
+
+
+def unit_extents(rule: Rule, unit: int, known: Mapping[str, Place], num_units: int) -> Extents:
+    """Where one unit of our tensor lies. Raises CheckpointError for a layout that has to be turned to become ours."""
+    if not isinstance(rule, Joined):
+        raise CheckpointError(
+            f"the units of {rule.ours} lie transposed or interleaved in this checkpoint and cannot be read one by one; "
+            "turn it once: pragnosia import SOURCE OUT, then run OUT"
+        )
+    if rule.num_units is not None:
+        parts = [known[part.format(unit=unit)] for part in rule.parts]
+        return [(part.file, part.offset, part.num_bytes) for part in parts]
+    whole = known[rule.parts[0]]
+    size = whole.num_bytes // num_units
+    return [(whole.file, whole.offset + unit * size, size)]

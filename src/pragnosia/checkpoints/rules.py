@@ -55,6 +55,8 @@ class Joined(Rule):
 
     def their_shapes(self, shape: Shape) -> dict[str, Shape]:
         """Every part has an equal share of the rows."""
+        if not shape:  # a single number is renamed
+            return dict.fromkeys(self._names, shape)
         rows, *rest = shape if self.num_units is None else shape[1:]
         return dict.fromkeys(self._names, (rows // len(self.parts), *rest))
 

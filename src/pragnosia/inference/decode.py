@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from pragnosia.errors import PromptError
+from pragnosia.inference.budget import PROMPT_PIECE
 from pragnosia.inference.program import Program, writable
 from pragnosia.inference.sampler import Sampler, Sampling
 from pragnosia.model.modeling import PragnosiaForCausalLM
@@ -107,12 +109,22 @@ class Decoder:
             self._program.length += 1
             self._record(self._program.routings, 1)
             return chosen
-        unread = self.tokens[:, self._state.length :]
-        output = self.model(unread, past_key_values=self._state, logits_to_keep=1, energy=self.energy)
+        while len(self.ids) - self._state.length > PROMPT_PIECE:
+            self._settle(self._modules(PROMPT_PIECE), PROMPT_PIECE)
+        unread = len(self.ids) - self._state.length
+        output = self._modules(unread)
         chosen = int(sampler(self.tokens, output.logits[:, -1]))
-        self._state = output.past_key_values
-        self._record(lambda: output.routings, unread.shape[1])
+        self._settle(output, unread)
         return chosen
+
+    def _modules(self, count: int) -> Any:
+        """The next unread tokens through the model's modules."""
+        unread = self.tokens[:, self._state.length : self._state.length + count]
+        return self.model(unread, past_key_values=self._state, logits_to_keep=1, energy=self.energy)
+
+    def _settle(self, output: Any, count: int) -> None:
+        self._state = output.past_key_values
+        self._record(lambda: output.routings, count)
 
     def _record(self, routings: Callable[[], tuple[Routing | None, ...]], num_tokens: int) -> None:
         if self.trace is not None:

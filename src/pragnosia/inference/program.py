@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from pragnosia import kernels
+from pragnosia.errors import CheckpointError
+from pragnosia.inference.stream import StreamedBank, pool_of
 from pragnosia.kernels import step as steps
 from pragnosia.kernels.step import Step, StepFeedForward, StepLinear, StepMixer, Stored
 from pragnosia.model.attention import Attention, RotaryPositions
@@ -30,7 +32,7 @@ from pragnosia.model.thalamus import Routing, SigmoidThalamus, SoftmaxThalamus, 
 _ROUTERS: dict[type, str] = {SoftmaxThalamus: "softmax", SigmoidThalamus: "sigmoid", ThresholdThalamus: "threshold"}
 _WRITABLE = {
     *(PragnosiaForCausalLM, PragnosiaModel, PragnosiaLayer, nn.ModuleList, nn.Embedding, nn.Identity, Linear, RMSNorm),
-    *(Attention, RotaryPositions, FeedForward, Experts, Bank, *_ROUTERS),
+    *(Attention, RotaryPositions, FeedForward, Experts, Bank, StreamedBank, *_ROUTERS),
 }
 
 
@@ -59,7 +61,11 @@ class Program:
         if self._positions.stretches:
             frequencies, self._step.rotation_scale = self._positions.frequencies(self.length + 1)
             self._pen.frequencies.copy_(frequencies)
-        return steps.run(self._step, token, self.length)
+        try:
+            return steps.run(self._step, token, self.length)
+        except steps.UnitUnreadableError:
+            assert self._pen.pool is not None
+            raise CheckpointError(f"{self._pen.pool.failure()}; what was said so far stays") from None
 
     @property
     def state(self) -> State:
@@ -104,6 +110,7 @@ class _Pen:
 
     def __init__(self, model: PragnosiaForCausalLM, memories: tuple[KeyValues, ...], energy: float) -> None:
         self.held: list[Tensor] = []
+        self.pool = pool_of(model)
         self.bytes_read = 0
         layers: list[Any] = list(model.model.layers)
         self.shapes = [_shape(layer.feed_forward, energy) for layer in layers]
@@ -116,7 +123,7 @@ class _Pen:
             mixers.append(self._mixer(layer.mixer_norm, layer.mixer, memory))
             organ, norm = layer.feed_forward, self.stored(layer.feed_forward_norm.weight)
             if shape is None:
-                feed_forwards.append(StepFeedForward(norm=norm, **self._always(organ)))
+                feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, **self._always(organ)))
             else:
                 told = [self.told[0][slot:], self.told[1][slot:], self.told[2][unit:]]
                 feed_forwards.append(StepFeedForward(norm=norm, **self._experts(organ, energy, told)))
@@ -132,6 +139,7 @@ class _Pen:
             eps=model.config.rms_norm_eps,
             rotation_scale=model.model.positions.scaling,
             frequencies=self.address(self.frequencies),
+            pool=None if self.pool is None else self.pool.address,
             mixers=(StepMixer * len(mixers))(*mixers),
             feed_forwards=(StepFeedForward * len(feed_forwards))(*feed_forwards),
         )
@@ -187,9 +195,9 @@ class _Pen:
         }
 
     def _experts(self, experts: Experts, energy: float, told: list[Tensor]) -> dict[str, Any]:
-        bank, thalamus, organ = experts.bank, experts.thalamus, experts.thalamus.organ
-        awake, units = _awake(experts, energy), bank.num_units
-        self.bytes_read += awake * (bank.up.nbytes + bank.down.nbytes) // units
+        bank: Any = experts.bank
+        thalamus, organ = experts.thalamus, experts.thalamus.organ
+        awake = _awake(experts, energy)
         balance, cutoffs = getattr(thalamus, "balance", None), None
         if isinstance(thalamus, ThresholdThalamus):
             cutoffs = thalamus.threshold(energy)
@@ -203,16 +211,26 @@ class _Pen:
             "slots": awake,
             "renormalise": organ.renormalise,
             "scale": organ.scale,
-            "up": self.stored(bank.up),
-            "down": self.stored(bank.down),
             "up_bias": self.stored(bank.up_bias),
             "down_bias": self.stored(bank.down_bias),
-            "unit_width": bank.down.shape[2],
+            **(self._streamed(bank, awake) if isinstance(bank, StreamedBank) else self._resident(bank, awake)),
             "out_units": told[0].data_ptr(),
             "out_strengths": told[1].data_ptr(),
             "out_scores": told[2].data_ptr(),
             **self._always(experts.shared),
         }
+
+    def _resident(self, bank: Bank, awake: int) -> dict[str, Any]:
+        """Units that lie in memory."""
+        self.bytes_read += awake * (bank.up.nbytes + bank.down.nbytes) // bank.num_units
+        up, down = self.stored(bank.up), self.stored(bank.down)
+        return {"up": up, "down": down, "unit_width": bank.down.shape[2], "pool_layer": -1}
+
+    def _streamed(self, bank: StreamedBank, awake: int) -> dict[str, Any]:
+        """Units that lie on disk: only their type is known beforehand."""
+        self.bytes_read += awake * bank.bank.pool.record_bytes
+        kind = Stored(None, bank.bank.dtype is torch.bfloat16)
+        return {"up": kind, "down": kind, "unit_width": bank.bank.unit_width, "pool_layer": bank.bank.layer}
 
 
 def _awake(experts: Experts, energy: float) -> int:

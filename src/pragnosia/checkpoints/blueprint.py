@@ -1,0 +1,78 @@
+"""A model directory as it lies, ours or another family's: its configuration, and where each tensor comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pragnosia.checkpoints.families import read_config, read_family
+from pragnosia.checkpoints.matching import check_tensors, common_dtype, has_own_head, parameter_shapes
+from pragnosia.checkpoints.mxfp4 import Unpacked
+from pragnosia.checkpoints.places import Extents, Place, places, unit_extents
+from pragnosia.checkpoints.rules import Rule, same
+from pragnosia.checkpoints.source import SafetensorsSource, Shape, TensorSource, read_json
+from pragnosia.errors import CheckpointError
+from pragnosia.model.configuration import PragnosiaConfig
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What it takes to build the model tensor by tensor."""
+
+    folder: Path
+    config: PragnosiaConfig
+    rules: dict[str, Rule]
+    shapes: dict[str, Shape]
+    source: TensorSource
+    known: dict[str, Place]
+    """Their tensors by name; empty where they are not plain numbers."""
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Element type of one of our tensors."""
+        return common_dtype(list(self.rules[name].their_shapes(self.shapes[name])), self.source)
+
+    def read(self, name: str) -> Tensor:
+        """One of our tensors, whole; no more than a piece of it is held twice."""
+        shape, filled = self.shapes[name], 0
+        flat = torch.empty(torch.Size(shape).numel(), dtype=self.dtype(name))
+        for piece in self.rules[name].to_ours(self.source):
+            flat[filled : filled + piece.numel()] = piece.reshape(-1)
+            filled += piece.numel()
+        return flat.view(shape)
+
+    def unit(self, name: str, unit: int) -> Extents:
+        """Where one unit of a bank's tensor lies. Raises CheckpointError for a layout that cannot be read so."""
+        if not self.known:
+            raise CheckpointError(
+                f"the weights in {self.folder} are quantised in a form that is not read unit by unit; "
+                "turn it once: pragnosia import SOURCE OUT, then run OUT"
+            )
+        return unit_extents(self.rules[name], unit, self.known, self.shapes[name][0])
+
+
+def blueprint(folder: str | Path) -> Blueprint:
+    """Of a directory of ours or of a supported family. Raises CheckpointError or ConfigError; reads no weights."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"no model directory at {folder}; train one (pragnosia train) or name one")
+    values = read_json(folder / "config.json")
+    source: TensorSource = SafetensorsSource(folder)
+    quantised = bool(values.get("quantization_config"))
+    known = {} if quantised else places(folder)
+    if values.get("model_type") == PragnosiaConfig.model_type:
+        config = PragnosiaConfig.from_dict(values)
+        shapes = parameter_shapes(config)
+        rules: list[Rule] = [same(name, name) for name in shapes]
+    else:
+        family = read_family(values)
+        config = read_config(values, str(folder / "config.json"))
+        source = Unpacked(source) if quantised else source
+        if config.tie_word_embeddings and has_own_head(source):
+            config.tie_word_embeddings = False
+        rules, shapes = family.weights(config, source.names), parameter_shapes(config)
+    expected = {name: shape for rule in rules for name, shape in rule.their_shapes(shapes[rule.ours]).items()}
+    check_tensors(expected, source, ignored=("lm_head.weight",) if config.tie_word_embeddings else ())
+    return Blueprint(folder, config, {rule.ours: rule for rule in rules}, shapes, source, known)

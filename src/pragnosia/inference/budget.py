@@ -1,0 +1,198 @@
+"""The plan: what of a model stays in memory, what is fetched when it wakes, and how fast that will be.
+
+    budget = interpreter + resident weights + keys and values + scratch + slots x record
+
+The slots take what the rest leaves. A token wakes A units in each of L sparse layers; a share h of them (the hit rate)
+is here, the others are read, while what is here is computed:
+
+    computing = awake bytes / memory rate        reading = (1 - h) A L record / disk rate
+    seconds per token = the longer of the two + OVERLAP x the shorter
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from pragnosia.checkpoints.blueprint import Blueprint
+from pragnosia.errors import BudgetError
+from pragnosia.kernels.activations import ACTIVATIONS
+from pragnosia.kernels.pool import UnitPool
+from pragnosia.model.organs import ExpertsConfig
+from pragnosia.units import MIB, format_bytes
+
+PROMPT_PIECE = 1024
+"""Tokens of a prompt that are read at once: more would take more scratch and gain nothing."""
+CONTEXT = 4096
+"""Tokens that a conversation has room for, unless it is said otherwise."""
+OVERLAP = 0.35
+"""Share of the shorter of computing and reading that is not hidden behind the longer (benchmarks/budget)."""
+_MARGIN = 24 * MIB  # what malloc keeps and nobody counts
+# Hit rate by share of the units that have a slot: random Qwen3-MoE, 64 units, 4 awake, measured (docs/budget.md).
+_HITS = ((0.0, 0.0), (0.09, 0.32), (0.14, 0.48), (0.26, 0.76), (0.35, 0.87), (0.52, 0.96), (1.0, 1.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Bytes per second that this machine reads."""
+
+    memory: float
+    disk: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Bytes, each where it belongs; and what follows."""
+
+    budget: int
+    interpreter: int
+    resident: int
+    cache: int
+    scratch: int
+    record: int
+    slots: int
+    num_units: int
+    sparse_layers: int
+    awake: int
+    context: int
+    awake_bytes: int
+    """Weights that one token reads."""
+
+    @property
+    def pool(self) -> int:
+        """Memory of the slots."""
+        return UnitPool.bytes_for(self.record, self.slots)
+
+    @property
+    def total(self) -> int:
+        """Never above the budget."""
+        return self.interpreter + self.resident + self.cache + self.scratch + self.pool
+
+    @property
+    def share(self) -> float:
+        """Of all units, those that have a slot."""
+        return self.slots / max(self.num_units, 1)
+
+    @property
+    def hit_rate(self) -> float:
+        """Expected; what really comes depends on the text."""
+        for (low, below), (high, above) in pairwise(_HITS):
+            if self.share <= high:
+                return below + (above - below) * (self.share - low) / (high - low)
+        return 1.0
+
+    def tokens_per_second(self, rates: Rates) -> float:
+        """Expected when decoding."""
+        computing = self.awake_bytes / rates.memory
+        reading = (1 - self.hit_rate) * self.awake * self.sparse_layers * self.record / rates.disk
+        return 1 / (max(computing, reading) + OVERLAP * min(computing, reading))
+
+    def table(self, rates: Rates | None = None) -> str:
+        """For a person, before anything runs."""
+        rows = [
+            ("interpreter and libraries", self.interpreter, ""),
+            ("resident weights", self.resident, "attention, embeddings, routers"),
+            ("keys and values", self.cache, f"{self.context} tokens"),
+            ("scratch", self.scratch, ""),
+            ("units", self.pool, f"{self.slots} slots for {self.num_units} units of {format_bytes(self.record)}"),
+            ("total", self.total, f"of {format_bytes(self.budget)}"),
+        ]
+        lines = [f"  {name:<26}{format_bytes(size):>10}  {note}".rstrip() for name, size, note in rows]
+        if rates is not None:
+            speed = self.tokens_per_second(rates)
+            lines.append(f"  expected: {self.hit_rate:.0%} of woken units here, {speed:.2g} tokens/s")
+        return "\n".join(lines)
+
+
+def make_plan(print_: Blueprint, budget: int, *, context: int | None = None, interpreter: int | None = None) -> Plan:
+    """Share a budget [bytes] out. Raises BudgetError with the arithmetic, and the least budget that would do."""
+    config, organ = print_.config, print_.config.experts
+    if organ is None:
+        raise BudgetError(
+            f"{print_.folder} is dense: every weight wakes for every token, so there is nothing to fetch on demand; "
+            "leave --memory away"
+        )
+    limit = config.max_position_embeddings
+    room = min(limit, context or CONTEXT)
+    sizes = {name: math.prod(shape) * print_.dtype(name).itemsize for name, shape in print_.shapes.items()}
+    banks = {name: size for name, size in sizes.items() if is_streamed(name)}
+    sparse = [layer for layer, kind in enumerate(config.feed_forwards or ()) if kind == "experts"]
+    record = sum(banks.values()) // (len(sparse) * organ.num_units)
+    dtype = print_.dtype("model.embed_tokens.weight")
+    resident = sum(sizes.values()) - sum(banks.values())
+    attention = config.attention
+    assert attention.head_dim is not None
+    cache = 2 * config.num_hidden_layers * attention.num_key_value_heads * attention.head_dim * room * dtype.itemsize
+    awake = most_awake(organ)
+    embedded = sizes["model.embed_tokens.weight"]
+    untouched = 0 if config.tie_word_embeddings else embedded  # a token reads one row of the table
+    plan = Plan(
+        budget=budget,
+        interpreter=resident_memory() if interpreter is None else interpreter,
+        resident=resident,
+        cache=cache,
+        scratch=_scratch(config.hidden_size, config.vocab_size, organ, record, min(room, PROMPT_PIECE)),
+        record=record,
+        slots=0,
+        num_units=len(sparse) * organ.num_units,
+        sparse_layers=len(sparse),
+        awake=awake,
+        context=room,
+        awake_bytes=resident - untouched + len(sparse) * organ.thalamus.num_awake * record,
+    )
+    each = UnitPool.bytes_for(record, 1)
+    slots = min((budget - plan.total) // each, plan.num_units)
+    least = 2 * awake
+    if slots < least:
+        raise BudgetError(_too_small(plan, each, least))
+    return replace(plan, slots=int(slots))
+
+
+def most_awake(organ: ExpertsConfig) -> int:
+    """Units of one layer that a token may wake."""
+    thalamus = organ.thalamus
+    if thalamus.kind == "threshold":
+        return min(organ.num_units, thalamus.max_awake or 2 * thalamus.num_awake)
+    return thalamus.num_awake
+
+
+def is_streamed(name: str) -> bool:
+    """Whether a tensor of ours is made of units that are fetched when they wake."""
+    return name.endswith((".bank.up", ".bank.down"))
+
+
+def resident_memory() -> int:
+    """Bytes of this process now, libraries included."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 400 * MIB
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _scratch(width: int, vocabulary: int, organ: ExpertsConfig, record: int, tokens: int) -> int:
+    """A prompt's activations, each thread's packed units and buffers, logits; see source/bank.hpp."""
+    threads, hidden = torch.get_num_threads(), ACTIVATIONS[organ.activation].num_parts * organ.unit_width
+    rows = tokens * (most_awake(organ) + 12) * width * 4
+    desk = 2 * record + 64 * 4 * (2 * hidden + 3 * width)
+    return rows + threads * desk + 4 * vocabulary * 4 + _MARGIN
+
+
+def _too_small(plan: Plan, each: int, least: int) -> str:
+    needed = plan.total + least * each
+    parts = (
+        f"interpreter {format_bytes(plan.interpreter)}",
+        f"resident weights {format_bytes(plan.resident)}",
+        f"keys and values for {plan.context} tokens {format_bytes(plan.cache)}",
+        f"scratch {format_bytes(plan.scratch)}",
+        f"{least} slots of {format_bytes(each)}",
+    )
+    return (
+        f"{format_bytes(plan.budget)} are too little: {' + '.join(parts)} = {format_bytes(needed)}; "
+        f"give --memory {math.ceil(needed / MIB)}MiB or more"
+    )
