@@ -16,8 +16,8 @@ BOUNDS = {
     "fp32": (0.0, 0.0),
     "bf16": (0.002, 0.002),
     "int8": (0.006, 0.009),
-    "int4": (0.077, 0.097),
-    "int3": (0.155, 0.195),
+    "int4": (0.075, 0.095),
+    "int3": (0.152, 0.19),
     "int2": (0.31, 0.38),
     "nf4": (0.083, 0.097),
 }
@@ -51,7 +51,7 @@ def test_error(name: str) -> None:
 @pytest.mark.parametrize("make", [lambda: torch.randn(64, 1024), lambda: heavy(64, 1024)])
 def test_int4_is_closer_than_q4_0(make: object) -> None:
     weights = make()  # type: ignore[operator]
-    assert rms(unpack(pack(weights, "int4"), 1024, "int4"), weights) < 0.9 * rms(q4_0(weights), weights)
+    assert rms(unpack(pack(weights, "int4"), 1024, "int4"), weights) < 0.87 * rms(q4_0(weights), weights)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -82,7 +82,7 @@ def test_a_row_is_packed_by_itself(name: str) -> None:
 def test_what_was_unpacked_packs_to_itself(name: str) -> None:
     once = unpack(pack(heavy(32, 1024), name), 1024, name)
     again = unpack(pack(once, name), 1024, name)
-    assert rms(again, once) < (0.03 if name == "int2" else 0.004)  # the search may miss the grid it came from
+    assert rms(again, once) < (0.03 if name == "int2" else 0.01)  # the search may miss the grid it came from
     assert (again == once).float().mean() > 0.99
 
 
@@ -105,7 +105,7 @@ def test_rows_unlike_others(name: str) -> None:
 @pytest.mark.parametrize("name", GROUPED)
 def test_zero_stays_zero(name: str) -> None:
     weights = torch.randn(16, 512) * (torch.rand(16, 512) < 0.5)
-    assert not unpack(pack(weights, name), 512, name)[:, ::1][weights == 0].abs().gt(0.4).any()
+    assert not unpack(pack(weights, name), 512, name)[weights == 0].abs().gt(0.4).any()
     pruned = torch.zeros(2, 512)
     pruned[:, :32] = torch.randn(2, 32)
     assert not unpack(pack(pruned, name), 512, name)[:, 32:].any()
@@ -119,9 +119,22 @@ def test_importance_serves_those_inputs(name: str) -> None:
     assert torch.equal(unpack(pack(weights, name, torch.ones(512)), 512, name), plain)
 
 
+@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("depth", [1, 300, 2048])
+def test_compiled_or_not(name: str, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, importance = heavy(16, depth), torch.rand(depth) + 0.01
+    here = [pack(weights, name, seen) for seen in (None, importance)]
+    monkeypatch.setattr(formats, "native_library", lambda: None)
+    for packed, seen in zip(here, (None, importance), strict=True):
+        assert (packed == pack(weights, name, seen)).float().mean() > 0.995  # ties may fall otherwise
+
+
 @pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
-def test_refuses_what_is_no_number(name: str, wrong: float) -> None:
+def test_refuses_what_is_no_number(name: str, wrong: float, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
+        monkeypatch.setattr(formats, "native_library", lambda: None)
     weights = torch.randn(4, 64)
     weights[2, 3] = wrong
     with pytest.raises(ValueError, match="NaN or infinity"):
@@ -160,6 +173,7 @@ def test_half_precision_goes_in() -> None:
 
 
 def test_chunks_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "native_library", lambda: None)
     weights = torch.randn(40, 384)
     whole = pack(weights, "int3")
     monkeypatch.setattr(formats, "CHUNK", 1000)

@@ -93,6 +93,10 @@ def _declare(library: ctypes.CDLL) -> None:
         *(whole, pointer, integer, pointer, whole, pointer),
         *(whole, whole, whole, whole, pointer),
     ]
+    library.pragnosia_pack.argtypes = [
+        *(whole, pointer, integer, whole, whole, pointer),
+        *(pointer, whole, whole, ctypes.c_float, whole, pointer, whole),
+    ]
     library.pragnosia_unpack.argtypes = [whole, pointer, whole, whole, whole, whole, pointer, integer]
     library.pragnosia_unpack.restype = None
 

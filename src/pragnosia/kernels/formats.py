@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pragnosia.kernels.compiled import loaded_library, native_library
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -80,9 +82,9 @@ FORMATS: dict[str, Format] = {
         Format(name="fp32", code=0, bits=32, group=0),
         Format(name="bf16", code=1, bits=16, group=0),
         Format(name="int8", code=2, bits=8),
-        Format(name="int4", code=3, bits=4, shrinks=(0.95, 0.85), refinements=2),
-        Format(name="int3", code=4, bits=3, shrinks=(0.9, 0.75), refinements=2),
-        Format(name="int2", code=5, bits=2, shrinks=(0.75, 0.6), refinements=2),
+        Format(name="int4", code=3, bits=4, shrinks=(1.0, 0.93, 0.86), refinements=3),
+        Format(name="int3", code=4, bits=3, shrinks=(0.9, 0.8, 0.7), refinements=3),
+        Format(name="int2", code=5, bits=2, shrinks=(0.75, 0.6, 0.5), refinements=3),
         Format(name="nf4", code=6, bits=4, shrinks=(1.0, 0.92, 0.84), refinements=1),
     )
 }
@@ -113,8 +115,11 @@ def pack(matrix: Tensor, name: str, importance: Tensor | None = None) -> Tensor:
         raise ValueError(f"importance has shape {tuple(importance.shape)}, expected ({depth},) of numbers >= 0")
     rows = matrix.detach().reshape(-1, depth)
     packed = rows.new_zeros((len(rows), entry.row_bytes(depth)), dtype=torch.uint8)
+    weights = None if importance is None else importance.detach().float().contiguous()
+    if entry.group and _is_compiled(rows):
+        _pack_compiled(rows.contiguous(), entry, weights, packed)
+        return packed.view(*matrix.shape[:-1], entry.row_bytes(depth))
     step = max(1, CHUNK // max(1, depth))
-    weights = None if importance is None else importance.float()
     for start in range(0, len(rows), step):
         chunk = rows[start : start + step]
         _refuse_what_is_no_weight(chunk, entry)
@@ -148,10 +153,25 @@ def check_rows(packed: Tensor, depth: int, entry: Format) -> None:
         )
 
 
+def _is_compiled(rows: Tensor) -> bool:
+    return rows.is_cpu and rows.dtype in (torch.float32, torch.bfloat16) and native_library() is not None
+
+
+def _pack_compiled(rows: Tensor, entry: Format, importance: Tensor | None, packed: Tensor) -> None:
+    shrinks = torch.tensor(entry.shrinks)
+    code = loaded_library().pragnosia_pack(
+        *(entry.code, rows.data_ptr(), rows.dtype is torch.bfloat16, *rows.shape),
+        *(None if importance is None else importance.data_ptr(), shrinks.data_ptr(), len(shrinks), entry.refinements),
+        *(LARGEST, torch.get_num_threads(), packed.data_ptr(), packed.shape[1]),
+    )
+    if code == 1:
+        _refuse_what_is_no_weight(rows, entry)
+    if code:
+        raise MemoryError("packing found no memory for a row")
+
+
 def _refuse_what_is_no_weight(chunk: Tensor, entry: Format) -> None:
-    if not chunk.numel():
-        return
-    reach = float(chunk.abs().max())
+    reach = float(chunk.abs().max()) if chunk.numel() else 0.0
     if reach <= LARGEST or (reach < float("inf") and entry.plain_dtype is not None):
         return
     what = f"weights reach {reach:.3g}" if reach < float("inf") else "weights hold NaN or infinity"

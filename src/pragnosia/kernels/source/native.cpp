@@ -7,7 +7,7 @@
 #include "forward.hpp"
 #include "fp32.hpp"
 #include "loss.hpp"
-#include "packed.hpp"
+#include "packing.hpp"
 #include "norm.hpp"
 #include "route.hpp"
 #include "step.hpp"
@@ -154,6 +154,18 @@ int pragnosia_packed_linear(int64_t format, const void* x, int x_is_bf16, const 
     try {
         packed_linear(Format(format), x, x_is_bf16, packed, row_bytes, bias, rows, outs, depth, threads, y);
         return 0;
+    } catch (const std::exception&) {
+        return 2;
+    }
+}
+
+// Rows into a format; 1 where a number is none, or beyond `largest`.
+int pragnosia_pack(int64_t format, const void* matrix, int is_bf16, int64_t rows, int64_t depth, const float* importance,
+                   const float* shrinks, int64_t starts, int64_t refinements, float largest, int64_t threads, void* packed,
+                   int64_t row_bytes) {
+    try {
+        const Search search{shrinks, starts, refinements, importance};
+        return !pack_rows(Format(format), matrix, is_bf16, rows, depth, search, largest, threads, static_cast<uint8_t*>(packed), row_bytes);
     } catch (const std::exception&) {
         return 2;
     }
