@@ -26,7 +26,20 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("False")
-    for verb in ("train", "generate", "chat", "eval", "inspect", "import", "export", "tokenizer", "compare", "doctor"):
+    verbs = [
+        "train",
+        "generate",
+        "chat",
+        "eval",
+        "energy",
+        "inspect",
+        "import",
+        "export",
+        "tokenizer",
+        "compare",
+        "doctor",
+    ]
+    for verb in verbs:
         assert verb in done.stdout
 
 

@@ -57,6 +57,11 @@ def test_impossible_options_are_told_at_once(
     at_once(verb[0], model, *verb[1:], *option).refused(word)
 
 
+def test_bytes_that_are_no_text_are_told_at_once(at_once: Run, model: Path) -> None:
+    at_once("generate", model, "a\udcffb").refused("not UTF-8", "character 1")
+    at_once("chat", model, "--system", "\udcff").refused("not UTF-8")
+
+
 def test_a_directory_that_is_none_is_told_at_once(at_once: Run, model: Path, tmp_path: Path) -> None:
     at_once("generate", tmp_path / "none", "hi").refused("no model directory at")
     for text, word in (("[]", "a JSON list"), ("{", "not valid JSON"), ("{}", "model_type")):

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pragnosia import Pragnosia
 from pragnosia.errors import PromptError
+from pragnosia.inference.chat import Conversation
 from pragnosia.inference.decode import Trace
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -233,6 +234,14 @@ def test_mistakes_are_told_before_the_first_piece(speaker: Pragnosia) -> None:
 def test_what_is_no_text(speaker: Pragnosia, text: Any) -> None:
     with pytest.raises(PromptError, match=r"the prompt is .*; give one text, or ids to generate_tokens"):
         speaker.generate(text)
+
+
+def test_what_no_tokenizer_takes(speaker: Pragnosia) -> None:
+    for talk in (speaker.generate, Conversation(speaker).say):
+        with pytest.raises(PromptError, match="the prompt is not UTF-8 text at character 2"):
+            talk("ab\udcff")
+    with pytest.raises(PromptError, match="not UTF-8"):
+        Conversation(speaker, system="\ud800")
 
 
 @pytest.mark.parametrize("ids", [None, 5, "abc", [1.5], [True], ["a"], torch.tensor(5)])

@@ -50,7 +50,7 @@ def generate(
     (a stop text, or the model's own end).
     """
     from pragnosia.inference.directory import check_directory
-    from pragnosia.inference.sampling import Sampling, check_room
+    from pragnosia.inference.sampling import Sampling, check_room, check_text
 
     sampling = Sampling(
         temperature=temperature,
@@ -61,6 +61,7 @@ def generate(
         seed=seed,
         stop=tuple(stop or ()),
     )
+    check_text(prompt)
     check_room(max_new_tokens, energy)
     check_directory(model)
 
@@ -113,7 +114,7 @@ def chat(
     With --json the turns are read from standard input, a line each, and the answer is the whole conversation.
     """
     from pragnosia.inference.directory import check_directory
-    from pragnosia.inference.sampling import Sampling, check_room
+    from pragnosia.inference.sampling import Sampling, check_room, check_text
 
     sampling = Sampling(
         temperature=temperature,
@@ -123,6 +124,7 @@ def chat(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
+    check_text(system or "")
     check_room(max_new_tokens, energy)
     check_directory(model)
 

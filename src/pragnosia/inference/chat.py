@@ -9,7 +9,7 @@ from tokenizers.decoders import DecodeStream
 from pragnosia.errors import PromptError
 from pragnosia.inference.decode import Decoder
 from pragnosia.inference.ending import Ending, Spoken
-from pragnosia.inference.sampling import Sampling
+from pragnosia.inference.sampling import Sampling, check_text
 from pragnosia.inference.speaker import Pragnosia
 from pragnosia.model.state import State
 
@@ -32,6 +32,7 @@ class Conversation:
         system: str | None = None,
         energy: float = 1.0,
     ) -> None:
+        check_text(system or "")
         self.speaker, self.max_new_tokens = speaker, max_new_tokens
         self.sampling = sampling or Sampling()
         self.templated = bool(speaker.tokenizer.chat_template)
@@ -46,6 +47,7 @@ class Conversation:
 
     def say(self, text: str) -> Generator[str, None, None]:
         """The answer to `text`, piece by piece. Raises PromptError for a text that does not fit, and forgets it."""
+        check_text(text)
         if self._answer is not None:
             self._answer.close()
         self._answer = self._reply(text)

@@ -68,6 +68,16 @@ def check_energy(energy: Any) -> None:
         raise ConfigError(f"energy is {energy!r}; it must lie in (0, 1], where 1 wakes the usual number of units")
 
 
+def check_text(text: Any) -> None:
+    """Raise PromptError for what is no text, or holds what no tokenizer takes."""
+    if not isinstance(text, str):
+        raise PromptError(f"the prompt is {text!r}; give one text, or ids to generate_tokens")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # on a command line: a byte that is not UTF-8
+        raise PromptError(f"the prompt is not UTF-8 text at character {error.start}; mend or convert it") from None
+
+
 def _texts(given: Any) -> tuple[str, ...]:
     stop: tuple[Any, ...] = (given,) if isinstance(given, str) else (None,)
     if isinstance(given, list | tuple | set):

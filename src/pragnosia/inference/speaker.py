@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from pragnosia.errors import CheckpointError, PromptError
 from pragnosia.inference.decode import Decoder, Trace
 from pragnosia.inference.loading import load_model, load_tokenizer
-from pragnosia.inference.sampling import Sampling, check_room
+from pragnosia.inference.sampling import Sampling, check_room, check_text
 from pragnosia.model.modeling import PragnosiaForCausalLM
 
 # Options of `stream` that are not Sampling's.
@@ -102,8 +102,7 @@ class Pragnosia:
 
         Raises PromptError if there is none, or for what is no text.
         """
-        if not isinstance(text, str):
-            raise PromptError(f"the prompt is {text!r}; give one text, or ids to generate_tokens")
+        check_text(text)
         ids: list[int] = self.tokenizer(text)["input_ids"]
         if ids:
             return ids
