@@ -157,7 +157,7 @@ inline void prepare(Format format, const float* x, int64_t depth, PreparedVector
 inline words load_words(const uint8_t* at) { return *reinterpret_cast<const words*>(at); }
 inline words all_bytes(uint32_t byte) { return words{} + byte * 0x01010101u; }
 
-// `count` fields of `size` bits from a plane, as the bytes of the registers they fill.
+// The fields of `size` bits of a plane, as the bytes of the registers they fill.
 template <int size> inline void fields(const uint8_t* plane, words out[REGISTERS]) {
     constexpr int bytes = 16 * size;  // of the plane; byte i holds codes i, i + bytes, ...
     const words mask = all_bytes((1u << size) - 1);
@@ -275,13 +275,14 @@ inline words load_headers(const uint8_t* at, int64_t left) {
     return __builtin_convertvector(raw, words);
 #endif
 }
-// s of WORDS groups, and s z.
+// s of WORDS groups, and s z in steps of z.
 template <Format format> struct Header {
+    static constexpr float step = float(1 << bits_of(format)) / 64.f;
     wide scale, shift{};
     explicit Header(words raw) {
         if constexpr (has_zero_point(format)) {
             scale = (wide)(((raw >> 6) + (87u << 4)) << 19);
-            shift = scale * __builtin_convertvector((wholes)(raw & 63u), wide) * (float(1 << bits_of(format)) / 64.f);
+            shift = scale * __builtin_convertvector((wholes)(raw & 63u), wide);
         } else {
             scale = (wide)(raw << 16);
         }
@@ -307,13 +308,15 @@ void packed_rows(const uint8_t* rows, int64_t row_bytes, int64_t lines, const Pr
         }
         for (int64_t g = 0; g < groups; g += WORDS) {
             const int64_t from = first * GROUPS + g;
+            wide sums[tokens];
+            for (int t = 0; t < tokens; ++t) sums[t] = *reinterpret_cast<const wide*>(x[t].sums + from) * Header<format>::step;
 #pragma GCC unroll 4
             for (int r = 0; r < LINES; ++r) {
                 const Header<format> header(load_headers(row[r] + blocks * bytes + from * 2, groups - g));
 #pragma GCC unroll 4
                 for (int t = 0; t < tokens; ++t) {
                     *reinterpret_cast<wide*>(scales[t][r] + g) = header.scale * *reinterpret_cast<const wide*>(x[t].scales + from);
-                    if constexpr (has_zero_point(format)) total[t][r] -= header.shift * *reinterpret_cast<const wide*>(x[t].sums + from);
+                    if constexpr (has_zero_point(format)) total[t][r] -= header.shift * sums[t];
                 }
             }
         }
