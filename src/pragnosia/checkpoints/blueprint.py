@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from torch import Tensor
 from pragnosia.checkpoints.families import read_config, read_family
 from pragnosia.checkpoints.matching import check_tensors, common_dtype, has_own_head, parameter_shapes
 from pragnosia.checkpoints.mxfp4 import Unpacked
-from pragnosia.checkpoints.places import Extents, Place, places, unit_extents
-from pragnosia.checkpoints.rules import Rule, same
+from pragnosia.checkpoints.places import Extents, Place, places, read_place, unit_extents
+from pragnosia.checkpoints.rules import Joined, Rule, same
 from pragnosia.checkpoints.source import SafetensorsSource, Shape, TensorSource, read_json
 from pragnosia.errors import CheckpointError
 from pragnosia.model.configuration import PragnosiaConfig
@@ -34,11 +35,22 @@ class Blueprint:
         """Element type of one of our tensors."""
         return common_dtype(list(self.rules[name].their_shapes(self.shapes[name])), self.source)
 
+    def num_bytes(self, name: str) -> int:
+        """Of one of our tensors."""
+        return math.prod(self.shapes[name]) * self.dtype(name).itemsize
+
     def read(self, name: str) -> Tensor:
         """One of our tensors, whole; no more than a piece of it is held twice."""
-        shape, filled = self.shapes[name], 0
+        shape, rule, filled = self.shapes[name], self.rules[name], 0
         flat = torch.empty(torch.Size(shape).numel(), dtype=self.dtype(name))
-        for piece in self.rules[name].to_ours(self.source):
+        if self.known and isinstance(rule, Joined):
+            for part in rule.their_shapes(shape):
+                place = self.known[part]
+                count = place.num_bytes // place.dtype.itemsize
+                read_place(place, flat[filled : filled + count])
+                filled += count
+            return flat.view(shape)
+        for piece in rule.to_ours(self.source):
             flat[filled : filled + piece.numel()] = piece.reshape(-1)
             filled += piece.numel()
         return flat.view(shape)

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pragnosia.checkpoints.rules import Joined, Rule
 from pragnosia.checkpoints.source import DTYPES, INDEX, WEIGHTS, Shape, read_json
 from pragnosia.errors import CheckpointError
 
 _MOST_HEADER = 100 << 20  # the format's own limit
+_AT_ONCE = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,25 @@ def _place(path: Path, start: int, size: int, name: str, entry: Mapping[str, Any
     if last - first != math.prod(shape) * dtype.itemsize or first < 0 or start + last > size:
         raise CheckpointError(f"{path} is truncated or corrupt ({name} reaches past its end); fetch it again")
     return Place(path, start + first, last - first, shape, dtype)
+
+
+def read_place(place: Place, out: Tensor) -> None:
+    """Fill `out`, flat and of the place's type, and leave nothing in the page cache. Raises CheckpointError."""
+    view = memoryview(out.view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy arrays are buffers
+    try:
+        with place.file.open("rb", buffering=0) as file:
+            for start in range(0, place.num_bytes, _AT_ONCE):
+                part = view[start : min(start + _AT_ONCE, place.num_bytes)]
+                filled = 0
+                while filled < len(part):
+                    got = os.preadv(file.fileno(), [part[filled:]], place.offset + start + filled)
+                    if got == 0:
+                        raise CheckpointError(f"{place.file} ends too soon; fetch it again")
+                    filled += got
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(file.fileno(), place.offset + start, len(part), os.POSIX_FADV_DONTNEED)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {place.file}: {error.strerror}") from error
 
 
 def unit_extents(rule: Rule, unit: int, known: Mapping[str, Place], num_units: int) -> Extents:

@@ -119,7 +119,7 @@ def make_plan(print_: Blueprint, budget: int, *, context: int | None = None, int
         )
     limit = config.max_position_embeddings
     room = min(limit, context or CONTEXT)
-    sizes = {name: math.prod(shape) * print_.dtype(name).itemsize for name, shape in print_.shapes.items()}
+    sizes = {name: print_.num_bytes(name) for name in print_.shapes}
     banks = {name: size for name, size in sizes.items() if is_streamed(name)}
     sparse = [layer for layer, kind in enumerate(config.feed_forwards or ()) if kind == "experts"]
     record = sum(banks.values()) // (len(sparse) * organ.num_units)

@@ -45,6 +45,12 @@ class StreamedBank(nn.Module):
             raise CheckpointError(f"{error}; what was said so far stays") from error
 
 
+def load_foreign(folder: str | Path, *, progress: Progress | None = None) -> PragnosiaForCausalLM:
+    """A directory of ours or of a supported family, whole in memory. Raises CheckpointError or ConfigError."""
+    print_ = blueprint(folder)
+    return _built(print_, list(print_.shapes), progress)
+
+
 def load_streamed(
     folder: str | Path, budget: int, *, context: int | None = None, progress: Progress | None = None
 ) -> tuple[PragnosiaForCausalLM, Plan]:
@@ -60,21 +66,25 @@ def planned(folder: str | Path, budget: int, *, context: int | None = None) -> t
 
 def build(print_: Blueprint, plan: Plan, *, progress: Progress | None = None) -> tuple[PragnosiaForCausalLM, Plan]:
     """The model of a plan."""
-    config = print_.config
+    model = _built(print_, [name for name in print_.shapes if not is_streamed(name)], progress)
+    _attach(model, print_, plan)
+    return model, plan
+
+
+def _built(print_: Blueprint, names: list[str], progress: Progress | None) -> PragnosiaForCausalLM:
+    """A model of which only these tensors are there."""
     with torch.device("meta"):
-        model = PragnosiaForCausalLM(config)
-    names = [name for name in print_.shapes if not is_streamed(name)]
-    done = 0
+        model = PragnosiaForCausalLM(print_.config)
+    done, total = 0, sum(print_.num_bytes(name) for name in names)
     for name in names:
         tensor = print_.read(name)
         _put(model, name, tensor)
         done += tensor.nbytes
         if progress is not None:
-            progress(done, plan.resident)
+            progress(done, total)
     _fill_buffers(model)
     model.tie_weights()
-    _attach(model, print_, plan)
-    return model.eval(), plan  # type: ignore[no-untyped-call]
+    return model.eval()  # type: ignore[no-any-return,no-untyped-call]
 
 
 def pool_of(model: PragnosiaForCausalLM) -> UnitPool | None:
