@@ -72,6 +72,14 @@ def test_a_directory_that_is_none_is_told_at_once(at_once: Run, model: Path, tmp
     at_once("generate", broken, "hi").refused("truncated or corrupt")
 
 
+def test_a_missing_tokenizer_is_told_at_once(at_once: Run, model: Path, story: Path, tmp_path: Path) -> None:
+    mute = Path(shutil.copytree(model, tmp_path / "mute"))
+    for file in mute.glob("tokenizer*"):
+        file.unlink()
+    for command in (("generate", mute, "hi"), ("chat", mute), ("energy", mute, "--data", story)):
+        at_once(*command).refused("holds no tokenizer.json", "put the model's own there")
+
+
 def test_a_tokenizer_of_another_model_is_told_at_once(at_once: Run, run: Run, trained: Path, tmp_path: Path) -> None:
     assert run("generate", trained, "hi", "--max-new-tokens", 2, "--json").code == 0
     other = Path(shutil.copytree(trained, tmp_path / "other"))

@@ -81,13 +81,13 @@ def _energies(text: str) -> list[float]:
 def _check_input(model: Path, data: list[str], max_bytes: str | None, energies: list[float]) -> None:
     """What can be said of the input before torch is loaded. Raises UserErrors."""
     from pragnosia.data.specs import resolve
-    from pragnosia.inference.directory import check_directory
+    from pragnosia.inference.directory import check_speaker
     from pragnosia.inference.sampling import check_energy
 
     for energy in energies:
         check_energy(energy)
     _limit(max_bytes)
-    check_directory(model)
+    check_speaker(model)
     for source in data:
         resolve(source)
 

@@ -49,7 +49,7 @@ def generate(
     With --json, `stopped` says why it ended: `length` (--max-new-tokens), `context` (the model's is full) or `stop`
     (a stop text, or the model's own end).
     """
-    from pragnosia.inference.directory import check_directory
+    from pragnosia.inference.directory import check_speaker
     from pragnosia.inference.sampling import Sampling, check_room, check_text
 
     sampling = Sampling(
@@ -63,7 +63,7 @@ def generate(
     )
     check_text(prompt)
     check_room(max_new_tokens, energy)
-    check_directory(model)
+    check_speaker(model)
 
     from pragnosia.inference.decode import Trace
     from pragnosia.inference.ending import Spoken
@@ -113,7 +113,7 @@ def chat(
 
     With --json the turns are read from standard input, a line each, and the answer is the whole conversation.
     """
-    from pragnosia.inference.directory import check_directory
+    from pragnosia.inference.directory import check_speaker
     from pragnosia.inference.sampling import Sampling, check_room, check_text
 
     sampling = Sampling(
@@ -126,7 +126,7 @@ def chat(
     )
     check_text(system or "")
     check_room(max_new_tokens, energy)
-    check_directory(model)
+    check_speaker(model)
 
     from pragnosia.inference.chat import Conversation
     from pragnosia.inference.speaker import Pragnosia

@@ -22,6 +22,21 @@ def check_directory(directory: str | Path) -> None:
     check_vocabulary(directory, values.get("tokenizer_digest"))
 
 
+def check_speaker(directory: str | Path) -> None:
+    """As `check_directory`, for what reads or says text: there must be a tokenizer, too."""
+    check_directory(directory)
+    require_tokenizer(directory)
+
+
+def require_tokenizer(directory: str | Path) -> None:
+    """Raise CheckpointError where no tokenizer lies beside the model."""
+    if not any((Path(directory) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        raise CheckpointError(
+            f"{directory} holds no tokenizer.json; put the model's own there, or give token ids from Python "
+            "(Pragnosia.generate_tokens)"
+        )
+
+
 def read_values(directory: str | Path) -> dict[str, Any]:
     """The config.json of a model directory of ours. Raises CheckpointError."""
     path = Path(directory) / "config.json"

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from pragnosia.errors import CheckpointError, ConfigError, PragnosiaError, UserError
-from pragnosia.inference.directory import check_vocabulary, check_weights, first_line, read_values
+from pragnosia.inference.directory import check_vocabulary, check_weights, first_line, read_values, require_tokenizer
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.modeling import PragnosiaForCausalLM
 
@@ -77,8 +77,7 @@ def load_tokenizer(directory: str | Path, vocab_size: int, digest: str | None = 
     `digest` is what the model says of its vocabulary, None where it says nothing.
     """
     folder = Path(directory)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        raise CheckpointError(f"{folder} holds no tokenizer.json; generation from token ids still works")
+    require_tokenizer(folder)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises bare Exception for a corrupt file
