@@ -25,6 +25,7 @@ SEPARATOR = "<|endoftext|>"
 # A longer text is cut at a line end into documents of about this many characters, so that memory stays bounded.
 MAX_DOCUMENT_CHARS = 8 * 1024**2
 _BLOCK = 1024**2
+_BEGINNING = 64 * 1024
 
 _OPENERS: dict[str, Callable[[Path], Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 _TABLES = (".jsonl", ".ndjson", ".parquet")
@@ -60,7 +61,7 @@ class Files:
         return found
 
     def check(self) -> None:
-        """Raise DataError where a file is no text by its first block, or cannot be opened."""
+        """Raise DataError where a file is no text from its beginning, or cannot be opened."""
         for path in self.paths():
             if _kind(path) not in _TABLES:
                 _check_beginning(path)
@@ -149,7 +150,7 @@ def _document(path: Path, lines: list[str], *, before_separator: bool) -> Iterat
 def _check_beginning(path: Path) -> None:
     try:
         with _open_bytes(path) as stream:
-            block = stream.read(_BLOCK)
+            block = stream.read(_BEGINNING)
         codecs.getincrementaldecoder("utf-8")().decode(block)
     except UnicodeDecodeError:
         _refuse_binary(path)
