@@ -173,12 +173,12 @@ template <int size> inline void fields(const uint8_t* plane, words out[REGISTERS
         // the plane repeated along the register, each copy shifted to a field of its own
         constexpr int copies = OCTETS / bytes;
         words all, shifts;
-#if defined(__AVX512F__)
-        if constexpr (bytes == 32) all = (words)_mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)plane));
-        else if constexpr (WORDS == 16) all = (words)_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)plane));
-        else
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+        if constexpr (bytes == 32) all = (words)_mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(plane)));
+        else all = (words)_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(plane)));
+#elif defined(__AVX2__)
+        all = (words)_mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(plane)));
 #endif
-            for (int c = 0; c < copies; ++c) std::memcpy(reinterpret_cast<char*>(&all) + c * bytes, plane, bytes);
         for (int w = 0; w < WORDS; ++w) shifts[w] = w * 4 / bytes * size;
 #pragma GCC unroll 8
         for (int r = 0; r < REGISTERS; ++r) out[r] = (all >> (shifts + r * copies * size)) & mask;
