@@ -114,6 +114,17 @@ def test_rounding_of_the_input_is_small() -> None:
     assert (got - exact).norm() / exact.norm() < 0.007
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows_that_lie_anywhere(name: str) -> None:
+    """A slice of a mapped file begins at any byte; a slice with steps is no matrix of rows."""
+    packed, x = pack(torch.randn(12, 200), name), torch.randn(2, 200)
+    wanted = kernels.packed_linear(x, packed, 200, name)
+    moved = torch.empty(packed.numel() + 4, dtype=torch.uint8)[4:].view_as(packed).copy_(packed)
+    assert torch.equal(kernels.packed_linear(x, moved, 200, name), wanted)
+    assert torch.equal(kernels.packed_linear(x, packed[4:8], 200, name), wanted[:, 4:8])
+    assert distance(kernels.packed_linear(x, packed[::2], 200, name), x, unpack(packed, 200, name)[::2]) < 1e-5
+
+
 def test_gradients_reach_the_input() -> None:
     x, bias = torch.randn(3, 64, requires_grad=True), torch.zeros(40, requires_grad=True)
     packed = pack(torch.randn(40, 64), "int4")

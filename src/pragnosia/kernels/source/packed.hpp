@@ -167,7 +167,7 @@ template <int size> inline void fields(const uint8_t* plane, words out[REGISTERS
         for (int p = 0; p < parts; ++p) {
             const words all = load_words(plane + p * OCTETS);
 #pragma GCC unroll 8
-            for (int f = 0; f < 8 / size; ++f) out[f * parts + p] = size == 8 ? all : (all >> (f * size)) & mask;
+            for (int f = 0; f < 8 / size; ++f) out[f * parts + p] = size == 8 ? all : (all >> uint32_t(f * size)) & mask;
         }
     } else {
         // the plane repeated along the register, each copy shifted to a field of its own
@@ -179,9 +179,9 @@ template <int size> inline void fields(const uint8_t* plane, words out[REGISTERS
 #elif defined(__AVX2__)
         all = (words)_mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(plane)));
 #endif
-        for (int w = 0; w < WORDS; ++w) shifts[w] = w * 4 / bytes * size;
+        for (int w = 0; w < WORDS; ++w) shifts[w] = uint32_t(w * 4 / bytes * size);
 #pragma GCC unroll 8
-        for (int r = 0; r < REGISTERS; ++r) out[r] = (all >> (shifts + r * copies * size)) & mask;
+        for (int r = 0; r < REGISTERS; ++r) out[r] = (all >> (shifts + uint32_t(r * copies * size))) & mask;
     }
 }
 
