@@ -238,7 +238,7 @@ class TestBadInput:
         foreign = tmp_path / "bert"
         foreign.mkdir()
         (foreign / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}', "utf-8")
-        run("generate", foreign, "hi").refused("pragnosia import")
+        run("generate", foreign, "hi").refused("'bert' is not supported", "qwen3_moe")
         run("import", foreign, tmp_path / "out").refused("Bert", "llama")
         assert not (tmp_path / "out").exists()
 

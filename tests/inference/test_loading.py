@@ -74,8 +74,8 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "config names no family": (lambda at: (at / "config.json").write_text("{}"), "names no model_type, expected 'prag"),
     "config is empty": (lambda at: (at / "config.json").write_text(""), "is not valid JSON"),
     "another family": (
-        lambda at: rewrite(at / "config.json", lambda values: values.update(model_type="llama")),
-        "is a 'llama' model, not a pragnosia one; turn it into one with: pragnosia import",
+        lambda at: rewrite(at / "config.json", lambda values: values.update(model_type="bert")),
+        r"\(model_type bert\)",
     ),
     "no weights": (lambda at: (at / "model.safetensors").unlink(), "has no model.safetensors"),
     "weights cut": (lambda at: cut(at / "model.safetensors", 5000), "truncated or corrupt"),

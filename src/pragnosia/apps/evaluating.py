@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
+from pragnosia.apps.budgeting import Memory, check_memory, open_speaker
 from pragnosia.apps.speaking import Energy, Model
 from pragnosia.units import format_bytes, format_count, format_duration, format_joules
 
@@ -16,6 +17,7 @@ Data = Annotated[
     list[str], typer.Option("--data", help="Texts: files, directories, recipes, hf:NAME or default; repeatable.")
 ]
 Context = Annotated[int | None, typer.Option(min=1, help="Tokens seen at once; default what the model holds.")]
+_CONTEXT_IN_BUDGET = 512  # within a budget of memory, unless said otherwise: windows take scratch
 MaxBytes = Annotated[str | None, typer.Option(help="Stop after so much text, as in 1MiB.")]
 
 
@@ -29,12 +31,15 @@ def evaluate(
     ] = None,
     max_bytes: MaxBytes = None,
     energy: Energy = 1.0,
+    memory: Memory = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
     """Perplexity and bits per byte of a text, every token scored once with the context before it."""
     _check_input(model, data, max_bytes, [energy])
-    values = {"model": str(model), "data": data, **_evaluated(model, data, context, stride, max_bytes, energy)}
+    check_memory(memory)
+    measured = _evaluated(model, data, context, stride, max_bytes, energy, memory)
+    values = {"model": str(model), "data": data, **measured}
     rows = [
         ("bits per byte", f"{values['bits_per_byte']:.4f}"),
         ("perplexity", f"{values['perplexity']:.3f} per token"),
@@ -103,13 +108,20 @@ def _limit(max_bytes: str | None) -> int | None:
 
 
 def _evaluated(
-    model: Path, data: list[str], context: int | None, stride: int | None, max_bytes: str | None, energy: float
+    model: Path,
+    data: list[str],
+    context: int | None,
+    stride: int | None,
+    max_bytes: str | None,
+    energy: float,
+    memory: str | None = None,
 ) -> dict[str, Any]:
     from pragnosia.data import Joined, resolve
-    from pragnosia.inference.speaker import Pragnosia
     from pragnosia.measure.evaluation import evaluate as measure_text
 
-    speaker = Pragnosia.from_pretrained(model)
+    if memory is not None:
+        context = context or _CONTEXT_IN_BUDGET
+    speaker = open_speaker(model, memory, context, quiet=True)
     text = Joined(tuple(resolve(source) for source in data))
     return measure_text(
         speaker.model,

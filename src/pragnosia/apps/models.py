@@ -61,9 +61,9 @@ def inspect(
 
 def _check_outside(folder: Path) -> None:
     """Raise CheckpointError for a directory that is no model's, or whose weights are damaged; it need not hold any."""
-    from pragnosia.inference.directory import check_weights, has_weights, read_values
+    from pragnosia.inference.directory import check_weights, has_weights, is_foreign
 
-    read_values(folder)
+    is_foreign(folder)
     if has_weights(folder):
         check_weights(folder)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, answering
+from pragnosia.apps.budgeting import Context, Memory, Stats, check_memory, open_speaker, streamed, streamed_line
 from pragnosia.units import format_bytes, format_count, format_joules
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ def generate(
     seed: Seed = None,
     stop: Stop = None,
     energy: Energy = 1.0,
+    memory: Memory = None,
+    context: Context = None,
+    stats: Stats = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
@@ -63,14 +67,14 @@ def generate(
     )
     check_text(prompt)
     check_room(max_new_tokens, energy)
+    check_memory(memory)
     check_speaker(model)
 
     from pragnosia.inference.decode import Trace
     from pragnosia.inference.ending import Spoken
-    from pragnosia.inference.speaker import Pragnosia
     from pragnosia.measure.meter import EnergyMeter
 
-    speaker, trace = Pragnosia.from_pretrained(model), Trace()
+    speaker, trace = open_speaker(model, memory, context, quiet=as_json), Trace()
     ids = speaker.encode(prompt)
     decoder = speaker.decoder(len(ids) + max_new_tokens, energy, trace)
     decoder.read(ids)
@@ -89,9 +93,13 @@ def generate(
         "tokens": tokens,
         "tokens_per_second": tokens / max(seconds, 1e-9),
         **cost,
+        **streamed(speaker, tokens),
     }
-    full = [full_line(speaker)] if spoken.stopped == "context" else []
-    return Answer(values, aside="\n".join([*full, cost_line(values)]))
+    aside = [full_line(speaker)] if spoken.stopped == "context" else []
+    aside.append(cost_line(values))
+    if stats and "hit_rate" in values:
+        aside.append(streamed_line(values))
+    return Answer(values, aside="\n".join(aside))
 
 
 @answering
@@ -105,6 +113,8 @@ def chat(
     repetition_penalty: RepetitionPenalty = 1.1,
     seed: Seed = None,
     energy: Energy = 1.0,
+    memory: Memory = None,
+    context: Context = None,
     system: Annotated[str | None, typer.Option(help="What the model is told before the first turn.")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -126,12 +136,12 @@ def chat(
     )
     check_text(system or "")
     check_room(max_new_tokens, energy)
+    check_memory(memory)
     check_speaker(model)
 
     from pragnosia.inference.chat import Conversation
-    from pragnosia.inference.speaker import Pragnosia
 
-    speaker = Pragnosia.from_pretrained(model)
+    speaker = open_speaker(model, memory, context, quiet=as_json)
     conversation = Conversation(speaker, sampling=sampling, max_new_tokens=max_new_tokens, system=system, energy=energy)
     turns: list[dict[str, str]] = []
     interactive = sys.stdin.isatty() and not as_json
@@ -191,8 +201,11 @@ def spent(speaker: Pragnosia, trace: Trace, measured: Any) -> dict[str, Any]:
     from pragnosia.measure.energy import energy_model
 
     model = speaker.model
+    config: Any = model.config
     precision = str(model.dtype).removeprefix("torch.")
-    meter, past = ActivityMeter(account(model, precision=precision)), 0
+    # a model whose units lie on disk holds only a part of what it has
+    counted = account(model, precision=precision) if speaker.plan is None else account(config, precision=precision)
+    meter, past = ActivityMeter(counted), 0
     for routings, tokens in trace.steps():
         meter.add(routings, tokens=tokens, past=past, logits=1)
         past += tokens

@@ -9,14 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pragnosia.checkpoints.admission import FAMILIES
     from pragnosia.checkpoints.exporting import ExportReport, export_model
-    from pragnosia.checkpoints.families import FAMILIES, read_family
+    from pragnosia.checkpoints.families import read_family
     from pragnosia.checkpoints.importing import ImportReport, import_model
 
 __all__ = ["FAMILIES", "ExportReport", "ImportReport", "export_model", "import_model", "read_family"]
 
 _HOMES = {
-    "FAMILIES": "families",
+    "FAMILIES": "admission",
     "ExportReport": "exporting",
     "ImportReport": "importing",
     "export_model": "exporting",

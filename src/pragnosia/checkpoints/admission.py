@@ -10,6 +10,18 @@ from pragnosia.errors import CheckpointError, UnsupportedArchitectureError
 
 _OURS = "pragnosia"
 
+# An export of a model that came from nowhere takes the first that can express it.
+FAMILIES: dict[str, str] = {
+    "llama": "pragnosia.checkpoints.llama:Llama",
+    "mistral": "pragnosia.checkpoints.mistral:Mistral",
+    "qwen2": "pragnosia.checkpoints.qwen2:Qwen2",
+    "qwen3": "pragnosia.checkpoints.qwen3:Qwen3",
+    "mixtral": "pragnosia.checkpoints.mixtral:Mixtral",
+    "qwen3_moe": "pragnosia.checkpoints.qwen3_moe:Qwen3Moe",
+    "olmoe": "pragnosia.checkpoints.olmoe:Olmoe",
+    "gpt_oss": "pragnosia.checkpoints.gpt_oss:GptOss",
+}
+
 
 def check_source(source: Path) -> None:
     """Raise CheckpointError unless a model of another family may stand at `source`."""
@@ -26,6 +38,13 @@ def check_source(source: Path) -> None:
             f"{source} is a pragnosia model already: use it as it is, copy the directory, or turn it into another "
             f"family's with: pragnosia export {source} OUT"
         )
+
+
+def unsupported(what: str) -> UnsupportedArchitectureError:
+    """The error that names what we cannot read, and lists what we can."""
+    return UnsupportedArchitectureError(
+        f"{what} is not supported. Supported: {', '.join(FAMILIES)}, llama2.c .bin files"
+    )
 
 
 def check_vacant(out: Path) -> None:

@@ -65,6 +65,12 @@ class Blueprint:
         return unit_extents(self.rules[name], unit, self.known, self.shapes[name][0])
 
 
+def foreign_config(folder: str | Path) -> PragnosiaConfig:
+    """Our configuration of another family's directory. Raises CheckpointError or ConfigError."""
+    path = Path(folder) / "config.json"
+    return read_config(read_json(path), str(path))
+
+
 def blueprint(folder: str | Path) -> Blueprint:
     """Of a directory of ours or of a supported family. Raises CheckpointError or ConfigError; reads no weights."""
     folder = Path(folder)

@@ -12,21 +12,10 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from pragnosia.checkpoints.admission import FAMILIES, unsupported
 from pragnosia.checkpoints.family import Family
-from pragnosia.errors import CheckpointError, ConfigError, PragnosiaError, UnsupportedArchitectureError
+from pragnosia.errors import CheckpointError, ConfigError, PragnosiaError
 from pragnosia.model.configuration import PragnosiaConfig
-
-# An export of a model that came from nowhere takes the first that can express it.
-FAMILIES: dict[str, str] = {
-    "llama": "pragnosia.checkpoints.llama:Llama",
-    "mistral": "pragnosia.checkpoints.mistral:Mistral",
-    "qwen2": "pragnosia.checkpoints.qwen2:Qwen2",
-    "qwen3": "pragnosia.checkpoints.qwen3:Qwen3",
-    "mixtral": "pragnosia.checkpoints.mixtral:Mixtral",
-    "qwen3_moe": "pragnosia.checkpoints.qwen3_moe:Qwen3Moe",
-    "olmoe": "pragnosia.checkpoints.olmoe:Olmoe",
-    "gpt_oss": "pragnosia.checkpoints.gpt_oss:GptOss",
-}
 
 # Bookkeeping that every config.json may carry, and older names that transformers folds into newer ones.
 _BOOKKEEPING = {
@@ -61,7 +50,7 @@ _NO_FUNCTION = {
 def family_named(name: str) -> Family:
     """The family of that `model_type`. Raises UnsupportedArchitectureError that lists what there is."""
     if name not in FAMILIES:
-        raise _unsupported(f"model family {name!r}")
+        raise unsupported(f"model family {name!r}")
     module, _, attribute = FAMILIES[name].partition(":")
     family: Family = getattr(import_module(module), attribute)()
     return family
@@ -75,7 +64,7 @@ def read_family(config_json: Mapping[str, Any]) -> Family:
         family = family_named(kind)
         if not architecture or architecture == family.architecture:
             return family
-    raise _unsupported(f"architecture {architecture or kind} (model_type {kind})")
+    raise unsupported(f"architecture {architecture or kind} (model_type {kind})")
 
 
 def read_config(config_json: Mapping[str, Any], origin: str = "config.json") -> PragnosiaConfig:
@@ -164,9 +153,3 @@ def _check_fields(origin: str, family: Family, config_json: Mapping[str, Any]) -
             raise ConfigError(
                 f"{origin}: {family.name} has no field {key!r} ({value!r}) that we know; it may change the model"
             )
-
-
-def _unsupported(what: str) -> UnsupportedArchitectureError:
-    return UnsupportedArchitectureError(
-        f"{what} is not supported. Supported: {', '.join(FAMILIES)}, llama2.c .bin files"
-    )

@@ -24,7 +24,7 @@ from pragnosia.errors import BudgetError
 from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.kernels.pool import UnitPool
 from pragnosia.model.organs import ExpertsConfig
-from pragnosia.units import MIB, format_bytes
+from pragnosia.units import MIB, format_bytes, parse_bytes
 
 PROMPT_PIECE = 1024
 """Tokens of a prompt that are read at once: more would take more scratch and gain nothing."""
@@ -151,6 +151,17 @@ def make_plan(print_: Blueprint, budget: int, *, context: int | None = None, int
     if slots < least:
         raise BudgetError(_too_small(plan, each, least))
     return replace(plan, slots=int(slots))
+
+
+def as_bytes(memory: int | str) -> int:
+    """A budget as people write it. Raises BudgetError."""
+    try:
+        size = parse_bytes(memory) if isinstance(memory, str) else int(memory)
+    except ValueError as error:
+        raise BudgetError(f"the memory budget: {error}") from error
+    if size <= 0:
+        raise BudgetError(f"the memory budget is {memory}; it must be more than nothing, as in 4GiB")
+    return size
 
 
 def most_awake(organ: ExpertsConfig) -> int:

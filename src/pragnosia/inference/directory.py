@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from pragnosia.checkpoints.admission import FAMILIES, unsupported
 from pragnosia.data import vocabulary_digest
 from pragnosia.errors import CheckpointError
 
@@ -23,9 +24,20 @@ def check_directory(directory: str | Path) -> None:
 
 
 def check_speaker(directory: str | Path) -> None:
-    """As `check_directory`, for what reads or says text: there must be a tokenizer, too."""
-    check_directory(directory)
+    """As `check_directory`, for what reads or says text: with a tokenizer; other families run as they lie."""
+    if is_foreign(directory):
+        family = _read_values(directory)["model_type"]
+        if family not in FAMILIES:
+            raise unsupported(f"model family {family!r}")
+        check_weights(Path(directory))
+    else:
+        check_directory(directory)
     require_tokenizer(directory)
+
+
+def is_foreign(directory: str | Path) -> bool:
+    """Whether a model directory was written by another library. Raises CheckpointError where it is none."""
+    return bool(_read_values(directory)["model_type"] != _FAMILY)
 
 
 def require_tokenizer(directory: str | Path) -> None:
@@ -39,6 +51,17 @@ def require_tokenizer(directory: str | Path) -> None:
 
 def read_values(directory: str | Path) -> dict[str, Any]:
     """The config.json of a model directory of ours. Raises CheckpointError."""
+    values = _read_values(directory)
+    family = values["model_type"]
+    if family != _FAMILY:
+        raise CheckpointError(
+            f"{directory} is a {family!r} model, not a pragnosia one; turn it into one with: "
+            f"pragnosia import {directory} OUT"
+        )
+    return values
+
+
+def _read_values(directory: str | Path) -> dict[str, Any]:
     path = Path(directory) / "config.json"
     if not Path(directory).is_dir():
         raise CheckpointError(f"no model directory at {directory}; train one (pragnosia train) or import one")
@@ -52,14 +75,8 @@ def read_values(directory: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds a JSON {type(values).__name__}, expected an object; copy it again")
-    family = values.get("model_type")
-    if family is None:
+    if values.get("model_type") is None:
         raise CheckpointError(f"{path} names no model_type, expected {_FAMILY!r}; copy it again")
-    if family != _FAMILY:
-        raise CheckpointError(
-            f"{directory} is a {family!r} model, not a pragnosia one; turn it into one with: "
-            f"pragnosia import {directory} OUT"
-        )
     return values
 
 

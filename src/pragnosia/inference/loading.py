@@ -11,21 +11,33 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from pragnosia.checkpoints.blueprint import foreign_config
 from pragnosia.errors import CheckpointError, ConfigError, PragnosiaError, UserError
-from pragnosia.inference.directory import check_vocabulary, check_weights, first_line, read_values, require_tokenizer
+from pragnosia.inference.directory import (
+    check_vocabulary,
+    check_weights,
+    first_line,
+    is_foreign,
+    read_values,
+    require_tokenizer,
+)
+from pragnosia.inference.stream import load_foreign
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.modeling import PragnosiaForCausalLM
 
 
 def load_model(directory: str | Path, dtype: torch.dtype | str = "auto", device: str = "cpu") -> PragnosiaForCausalLM:
-    """The model in evaluation mode. Raises CheckpointError for whatever is missing, broken or foreign.
+    """The model in evaluation mode; other families' run as they lie. Raises CheckpointError for what is broken.
 
     Raises UserError for a device that is not there.
     """
     folder = Path(directory)
+    check_device(device)
+    if is_foreign(folder):
+        foreign: Any = load_foreign(folder)
+        return foreign.to(device) if dtype == "auto" else foreign.to(device, dtype)  # type: ignore[no-any-return]
     load_config(folder)
     check_weights(folder)
-    check_device(device)
     bars = transformers_logging.is_progress_bar_enabled()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
@@ -56,6 +68,8 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto", device:
 
 def load_config(directory: str | Path) -> PragnosiaConfig:
     """The configuration of a model directory. Raises CheckpointError, ConfigError for unknown keys."""
+    if is_foreign(directory):
+        return foreign_config(directory)
     values = read_values(directory)
     try:
         return PragnosiaConfig.from_dict(values)

@@ -16,10 +16,12 @@ import torch
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
-from pragnosia.errors import CheckpointError, PromptError
+from pragnosia.errors import BudgetError, CheckpointError, PromptError
+from pragnosia.inference.budget import Plan, as_bytes
 from pragnosia.inference.decode import Decoder, Trace
 from pragnosia.inference.loading import load_model, load_tokenizer
 from pragnosia.inference.sampling import Sampling, check_room, check_text
+from pragnosia.inference.stream import Progress, load_streamed
 from pragnosia.model.modeling import PragnosiaForCausalLM
 
 # Options of `stream` that are not Sampling's.
@@ -29,20 +31,44 @@ _OWN = ("max_new_tokens", "energy", "trace")
 class Pragnosia:
     """A language model that speaks."""
 
-    def __init__(self, model: PragnosiaForCausalLM, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    def __init__(
+        self,
+        model: PragnosiaForCausalLM,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        plan: Plan | None = None,
+    ) -> None:
         self.model: PragnosiaForCausalLM = model.eval()  # type: ignore[no-untyped-call]
         self._tokenizer = tokenizer
+        self.plan = plan
+        """How the memory is shared out, where a budget was given."""
 
     @classmethod
     def from_pretrained(
-        cls, directory: str | Path, *, dtype: torch.dtype | str = "auto", device: str = "cpu"
+        cls,
+        directory: str | Path,
+        *,
+        dtype: torch.dtype | str = "auto",
+        device: str = "cpu",
+        memory: int | str | None = None,
+        context: int | None = None,
+        progress: Progress | None = None,
     ) -> Pragnosia:
-        """Load a model directory; a missing tokenizer is an error only once text is asked for."""
-        model = load_model(directory, dtype, device)
+        """Load a model directory, ours or a supported family's; a tokenizer matters only once text is asked for.
+
+        With `memory` ("4GiB", or bytes) units stay on disk and come when they wake, so that the whole process keeps to
+        that budget, with room for `context` tokens. Raises CheckpointError, ConfigError, BudgetError.
+        """
+        plan = None
+        if memory is not None:
+            if dtype != "auto" or device != "cpu":
+                raise BudgetError("within a memory budget a model runs on the CPU, in the type it is stored in")
+            model, plan = load_streamed(directory, as_bytes(memory), context=context, progress=progress)
+        else:
+            model = load_model(directory, dtype, device)
         has_tokenizer = any(Path(directory).glob("tokenizer*.json"))
         config = model.config
         tokenizer = load_tokenizer(directory, config.vocab_size, config.tokenizer_digest) if has_tokenizer else None
-        return cls(model, tokenizer)
+        return cls(model, tokenizer, plan)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

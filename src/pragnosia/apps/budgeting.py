@@ -1,0 +1,141 @@
+"""Running within a memory budget, and `plan`: what would be where, and how fast it would be."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pragnosia.apps.answer import Answer, AsJson, Debug, answering
+from pragnosia.units import format_bytes, format_duration
+
+if TYPE_CHECKING:
+    from pragnosia.inference.budget import Rates
+    from pragnosia.inference.speaker import Pragnosia
+
+Memory = Annotated[
+    str | None,
+    typer.Option(help="A budget for the whole process, as in 4GiB: units stay on disk and come when they wake."),
+]
+Context = Annotated[
+    int | None, typer.Option(min=1, help="With --memory: tokens to have room for; default 4096 or all the model holds.")
+]
+Stats = Annotated[bool, typer.Option("--stats", help="With --memory: say what was here and what was read.")]
+
+
+@answering
+def plan(
+    model: Annotated[Path, typer.Argument(help="A model directory, ours or a supported family's.", metavar="MODEL")],
+    memory: Annotated[str, typer.Option(help="The budget, as in 4GiB.")],
+    context: Context = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> Answer:
+    """Say what of a model would stay in memory within a budget, and how fast it would speak on this machine."""
+    check_memory(memory)
+    from pragnosia.inference.budget import as_bytes
+    from pragnosia.inference.stream import planned
+
+    shared = planned(model, as_bytes(memory), context=context)[1]
+    rates = measured_rates(model)
+    values = {
+        "model": str(model),
+        **asdict(shared),
+        "pool": shared.pool,
+        "total": shared.total,
+        "hit_rate": shared.hit_rate,
+        "tokens_per_second": shared.tokens_per_second(rates),
+        "memory_bytes_per_second": rates.memory,
+        "disk_bytes_per_second": rates.disk,
+    }
+    measured = f"  measured: memory {format_bytes(rates.memory)}/s, disk {format_bytes(rates.disk)}/s"
+    return Answer(values, [*shared.table(rates).splitlines(), measured])
+
+
+def check_memory(memory: str | None) -> None:
+    """Raise ConfigError for a budget nobody can read; torch is not loaded."""
+    from pragnosia.errors import ConfigError
+    from pragnosia.units import parse_bytes
+
+    try:
+        size = 1 if memory is None else parse_bytes(memory)
+    except ValueError as error:
+        raise ConfigError(f"--memory: {error}") from error
+    if size <= 0:
+        raise ConfigError(f"--memory is {memory}; it must be more than nothing, as in 4GiB")
+
+
+def open_speaker(model: Path, memory: str | None, context: int | None, *, quiet: bool) -> Pragnosia:
+    """The model, with its plan printed first where there is a budget."""
+    from pragnosia.inference.speaker import Pragnosia
+
+    if memory is None:
+        return Pragnosia.from_pretrained(model)
+    speaker = Pragnosia.from_pretrained(model, memory=memory, context=context, progress=None if quiet else _bar())
+    if not quiet:
+        assert speaker.plan is not None
+        print(speaker.plan.table(), file=sys.stderr)
+    return speaker
+
+
+def measured_rates(folder: Path) -> Rates:
+    """How fast this machine reads memory, and the disk that holds `folder`."""
+    from pragnosia.inference.budget import Rates
+    from pragnosia.measure.bandwidth import measure_speeds
+
+    speeds = measure_speeds(folder)
+    assert speeds.disk is not None
+    return Rates(memory=speeds.devices[0].memory_bytes_per_second, disk=speeds.disk.read_bytes_per_second)
+
+
+def streamed(speaker: Pragnosia, tokens: int) -> dict[str, Any]:
+    """What was here and what was read, since the model was loaded; nothing for a model in memory."""
+    import resource
+
+    import torch
+
+    from pragnosia.inference.stream import pool_of
+
+    pool = pool_of(speaker.model)
+    if pool is None:
+        return {}
+    stats = pool.stats()
+    return {
+        "hit_rate": stats.hit_rate,
+        "bytes_read_per_token": stats.bytes_read / max(tokens, 1),
+        "seconds_waiting": stats.seconds_waiting / torch.get_num_threads(),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def streamed_line(values: dict[str, Any]) -> str:
+    """The same for people."""
+    return (
+        f"[{values['hit_rate']:.0%} of woken units were here, {format_bytes(values['bytes_read_per_token'])} read per "
+        f"token, {format_duration(values['seconds_waiting'])} waiting for the disk, peak memory "
+        f"{format_bytes(values['peak_memory_bytes'])}]"
+    )
+
+
+def _bar() -> Any:
+    """Bytes loaded and how fast, on stderr, where somebody watches."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        return None
+    columns = (TextColumn("loading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, transient=True)
+    task = bar.add_task("loading")
+    bar.start()
+
+    def show(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+        if done >= total:
+            bar.stop()
+
+    return show
