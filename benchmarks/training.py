@@ -131,7 +131,7 @@ def growth_cost(rounds: int) -> dict[str, dict[str, float]]:
     costs = {}
     for (few, many), awake, width in (((4, 64), 2, 128), ((16, 256), 8, 32)):
         arms = {str(units): training(ours(units, awake, width), bf16=True) for units in (few, many)}
-        rates = in_turn(arms, rounds=2 * rounds)
+        rates = in_turn(arms, rounds=3 * rounds)
         costs[f"{few} -> {many} units of {width}, {awake} awake"] = ratio(rates[str(few)], rates[str(many)])
     return costs
 

@@ -104,6 +104,8 @@ class Optimisers:
         gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
         norm = _norm(gradients)
         scale = (norm / self.clip).clamp(min=1.0) if self.clip is not None else None
+        if scale is not None and scale.is_cpu and float(scale) == 1.0:
+            scale = None  # dividing by one would write every gradient once more
         for group in self.groups:
             group["lr"] = group["peak"] * factor
         for part in self.parts:
