@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pragnosia import kernels
 from pragnosia.kernels.activations import ACTIVATIONS
+from pragnosia.kernels.formats import plain_format
 from pragnosia.kernels.pool import Extent, PooledBank, UnitPool
 
 pytestmark = pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
@@ -40,7 +41,7 @@ class Disk:
             file.write_bytes(content)
         for unit, extents in enumerate(places):
             self.pool.place(0, unit, extents)
-        self.bank = PooledBank(self.pool, 0, UNITS, WIDTH, INNER, dtype, ACTIVATIONS["swiglu"])
+        self.bank = PooledBank(self.pool, 0, UNITS, WIDTH, INNER, plain_format(dtype), ACTIVATIONS["swiglu"])
 
     def call(self, tokens: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)

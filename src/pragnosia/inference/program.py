@@ -18,6 +18,7 @@ from pragnosia import kernels
 from pragnosia.errors import CheckpointError
 from pragnosia.inference.stream import StreamedBank, pool_of
 from pragnosia.kernels import step as steps
+from pragnosia.kernels.formats import Format, plain_format
 from pragnosia.kernels.step import Step, StepFeedForward, StepLinear, StepMixer, Stored
 from pragnosia.model.attention import Attention, RotaryPositions
 from pragnosia.model.bank import Bank
@@ -111,7 +112,7 @@ class _Pen:
     def __init__(self, model: PragnosiaForCausalLM, memories: tuple[KeyValues, ...], energy: float) -> None:
         self.held: list[Tensor] = []
         self.pool = pool_of(model)
-        self.bytes_read = 0
+        self.bytes_read, self.has_bf16, self.has_packed = 0, False, False
         layers: list[Any] = list(model.model.layers)
         self.shapes = [_shape(layer.feed_forward, energy) for layer in layers]
         slots, units = (sum(shape[i] for shape in self.shapes if shape) for i in (0, 1))
@@ -128,11 +129,14 @@ class _Pen:
                 told = [self.told[0][slot:], self.told[1][slot:], self.told[2][unit:]]
                 feed_forwards.append(StepFeedForward(norm=norm, **self._experts(organ, energy, told)))
                 slot, unit = slot + shape[0], unit + shape[1]
-        head, embedding = self.linear(model.lm_head), self.stored(model.model.embed_tokens.weight)
+        head, embedding = self.linear(model.lm_head), StepLinear.of(model.model.embed_tokens.weight)
+        self.held.append(model.model.embed_tokens.weight)
         self.step = Step(
             width=model.config.hidden_size,
             layers=len(layers),
             threads=steps.threads_for(self.bytes_read),
+            has_bf16=self.has_bf16,
+            has_packed=self.has_packed,
             embedding=embedding,
             norm=self.stored(model.model.norm.weight),
             head=head,
@@ -159,7 +163,13 @@ class _Pen:
         """A linear layer, or a router's scores."""
         self.held += [tensor for tensor in (layer.weight, layer.bias) if tensor is not None]
         self.bytes_read += layer.weight.nbytes
+        self._note(plain_format(layer.weight.dtype))
         return StepLinear.of(layer.weight, layer.bias)
+
+    def _note(self, entry: Format) -> None:
+        """A matrix of this format is read: vectors must be laid out for it."""
+        self.has_bf16 = self.has_bf16 or entry.name == "bf16"
+        self.has_packed = self.has_packed or entry.plain_dtype is None
 
     def _mixer(self, norm: RMSNorm, mixer: Attention, memory: KeyValues) -> StepMixer:
         self.held += [memory.keys, memory.values]
@@ -223,14 +233,31 @@ class _Pen:
     def _resident(self, bank: Bank, awake: int) -> dict[str, Any]:
         """Units that lie in memory."""
         self.bytes_read += awake * (bank.up.nbytes + bank.down.nbytes) // bank.num_units
-        up, down = self.stored(bank.up), self.stored(bank.down)
-        return {"up": up, "down": down, "unit_width": bank.down.shape[2], "pool_layer": -1}
+        self._note(plain_format(bank.up.dtype))
+        return {
+            "up": self.stored(bank.up),
+            "down": self.stored(bank.down),
+            "unit_width": bank.down.shape[2],
+            "up_row_bytes": bank.up.shape[2] * bank.up.itemsize,
+            "down_row_bytes": bank.down.shape[2] * bank.down.itemsize,
+            "pool_layer": -1,
+        }
 
     def _streamed(self, bank: StreamedBank, awake: int) -> dict[str, Any]:
-        """Units that lie on disk: only their type is known beforehand."""
-        self.bytes_read += awake * bank.bank.pool.record_bytes
-        kind = Stored(None, bank.bank.dtype is torch.bfloat16)
-        return {"up": kind, "down": kind, "unit_width": bank.bank.unit_width, "pool_layer": bank.bank.layer}
+        """Units that lie on disk: only their format is known beforehand."""
+        pooled = bank.bank
+        self.bytes_read += awake * pooled.record_bytes
+        self._note(pooled.format)
+        kind = Stored(None, pooled.format.code)
+        up_row_bytes, down_row_bytes = pooled.row_bytes
+        return {
+            "up": kind,
+            "down": kind,
+            "unit_width": pooled.unit_width,
+            "up_row_bytes": up_row_bytes,
+            "down_row_bytes": down_row_bytes,
+            "pool_layer": pooled.layer,
+        }
 
 
 def _awake(experts: Experts, energy: float) -> int:

@@ -17,6 +17,7 @@ from pragnosia.checkpoints.blueprint import Blueprint, blueprint
 from pragnosia.errors import CheckpointError
 from pragnosia.inference.budget import Plan, is_streamed, make_plan
 from pragnosia.kernels.activations import ACTIVATIONS
+from pragnosia.kernels.formats import plain_format
 from pragnosia.kernels.pool import Extent, PooledBank, UnitPool
 from pragnosia.model.experts import Experts
 from pragnosia.model.modeling import PragnosiaForCausalLM
@@ -105,8 +106,8 @@ def _attach(model: PragnosiaForCausalLM, print_: Blueprint, plan: Plan) -> None:
             extents = [*print_.unit(f"{name}.up", unit), *print_.unit(f"{name}.down", unit)]
             pool.place(number, unit, [Extent(*extent) for extent in extents])
         width, unit_width = old.down.shape[1:]
-        dtype, activation = print_.dtype(f"{name}.up"), ACTIVATIONS[old.activation]
-        bank = PooledBank(pool, number, units, width, unit_width, dtype, activation)
+        stored, activation = plain_format(print_.dtype(f"{name}.up")), ACTIVATIONS[old.activation]
+        bank = PooledBank(pool, number, units, width, unit_width, stored, activation)
         experts.bank = StreamedBank(bank, *(_data(bias) for bias in (old.up_bias, old.down_bias)))
 
 

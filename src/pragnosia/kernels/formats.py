@@ -99,6 +99,14 @@ def format_named(name: str) -> Format:
     raise ValueError(f"unknown format {name!r}.{hint} Available: {', '.join(FORMATS)}")
 
 
+def plain_format(dtype: torch.dtype) -> Format:
+    """The format of plain numbers of this type. Raises ValueError for a type that is none."""
+    for entry in FORMATS.values():
+        if entry.plain_dtype is dtype:
+            return entry
+    raise ValueError(f"weights are {dtype}, expected float32 or bfloat16")
+
+
 def pack(matrix: Tensor, name: str, importance: Tensor | None = None) -> Tensor:
     """Rows (..., R, K) in a format: (..., R, row_bytes) of bytes.
 

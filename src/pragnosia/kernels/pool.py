@@ -19,6 +19,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from pragnosia.kernels.compiled import loaded_library, native_library
+from pragnosia.kernels.formats import Format
 from pragnosia.kernels.native import FEW_TOKENS
 
 if TYPE_CHECKING:
@@ -142,8 +143,27 @@ class PooledBank:
     num_units: int
     width: int
     unit_width: int
-    dtype: torch.dtype
+    format: Format
     activation: Activation
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of biases, and of weights where they are plain numbers."""
+        return self.format.plain_dtype or torch.float32
+
+    @property
+    def row_bytes(self) -> tuple[int, int]:
+        """From one row to the next, of up and of down; plain numbers lie without gaps."""
+        plain = self.format.plain_dtype
+        depths = (self.width, self.unit_width)
+        up, down = (d * plain.itemsize if plain else self.format.row_bytes(d) for d in depths)
+        return up, down
+
+    @property
+    def record_bytes(self) -> int:
+        """Of one unit."""
+        up, down = self.row_bytes
+        return self.activation.num_parts * self.unit_width * up + self.width * down
 
     def __call__(
         self, x: Tensor, units: Tensor, strengths: Tensor, up_bias: Tensor | None, down_bias: Tensor | None
@@ -152,7 +172,8 @@ class PooledBank:
         autocast = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
         learns = torch.is_grad_enabled() and (x.requires_grad or strengths.requires_grad)
-        if units.numel() <= FEW_TOKENS * max(FEW_TOKENS, self.num_units) and not learns:
+        few = units.numel() <= FEW_TOKENS * max(FEW_TOKENS, self.num_units)
+        if few and not learns and self.format.plain_dtype is not None:
             return self._few(x, units, strengths, up_bias, down_bias, dtype)
         result: Tensor = _Pooled.apply(x, units, strengths, up_bias, down_bias, self, dtype)  # type: ignore[no-untyped-call]
         return result
@@ -237,7 +258,7 @@ def _words(bank: PooledBank, inputs: tuple[Tensor | None, ...], out: Tensor | No
     bf16 = torch.bfloat16
     return (
         *(*units.shape, bank.num_units, bank.width, bank.unit_width, bank.activation.code, torch.get_num_threads()),
-        *(x.dtype is bf16, bank.dtype is bf16, out is not None and out.dtype is bf16),
+        *(x.dtype is bf16, bank.format.code, out is not None and out.dtype is bf16),
         *(x.data_ptr(), 0, 0, _address(up_bias), _address(down_bias), units.data_ptr(), _address(strengths)),
         *(_address(out), bank.pool.address or 0, bank.layer),
     )

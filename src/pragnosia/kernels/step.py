@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pragnosia.kernels.compiled import loaded_library
+from pragnosia.kernels.formats import Format, plain_format
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,23 +30,28 @@ class UnitUnreadableError(Exception):
 class Stored(ctypes.Structure):
     """A tensor's numbers; no base where a part is absent."""
 
-    _fields_ = (("base", ADDRESS), ("is_bf16", WHOLE))
+    _fields_ = (("base", ADDRESS), ("format", WHOLE))
 
     @classmethod
     def of(cls, tensor: Tensor | None) -> Stored:
-        """Where a tensor lies."""
-        return cls() if tensor is None else cls(tensor.data_ptr(), tensor.dtype is torch.bfloat16)
+        """Where a tensor of plain numbers lies."""
+        return cls() if tensor is None else cls(tensor.data_ptr(), plain_format(tensor.dtype).code)
 
 
 class StepLinear(ctypes.Structure):
     """y = W x + b; no rows where a layer is absent."""
 
-    _fields_ = (("weight", Stored), ("bias", Stored), ("outs", WHOLE), ("depth", WHOLE))
+    _fields_ = (("weight", Stored), ("bias", Stored), ("outs", WHOLE), ("depth", WHOLE), ("row_bytes", WHOLE))
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None = None) -> StepLinear:
-        """A layer of these weights, (outs, depth)."""
-        return cls(Stored.of(weight), Stored.of(bias), *weight.shape)
+        """A layer of plain weights, (outs, depth)."""
+        return cls(Stored.of(weight), Stored.of(bias), *weight.shape, weight.stride(0) * weight.itemsize)
+
+    @classmethod
+    def packed(cls, rows: Tensor, entry: Format, depth: int, bias: Tensor | None = None) -> StepLinear:
+        """A layer of packed weights, (outs, row_bytes)."""
+        return cls(Stored(rows.data_ptr(), entry.code), Stored.of(bias), rows.shape[0], depth, rows.shape[1])
 
 
 class StepMixer(ctypes.Structure):
@@ -74,7 +80,7 @@ class StepFeedForward(ctypes.Structure):
         *((name, WHOLE) for name in ("slots", "renormalise")),
         ("scale", REAL),
         *((name, Stored) for name in ("up", "down", "up_bias", "down_bias")),
-        ("unit_width", WHOLE),
+        *((name, WHOLE) for name in ("unit_width", "up_row_bytes", "down_row_bytes")),
         *((name, StepLinear) for name in ("always_up", "always_down")),
         ("always_activation", WHOLE),
         *((name, ADDRESS) for name in ("out_units", "out_strengths", "out_scores")),
@@ -86,8 +92,9 @@ class Step(ctypes.Structure):
     """The whole model."""
 
     _fields_ = (
-        *((name, WHOLE) for name in ("width", "layers", "threads")),
-        *((name, Stored) for name in ("embedding", "norm")),
+        *((name, WHOLE) for name in ("width", "layers", "threads", "has_bf16", "has_packed")),
+        ("embedding", StepLinear),
+        ("norm", Stored),
         ("head", StepLinear),
         *((name, REAL) for name in ("eps", "rotation_scale")),
         ("frequencies", ADDRESS),

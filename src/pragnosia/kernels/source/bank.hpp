@@ -5,6 +5,7 @@
 // order. So results depend neither on the number of threads nor on who came first.
 #pragma once
 #include "activation.hpp"
+#include "packing.hpp"
 #include "slots.hpp"
 
 template <class Engine> struct Bank {
@@ -33,16 +34,27 @@ template <class Engine> struct Bank {
     // Hands a unit's two matrices to `work`, waiting for them where they lie on disk; then units of the next jobs are
     // on their way already. A unit that cannot be read is noted, and the call fails in the end.
     template <class Work> void with_unit(size_t job, Work work) const {
-        const int64_t unit = jobs[job].unit, up_values = hidden_width * width;
-        const bool narrow = call.weights_are_bf16 != 0;
+        const int64_t unit = jobs[job].unit;
+        const bool narrow = call.weights_are_bf16 != FP32;
         if (!call.pool) {
             work(Matrix(call.up, narrow, width).shifted(unit * hidden_width, 0), Matrix(call.down, narrow, unit_width).shifted(unit * width, 0));
             return;
         }
         ask_ahead(job);
-        const char* record = call.pool->wait(call.layer, unit);
-        if (record) work(Matrix(record, narrow, width), Matrix(record + up_values * (narrow ? 2 : 4), narrow, unit_width));
-        else failed = true;
+        const Format format = Format(call.weights_are_bf16);
+        const int64_t up_row = row_bytes_of(format, width), down_row = row_bytes_of(format, unit_width);
+        const char* up = call.pool->wait(call.layer, unit);
+        const char* down = up + hidden_width * up_row;
+        if (!up) failed = true;
+        else if (format <= BF16) work(Matrix(up, narrow, width), Matrix(down, narrow, unit_width));
+        else {
+            static thread_local std::vector<bf16> values;
+            values.resize((hidden_width + unit_width) * width);
+            bf16* rest = values.data() + hidden_width * width;
+            unpack_rows(format, reinterpret_cast<const uint8_t*>(up), up_row, hidden_width, width, 1, values.data());
+            unpack_rows(format, reinterpret_cast<const uint8_t*>(down), down_row, width, unit_width, 1, rest);
+            work(Matrix(values.data(), true, width), Matrix(rest, true, unit_width));
+        }
         call.pool->release(call.layer, unit);
     }
     // Every job's unit is requested once, in order, and no later than its own turn.
@@ -97,8 +109,8 @@ template <class Engine> struct Bank {
         }
     };
     void read_biases(Desk& desk) const {
-        if (desk.up_bias) read(call.up_bias, call.weights_are_bf16, desk.unit * hidden_width, hidden_width, desk.up_bias);
-        if (desk.down_bias) read(call.down_bias, call.weights_are_bf16, desk.unit * width, width, desk.down_bias);
+        if (desk.up_bias) read(call.up_bias, call.weights_are_bf16 == BF16, desk.unit * hidden_width, hidden_width, desk.up_bias);
+        if (desk.down_bias) read(call.down_bias, call.weights_are_bf16 == BF16, desk.unit * width, width, desk.down_bias);
     }
     static void add(const float* bias, int64_t count, float* to) {
         for (int64_t i = 0; i < count; ++i) to[i] += bias[i];

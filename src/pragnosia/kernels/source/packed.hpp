@@ -16,6 +16,10 @@ constexpr int64_t PACK = 128, GROUP = 32, GROUPS = PACK / GROUP;  // weights of 
 constexpr int bits_of(Format f) { return f == INT8 ? 8 : f == INT3 ? 3 : f == INT2 ? 2 : 4; }
 constexpr bool has_zero_point(Format f) { return f == INT4 || f == INT3 || f == INT2; }
 inline int64_t packs(int64_t depth) { return (depth + PACK - 1) / PACK; }
+// From one row to the next; plain numbers lie without gaps.
+inline int64_t row_bytes_of(Format f, int64_t depth) {
+    return f <= BF16 ? depth * (f == BF16 ? 2 : 4) : round_up(packs(depth) * (16 * bits_of(f) + 2 * GROUPS), 64);
+}
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 constexpr int WORDS = 16;  // sums in a register

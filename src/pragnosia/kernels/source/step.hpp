@@ -7,28 +7,30 @@
 #pragma once
 #include <omp.h>
 
-#include "few.hpp"
+#include "packed.hpp"
+#include "packing.hpp"
+#include "pool.hpp"
 #include "route.hpp"
 
 // Numbers as they lie in memory; `base` is null where a part is absent.
 struct Stored {
     const void* base;
-    int64_t is_bf16;
+    Format format;
     explicit operator bool() const { return base; }
-    Stored shifted(int64_t values) const { return {static_cast<const char*>(base) + values * (is_bf16 ? 2 : 4), is_bf16}; }
-    void read(int64_t at, int64_t count, float* out) const { ::read(base, is_bf16, at, count, out); }
+    const char* at(int64_t bytes) const { return static_cast<const char*>(base) + bytes; }
+    // What follows is for plain numbers: norms, biases, steering.
+    Stored shifted(int64_t values) const { return {at(values * (format == BF16 ? 2 : 4)), format}; }
     float operator[](int64_t i) const {
-        return is_bf16 ? widen(static_cast<const bf16*>(base)[i]) : static_cast<const float*>(base)[i];
+        return format == BF16 ? widen(static_cast<const bf16*>(base)[i]) : static_cast<const float*>(base)[i];
     }
-    // Hands a null pointer of the number type to `work`.
     template <class Work> void typed(Work work) const {
-        if (is_bf16) work(static_cast<const bf16*>(base));
+        if (format == BF16) work(static_cast<const bf16*>(base));
         else work(static_cast<const float*>(base));
     }
 };
 struct StepLinear {
     Stored weight, bias;
-    int64_t outs, depth;
+    int64_t outs, depth, row_bytes;
 };
 struct StepMixer {
     Stored norm;
@@ -48,7 +50,7 @@ struct StepFeedForward {
     int64_t slots, renormalise;
     double scale;
     Stored up, down, up_bias, down_bias;  // the bank's
-    int64_t unit_width;
+    int64_t unit_width, up_row_bytes, down_row_bytes;
     StepLinear always_up, always_down;  // who never sleeps: the dense layer, or the shared units
     int64_t always_activation;
     int64_t* out_units;  // (A,), (A,), (U,): who woke, told to whoever asks
@@ -57,7 +59,9 @@ struct StepFeedForward {
 };
 struct Step {
     int64_t width, layers, threads;
-    Stored embedding, norm;
+    int64_t has_bf16, has_packed;  // among the matrices: how a vector has to be laid out for them
+    StepLinear embedding;
+    Stored norm;
     StepLinear head;
     double eps, rotation_scale;
     const float* frequencies;  // (K/2,)
@@ -77,12 +81,22 @@ inline void meet() {
 #pragma omp barrier
 }
 
-// A vector in both orders that products ask for (see lay_out).
+// A vector in every form that the model's matrices ask for (packed.hpp).
 struct Vector {
-    float *plain, *split;
-    void lay_out(int64_t depth) const { ::lay_out<bf16>(plain, depth, split); }
-    const float* as(const float*) const { return plain; }
-    const float* as(const bf16*) const { return split; }
+    float* plain;
+    PreparedVector wide, codes;
+    static size_t bytes(int64_t depth) { return Scratch::size<float>(depth) + 2 * PreparedVector::bytes(depth); }
+    Vector() = default;
+    Vector(char* memory, int64_t depth)
+        : plain(reinterpret_cast<float*>(memory)), wide(memory += Scratch::size<float>(depth), depth),
+          codes(memory + PreparedVector::bytes(depth), depth) {
+        wide.plain = codes.plain = plain;
+    }
+    void lay_out(int64_t depth, const Step& step) {
+        if (step.has_bf16) prepare(BF16, plain, depth, wide);
+        if (step.has_packed) prepare(INT8, plain, depth, codes);
+    }
+    const PreparedVector& of(Format format) const { return format <= BF16 ? wide : codes; }
 };
 
 constexpr int64_t SPAN = 1024;         // keys that one thread takes at once
@@ -91,7 +105,7 @@ constexpr int64_t ROW = SPAN + LINES;  // their weights, and what the last lines
 class StepRun {
     const Step& step;
     const int64_t token, position;
-    int64_t most_keys = 0, most_queries = 0, most_units = 0, most_slots = 0, most_hidden = 0, most_parts = 0, most_group = 1, head_dim = 2;
+    int64_t most_keys = 0, most_queries = 0, most_units = 0, most_slots = 0, most_hidden = 0, most_thought = 0, most_parts = 0, most_group = 1, head_dim = 2;
     // shared by the team
     float *x, *query, *key, *value, *scores, *active, *peaks, *sums, *mixed;
     int64_t* best;
@@ -100,7 +114,8 @@ class StepRun {
     char* own_memory;
     size_t own_bytes;
     struct Own {
-        Vector normed, heads, thought;
+        Vector normed, heads;
+        Vector* thoughts;  // of each slot, then of who never sleeps
         float *keys, *rotation, *laid_out, *weights, *squashed, *claims, *strengths;
         int64_t* units;
         Stored *up, *down;  // the woken units' weights
@@ -124,6 +139,7 @@ class StepRun {
             most_group = std::max(most_group, m.heads / m.key_heads), head_dim = std::max(head_dim, m.head_dim);
             most_units = std::max(most_units, f.scores.outs), most_slots = std::max(most_slots, f.slots);
             most_hidden = std::max(most_hidden, f.slots * round_up(f.unit_width, 16) + round_up(f.always_down.depth, 16));
+            most_thought = std::max({most_thought, f.unit_width, f.always_down.depth});
         }
     }
 
@@ -132,7 +148,8 @@ class StepRun {
         static thread_local Scratch memory;
         const auto floats = [](int64_t count) { return Scratch::size<float>(count); };
         const int64_t pitch = round_up(head_dim, 16);
-        own_bytes = 2 * floats(step.width) + 2 * floats(most_queries) + 2 * floats(most_hidden) + floats(most_keys) +
+        own_bytes = Vector::bytes(step.width) + Vector::bytes(most_queries) +
+                    (most_slots + 1) * (Scratch::size<Vector>(1) + Vector::bytes(most_thought)) + floats(most_keys) +
                     floats(2 * head_dim) + floats(most_group * pitch) + floats(most_group * ROW) + 2 * floats(most_units) +
                     floats(most_slots) + Scratch::size<int64_t>(most_slots) + 2 * Scratch::size<Stored>(most_slots);
         memory.reset(floats(step.width) + floats(most_queries) + 2 * floats(most_keys) + floats(most_units) + floats(most_hidden) +
@@ -162,9 +179,14 @@ class StepRun {
             return piece;
         };
         Own mine;
-        mine.normed = {take(step.width), take(step.width)};
-        mine.heads = {take(most_queries), take(most_queries)};
-        mine.thought = {take(most_hidden), take(most_hidden)};
+        const auto vector = [&](int64_t depth) {
+            char* piece = at;
+            at += Vector::bytes(depth);
+            return Vector(piece, depth);
+        };
+        mine.normed = vector(step.width), mine.heads = vector(most_queries);
+        mine.thoughts = reinterpret_cast<Vector*>(at), at += (most_slots + 1) * Scratch::size<Vector>(1);
+        for (int64_t a = 0; a <= most_slots; ++a) mine.thoughts[a] = vector(most_thought);
         mine.keys = take(most_keys), mine.rotation = take(2 * head_dim);
         mine.laid_out = take(most_group * round_up(head_dim, 16)), mine.weights = take(most_group * ROW);
         mine.squashed = take(most_units), mine.claims = take(most_units), mine.strengths = take(most_slots);
@@ -175,13 +197,16 @@ class StepRun {
     }
 
     void walk(Member me) const {
-        const Own mine = own(me.id);
+        Own mine = own(me.id);
         if (me.id == 0) {
             std::fill_n(best, step.threads, -1);  // the team may be smaller than was asked for
             if (step.pool) step.pool->tick();
         }
-        const int64_t from = me.from(step.width, 16), to = me.to(step.width, 16);
-        step.embedding.read(token * step.width + from, to - from, x + from);
+        if (me.id == 0) {
+            const StepLinear& table = step.embedding;
+            const uint8_t* row = reinterpret_cast<const uint8_t*>(table.weight.at(token * table.row_bytes));
+            unpack_rows(table.weight.format, row, table.row_bytes, 1, step.width, 1, x);
+        }
         meet();
         for (int64_t l = 0; l < step.layers; ++l) {
             mix(step.mixers[l], me, mine);
@@ -198,9 +223,9 @@ class StepRun {
     }
 
     // out = norm of `in`, in both orders.
-    void normalise(const float* in, const Stored& weight, int64_t count, const Vector& out) const {
+    void normalise(const float* in, const Stored& weight, int64_t count, Vector& out) const {
         scale_to_unit(in, weight, 0, count, out.plain);
-        out.lay_out(count);
+        out.lay_out(count, step);
     }
     void scale_to_unit(const float* in, const Stored& weight, int64_t at, int64_t count, float* out) const {
         float squares[16] = {};
@@ -218,20 +243,19 @@ class StepRun {
 
     // This thread's rows of a linear layer; `add` adds to what is there.
     template <bool add = false> static void product(const StepLinear& linear, const Vector& in, Member me, float* out) {
-        linear.weight.typed([&](auto* w) {
-            for (int64_t o = me.from(linear.outs, LINES), to = me.to(linear.outs, LINES); o < to; o += LINES) {
-                const int64_t lines = std::min<int64_t>(LINES, linear.outs - o);
-                float part[1][LINES];
-                dots<std::decay_t<decltype(*w)>, 1>(w + o * linear.depth, linear.depth, lines, in.as(w), 0, 1, linear.depth, part);
-                for (int64_t r = 0; r < lines; ++r) {
-                    const float y = part[0][r] + (linear.bias ? linear.bias[o + r] : 0.f);
-                    out[o + r] = add ? out[o + r] + y : y;
-                }
+        const PreparedVector& x = in.of(linear.weight.format);
+        for (int64_t o = me.from(linear.outs, LINES), to = me.to(linear.outs, LINES); o < to; o += LINES) {
+            const int64_t lines = std::min<int64_t>(LINES, linear.outs - o);
+            float part[1][LINES];
+            packed_dots<1>(linear.weight.format, linear.weight.at(o * linear.row_bytes), linear.row_bytes, lines, &x, 1, linear.depth, part);
+            for (int64_t r = 0; r < lines; ++r) {
+                const float y = part[0][r] + (linear.bias ? linear.bias[o + r] : 0.f);
+                out[o + r] = add ? out[o + r] + y : y;
             }
-        });
+        }
     }
 
-    void mix(const StepMixer& m, Member me, const Own& mine) const {
+    void mix(const StepMixer& m, Member me, Own& mine) const {
         normalise(x, m.norm, step.width, mine.normed);
         product(m.query, mine.normed, me, query);
         product(m.key, mine.normed, me, key);
@@ -250,7 +274,7 @@ class StepRun {
         }
         meet();
         for (int64_t h = 0; h < m.heads; ++h) merge(m, h, parts, mine.heads.plain + h * m.head_dim);
-        mine.heads.lay_out(m.query.outs);
+        mine.heads.lay_out(m.query.outs, step);
         product<true>(m.out, mine.heads, me, x);
         meet();
     }
@@ -344,7 +368,7 @@ class StepRun {
         for (int64_t k = 0; k < m.head_dim; ++k) out[k] /= total;
     }
 
-    void think(const StepFeedForward& f, Member me, const Own& mine) const {
+    void think(const StepFeedForward& f, Member me, Own& mine) const {
         normalise(x, f.norm, step.width, mine.normed);
         if (f.router != DENSE) {
             product(f.scores, mine.normed, me, scores);
@@ -358,22 +382,27 @@ class StepRun {
         if (step.pool && f.pool_layer >= 0) think_from_pool(f, me, mine, pitch);
         else if (f.slots) think_from_memory(f, me, mine, pitch);
         for (int64_t h = me.from(resting, BLOCK), to = me.to(resting, BLOCK); h < to; h += BLOCK)
-            hide(f.always_up.weight, f.always_up.bias, resting, h, f.always_activation, 1.f, mine.normed, always);
+            hide(f.always_up.weight, f.always_up.row_bytes, f.always_up.bias, resting, h, f.always_activation, 1.f, mine.normed, always);
         meet();
-        for (int64_t a = 0; a < f.slots; ++a) thought(active, a * pitch, f.unit_width, mine);
-        thought(active, f.slots * pitch, resting, mine);
-        if (f.slots) f.down.typed([&](auto* w) { speak(f, w, me, mine, pitch); });
-        if (resting) product<true>(f.always_down, {mine.thought.plain + f.slots * pitch, mine.thought.split + f.slots * pitch}, me, x);
+        for (int64_t a = 0; a < f.slots; ++a)
+            if (mine.units[a] >= 0) take_in(active + a * pitch, f.unit_width, mine.thoughts[a]);
+        if (resting) take_in(always, resting, mine.thoughts[f.slots]);
+        if (f.slots && !failed) {
+            if (f.down.format > BF16) speak_packed(f, me, mine);
+            else f.down.typed([&](auto* w) { speak(f, w, me, mine); });
+        }
+        if (resting) product<true>(f.always_down, mine.thoughts[f.slots], me, x);
         meet();
         if (step.pool && f.pool_layer >= 0 && me.id == 0)
             for (int64_t a = 0; a < f.slots; ++a)
                 if (mine.units[a] >= 0) step.pool->release(f.pool_layer, mine.units[a]);
     }
     void think_from_memory(const StepFeedForward& f, Member me, const Own& mine, int64_t pitch) const {
-        const int64_t blocks = (f.unit_width + BLOCK - 1) / BLOCK, up_values = unit_values(f);
+        const int64_t blocks = (f.unit_width + BLOCK - 1) / BLOCK;
         for (int64_t a = 0; a < f.slots; ++a) {
             const int64_t unit = std::max<int64_t>(mine.units[a], 0);
-            mine.up[a] = f.up.shifted(unit * up_values), mine.down[a] = f.down.shifted(unit * step.width * f.unit_width);
+            mine.up[a] = {f.up.at(unit * up_bytes(f)), f.up.format};
+            mine.down[a] = {f.down.at(unit * step.width * f.down_row_bytes), f.down.format};
         }
         for (int64_t i = me.from(f.slots * blocks, 1), to = me.to(f.slots * blocks, 1); i < to; ++i)
             if (mine.units[i / blocks] >= 0) think_of(f, i / blocks, i % blocks * BLOCK, mine, pitch);
@@ -391,7 +420,7 @@ class StepRun {
                 failed = true;
                 return;
             }
-            mine.up[a] = {record, f.up.is_bf16}, mine.down[a] = mine.up[a].shifted(unit_values(f));
+            mine.up[a] = {record, f.up.format}, mine.down[a] = {record + up_bytes(f), f.down.format};
             for (int64_t b = me.from(f.unit_width, BLOCK), to = me.to(f.unit_width, BLOCK); b < to; b += BLOCK)
                 think_of(f, a, b, mine, pitch);
         };
@@ -402,29 +431,28 @@ class StepRun {
         for (int64_t a = 0; a < f.slots; ++a)
             if (mine.units[a] >= 0 && !mine.up[a].base) turn(a);
     }
-    int64_t unit_values(const StepFeedForward& f) const { return activation(int(f.activation)).parts * f.unit_width * step.width; }
+    static int64_t up_bytes(const StepFeedForward& f) { return activation(int(f.activation)).parts * f.unit_width * f.up_row_bytes; }
     // Hidden values [b, b + BLOCK) of the unit in slot a.
     void think_of(const StepFeedForward& f, int64_t a, int64_t b, const Own& mine, int64_t pitch) const {
         const int64_t rows = activation(int(f.activation)).parts * f.unit_width;
         const Stored bias = f.up_bias ? f.up_bias.shifted(mine.units[a] * rows) : f.up_bias;
-        hide(mine.up[a], bias, f.unit_width, b, f.activation, mine.strengths[a], mine.normed, active + a * pitch);
+        hide(mine.up[a], f.up_row_bytes, bias, f.unit_width, b, f.activation, mine.strengths[a], mine.normed, active + a * pitch);
     }
-    // What the team thought, in this thread's own memory and in both orders.
-    static void thought(const float* active, int64_t at, int64_t count, const Own& mine) {
-        std::copy_n(active + at, count, mine.thought.plain + at);
-        lay_out<bf16>(active + at, count, mine.thought.split + at);
+    // What the team thought, in this thread's own memory and in every form.
+    void take_in(const float* values, int64_t count, Vector& out) const {
+        std::copy_n(values, count, out.plain);
+        out.lay_out(count, step);
     }
     // Columns of the output from all awake units; sums stay unfinished until the last unit.
-    template <class W> void speak(const StepFeedForward& f, const W* type, Member me, const Own& mine, int64_t pitch) const {
-        if (failed) return;
-        const float* in = mine.thought.as(type);
+    template <class W> void speak(const StepFeedForward& f, const W*, Member me, const Own& mine) const {
         for (int64_t d = me.from(step.width, LINES), to = me.to(step.width, LINES); d < to; d += LINES) {
             const int64_t lines = std::min<int64_t>(LINES, step.width - d);
             Dots<W, 1> all;
             for (int64_t a = 0; a < f.slots; ++a) {
                 if (mine.units[a] < 0) continue;
                 const W* down = static_cast<const W*>(mine.down[a].base) + d * f.unit_width;
-                all.add(down, f.unit_width, lines, in + a * pitch, 0, f.unit_width);
+                const float* in = sizeof(W) == 2 ? mine.thoughts[a].wide.split : mine.thoughts[a].plain;
+                all.add(down, f.unit_width, lines, in, 0, f.unit_width);
                 for (int64_t r = 0; f.down_bias && r < lines; ++r)
                     all.rest[0][r] += mine.strengths[a] * f.down_bias[mine.units[a] * step.width + d + r];
             }
@@ -433,21 +461,33 @@ class StepRun {
             for (int64_t r = 0; r < lines; ++r) x[d + r] += part[0][r];
         }
     }
+    void speak_packed(const StepFeedForward& f, Member me, const Own& mine) const {
+        for (int64_t a = 0; a < f.slots; ++a) {
+            if (mine.units[a] < 0) continue;
+            for (int64_t d = me.from(step.width, LINES), to = me.to(step.width, LINES); d < to; d += LINES) {
+                const int64_t lines = std::min<int64_t>(LINES, step.width - d);
+                float part[1][LINES];
+                packed_dots<1>(f.down.format, mine.down[a].at(d * f.down_row_bytes), f.down_row_bytes, lines, &mine.thoughts[a].codes, 1,
+                               f.unit_width, part);
+                for (int64_t r = 0; r < lines; ++r)
+                    x[d + r] += part[0][r] + (f.down_bias ? mine.strengths[a] * f.down_bias[mine.units[a] * step.width + d + r] : 0.f);
+            }
+        }
+    }
     // Hidden values [f, f + BLOCK) of a unit, activated and times its strength.
-    void hide(const Stored& up, const Stored& up_bias, int64_t width, int64_t f, int64_t code, float strength, const Vector& in,
+    void hide(const Stored& up, int64_t row_bytes, const Stored& up_bias, int64_t width, int64_t f, int64_t code, float strength, const Vector& in,
               float* out) const {
         const Activation& act = activation(int(code));
         const int64_t some = std::min<int64_t>(BLOCK, width - f);
         float hidden[2 * BLOCK];
-        up.typed([&](auto* w) {
-            for (int p = 0; p < act.parts; ++p)
-                for (int64_t r = 0; r < some; r += LINES) {
-                    const int64_t row = p * width + f + r, lines = std::min<int64_t>(LINES, some - r);
-                    float part[1][LINES];
-                    dots<std::decay_t<decltype(*w)>, 1>(w + row * step.width, step.width, lines, in.as(w), 0, 1, step.width, part);
-                    for (int64_t l = 0; l < lines; ++l) hidden[p * some + r + l] = part[0][l] + (up_bias ? up_bias[row + l] : 0.f);
-                }
-        });
+        const PreparedVector& x = in.of(up.format);
+        for (int p = 0; p < act.parts; ++p)
+            for (int64_t r = 0; r < some; r += LINES) {
+                const int64_t row = p * width + f + r, lines = std::min<int64_t>(LINES, some - r);
+                float part[1][LINES];
+                packed_dots<1>(up.format, up.at(row * row_bytes), row_bytes, lines, &x, 1, step.width, part);
+                for (int64_t l = 0; l < lines; ++l) hidden[p * some + r + l] = part[0][l] + (up_bias ? up_bias[row + l] : 0.f);
+            }
         act.forward(hidden, some, out + f);
         for (int64_t r = 0; r < some; ++r) out[f + r] *= strength;
     }
