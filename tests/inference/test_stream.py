@@ -14,10 +14,10 @@ import transformers
 
 from pragnosia import Pragnosia, PragnosiaForCausalLM, kernels
 from pragnosia.checkpoints import import_model
-from pragnosia.checkpoints.blueprint import blueprint
 from pragnosia.errors import BudgetError, CheckpointError
 from pragnosia.inference.budget import Plan, Rates, make_plan
 from pragnosia.inference.sampler import Sampling
+from pragnosia.inference.shelf import open_shelf
 from pragnosia.inference.stream import build, load_streamed, pool_of
 from pragnosia.units import GIB, MIB
 
@@ -61,9 +61,9 @@ def foreign(tmp_path_factory: pytest.TempPathFactory, dtype: torch.dtype) -> Cal
 
 def streamed(folder: Path, slots: int) -> PragnosiaForCausalLM:
     """The model with so many slots."""
-    print_ = blueprint(folder)
-    plan = make_plan(print_, GIB, interpreter=0)
-    return build(print_, replace(plan, slots=slots))[0]
+    shelf = open_shelf(folder)
+    plan = make_plan(shelf, GIB, interpreter=0)
+    return build(shelf, replace(plan, slots=slots))[0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -142,32 +142,32 @@ def test_a_failed_read_leaves_the_talk_as_it_was(foreign: Callable[[str], Path],
 
 
 def test_a_plan_adds_up_and_never_passes_the_budget(foreign: Callable[[str], Path]) -> None:
-    print_ = blueprint(foreign("qwen3_moe"))
-    whole = make_plan(print_, GIB, interpreter=0)
+    shelf = open_shelf(foreign("qwen3_moe"))
+    whole = make_plan(shelf, GIB, interpreter=0)
     assert whole.slots == whole.num_units == 12
     assert whole.hit_rate == 1
-    least = make_plan(print_, whole.total - 6 * whole.record, interpreter=0)
+    least = make_plan(shelf, whole.total - 6 * whole.record, interpreter=0)
     assert 4 <= least.slots < 12
     assert least.total <= least.budget
     assert 0 < least.hit_rate < 1
     rates = Rates(memory=1e9, disk=1e8)
     assert least.tokens_per_second(rates) < whole.tokens_per_second(rates)
     assert "slots for 12 units" in least.table(rates)
-    parameters = sum(p.numel() for p in PragnosiaForCausalLM(print_.config).parameters())
-    assert whole.resident + whole.record * 12 == parameters * print_.dtype("model.norm.weight").itemsize
+    parameters = sum(p.numel() for p in PragnosiaForCausalLM(shelf.config).parameters())
+    assert whole.resident + whole.record * 12 == parameters * shelf.dtype.itemsize
 
 
 def test_too_small_a_budget_says_what_would_do(foreign: Callable[[str], Path]) -> None:
-    print_ = blueprint(foreign("qwen3_moe"))
+    shelf = open_shelf(foreign("qwen3_moe"))
     with pytest.raises(
         BudgetError, match=r"are too little: interpreter .* = .*; give --memory (\d+)MiB or more"
     ) as told:
-        make_plan(print_, 20 * MIB, interpreter=10 * MIB)
+        make_plan(shelf, 20 * MIB, interpreter=10 * MIB)
     enough = int(str(told.value).rsplit("--memory ", 1)[1].split("MiB")[0])
-    plan: Plan = make_plan(print_, enough * MIB, interpreter=10 * MIB)
+    plan: Plan = make_plan(shelf, enough * MIB, interpreter=10 * MIB)
     assert plan.slots >= 4
     with pytest.raises(BudgetError):
-        make_plan(print_, (enough - 1) * MIB, interpreter=10 * MIB)
+        make_plan(shelf, (enough - 1) * MIB, interpreter=10 * MIB)
 
 
 def test_what_cannot_be_streamed_says_so(tmp_path: Path) -> None:

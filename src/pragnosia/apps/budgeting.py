@@ -74,7 +74,9 @@ def open_speaker(model: Path, memory: str | None, context: int | None, *, quiet:
 
     if memory is None:
         return Pragnosia.from_pretrained(model)
-    speaker = Pragnosia.from_pretrained(model, memory=memory, context=context, progress=None if quiet else _bar())
+    speaker = Pragnosia.from_pretrained(
+        model, memory=memory, context=context, progress=None if quiet else bar("loading")
+    )
     if not quiet:
         assert speaker.plan is not None
         print(speaker.plan.table(), file=sys.stderr)
@@ -120,22 +122,22 @@ def streamed_line(values: dict[str, Any]) -> str:
     )
 
 
-def _bar() -> Any:
-    """Bytes loaded and how fast, on stderr, where somebody watches."""
+def bar(doing: str) -> Any:
+    """Bytes done, how fast and how long still, on stderr, where somebody watches."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     console = Console(file=sys.stderr)
     if not console.is_terminal:
         return None
-    columns = (TextColumn("loading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, transient=True)
-    task = bar.add_task("loading")
-    bar.start()
+    columns = (TextColumn(doing), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    shown = Progress(*columns, console=console, transient=True)
+    task = shown.add_task(doing)
+    shown.start()
 
     def show(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total)
+        shown.update(task, completed=done, total=total)
         if done >= total:
-            bar.stop()
+            shown.stop()
 
     return show

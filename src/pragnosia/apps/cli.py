@@ -10,7 +10,7 @@ import sys
 import typer
 
 from pragnosia import __version__
-from pragnosia.apps import budgeting, evaluating, models, speaking, training
+from pragnosia.apps import budgeting, evaluating, models, packing, speaking, training
 
 app = typer.Typer(
     name="pragnosia",
@@ -31,6 +31,7 @@ app.command("compare")(training.compare)
 app.command("inspect")(models.inspect)
 app.command("import")(models.import_model)
 app.command("export")(models.export_model)
+app.command("pack")(packing.pack)
 app.command("plan")(budgeting.plan)
 app.command("doctor")(models.doctor)
 app.add_typer(tokenizer, name="tokenizer")

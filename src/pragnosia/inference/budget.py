@@ -19,9 +19,10 @@ from pathlib import Path
 
 import torch
 
-from pragnosia.checkpoints.blueprint import Blueprint
 from pragnosia.errors import BudgetError
+from pragnosia.inference.shelf import EMBEDDING, Shelf
 from pragnosia.kernels.activations import ACTIVATIONS
+from pragnosia.kernels.formats import Format
 from pragnosia.kernels.pool import UnitPool
 from pragnosia.model.organs import ExpertsConfig
 from pragnosia.units import MIB, format_bytes, parse_bytes
@@ -109,48 +110,50 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(print_: Blueprint, budget: int, *, context: int | None = None, interpreter: int | None = None) -> Plan:
+def make_plan(shelf: Shelf, budget: int, *, context: int | None = None, interpreter: int | None = None) -> Plan:
     """Share a budget [bytes] out. Raises BudgetError with the arithmetic, and the least budget that would do."""
-    config, organ = print_.config, print_.config.experts
+    config, organ = shelf.config, shelf.config.experts
     if organ is None:
         raise BudgetError(
-            f"{print_.folder} is dense: every weight wakes for every token, so there is nothing to fetch on demand; "
+            f"{shelf.folder} is dense: every weight wakes for every token, so there is nothing to fetch on demand; "
             "leave --memory away"
         )
-    limit = config.max_position_embeddings
-    room = min(limit, context or CONTEXT)
-    sizes = {name: print_.num_bytes(name) for name in print_.shapes}
-    banks = {name: size for name, size in sizes.items() if is_streamed(name)}
-    sparse = [layer for layer, kind in enumerate(config.feed_forwards or ()) if kind == "experts"]
-    record = sum(banks.values()) // (len(sparse) * organ.num_units)
-    dtype = print_.dtype("model.embed_tokens.weight")
-    resident = sum(sizes.values()) - sum(banks.values())
+    room = min(config.max_position_embeddings, context or CONTEXT)
+    sizes, layers = shelf.resident, len(shelf.sparse)
+    record = record_bytes(shelf.format, config.hidden_size, organ)
+    resident = sum(sizes.values())
     attention = config.attention
     assert attention.head_dim is not None
-    cache = 2 * config.num_hidden_layers * attention.num_key_value_heads * attention.head_dim * room * dtype.itemsize
-    awake = most_awake(organ)
-    embedded = sizes["model.embed_tokens.weight"]
-    untouched = 0 if config.tie_word_embeddings else embedded  # a token reads one row of the table
+    keys = config.num_hidden_layers * attention.num_key_value_heads * attention.head_dim
+    # a token reads one row of the table
+    untouched = 0 if config.tie_word_embeddings else sizes[EMBEDDING]
     plan = Plan(
         budget=budget,
         interpreter=resident_memory() if interpreter is None else interpreter,
         resident=resident,
-        cache=cache,
-        scratch=_scratch(config.hidden_size, config.vocab_size, organ, record, min(room, PROMPT_PIECE)),
+        cache=2 * keys * room * shelf.dtype.itemsize,
+        scratch=_scratch(config.hidden_size, config.vocab_size, organ, min(room, PROMPT_PIECE)),
         record=record,
         slots=0,
-        num_units=len(sparse) * organ.num_units,
-        sparse_layers=len(sparse),
-        awake=awake,
+        num_units=layers * organ.num_units,
+        sparse_layers=layers,
+        awake=most_awake(organ),
         context=room,
-        awake_bytes=resident - untouched + len(sparse) * organ.thalamus.num_awake * record,
+        awake_bytes=resident - untouched + layers * organ.thalamus.num_awake * record,
     )
     each = UnitPool.bytes_for(record, 1)
     slots = min((budget - plan.total) // each, plan.num_units)
-    least = 2 * awake
+    least = 2 * plan.awake
     if slots < least:
         raise BudgetError(_too_small(plan, each, least))
     return replace(plan, slots=int(slots))
+
+
+def record_bytes(entry: Format, width: int, organ: ExpertsConfig) -> int:
+    """Of one unit in this format; plain numbers lie without gaps."""
+    plain, rows = entry.plain_dtype, ACTIVATIONS[organ.activation].num_parts * organ.unit_width
+    up, down = (d * plain.itemsize if plain else entry.row_bytes(d) for d in (width, organ.unit_width))
+    return rows * up + width * down
 
 
 def as_bytes(memory: int | str) -> int:
@@ -172,11 +175,6 @@ def most_awake(organ: ExpertsConfig) -> int:
     return thalamus.num_awake
 
 
-def is_streamed(name: str) -> bool:
-    """Whether a tensor of ours is made of units that are fetched when they wake."""
-    return name.endswith((".bank.up", ".bank.down"))
-
-
 def resident_memory() -> int:
     """Bytes of this process now, libraries included."""
     try:
@@ -186,11 +184,11 @@ def resident_memory() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _scratch(width: int, vocabulary: int, organ: ExpertsConfig, record: int, tokens: int) -> int:
+def _scratch(width: int, vocabulary: int, organ: ExpertsConfig, tokens: int) -> int:
     """A prompt's activations, each thread's packed units and buffers, logits; see source/bank.hpp."""
     threads, hidden = torch.get_num_threads(), ACTIVATIONS[organ.activation].num_parts * organ.unit_width
     rows = tokens * (most_awake(organ) + 12) * width * 4
-    desk = 2 * record + 64 * 4 * (2 * hidden + 3 * width)
+    desk = 2 * 2 * (hidden + organ.unit_width) * width + 64 * 4 * (2 * hidden + 3 * width)
     return rows + threads * desk + 4 * vocabulary * 4 + _MARGIN
 
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from pragnosia.checkpoints.admission import FAMILIES, unsupported
 from pragnosia.data import vocabulary_digest
 from pragnosia.errors import CheckpointError
+from pragnosia.quantisation.index import is_packed, read_index
 
 _FAMILY = "pragnosia"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -82,11 +83,14 @@ def _read_values(directory: str | Path) -> dict[str, Any]:
 
 def has_weights(folder: Path) -> bool:
     """Whether there is anything for `check_weights` to look at."""
-    return (folder / INDEX).exists() or (folder / WEIGHTS).exists()
+    return is_packed(folder) or (folder / INDEX).exists() or (folder / WEIGHTS).exists()
 
 
 def check_weights(folder: Path) -> None:
     """Every shard the index names is there and whole. Raises CheckpointError naming the file."""
+    if is_packed(folder):
+        read_index(folder)
+        return
     index = folder / INDEX
     names = [WEIGHTS]
     if index.exists():

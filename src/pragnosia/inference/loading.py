@@ -21,9 +21,10 @@ from pragnosia.inference.directory import (
     read_values,
     require_tokenizer,
 )
-from pragnosia.inference.stream import load_foreign
+from pragnosia.inference.stream import UNLIMITED, load_streamed, load_whole
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.quantisation.index import is_packed
 
 
 def load_model(directory: str | Path, dtype: torch.dtype | str = "auto", device: str = "cpu") -> PragnosiaForCausalLM:
@@ -33,8 +34,12 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto", device:
     """
     folder = Path(directory)
     check_device(device)
+    if is_packed(folder):
+        if dtype != "auto" or device != "cpu":
+            raise UserError("a packed model runs on the CPU, in the type it computes in")
+        return load_streamed(folder, UNLIMITED)[0]
     if is_foreign(folder):
-        foreign: Any = load_foreign(folder)
+        foreign: Any = load_whole(folder)
         return foreign.to(device) if dtype == "auto" else foreign.to(device, dtype)  # type: ignore[no-any-return]
     load_config(folder)
     check_weights(folder)

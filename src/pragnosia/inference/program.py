@@ -29,11 +29,13 @@ from pragnosia.model.modeling import PragnosiaForCausalLM, PragnosiaLayer, Pragn
 from pragnosia.model.norm import RMSNorm
 from pragnosia.model.state import KeyValues, State
 from pragnosia.model.thalamus import Routing, SigmoidThalamus, SoftmaxThalamus, ThresholdThalamus
+from pragnosia.quantisation.layers import PackedEmbedding, PackedLinear
 
 _ROUTERS: dict[type, str] = {SoftmaxThalamus: "softmax", SigmoidThalamus: "sigmoid", ThresholdThalamus: "threshold"}
 _WRITABLE = {
     *(PragnosiaForCausalLM, PragnosiaModel, PragnosiaLayer, nn.ModuleList, nn.Embedding, nn.Identity, Linear, RMSNorm),
-    *(Attention, RotaryPositions, FeedForward, Experts, Bank, StreamedBank, *_ROUTERS),
+    *(Attention, RotaryPositions, FeedForward, Experts, Bank, *_ROUTERS),
+    *(StreamedBank, PackedLinear, PackedEmbedding),
 }
 
 
@@ -103,7 +105,8 @@ def writable(model: PragnosiaForCausalLM, state: State) -> bool:
 
 
 def _readable(tensor: Tensor) -> bool:
-    return tensor.is_cpu and tensor.dtype in steps.STORED and tensor.is_contiguous()
+    """Plain numbers or packed rows, in order."""
+    return tensor.is_cpu and tensor.dtype in (*steps.STORED, torch.uint8) and tensor.is_contiguous()
 
 
 class _Pen:
@@ -129,8 +132,7 @@ class _Pen:
                 told = [self.told[0][slot:], self.told[1][slot:], self.told[2][unit:]]
                 feed_forwards.append(StepFeedForward(norm=norm, **self._experts(organ, energy, told)))
                 slot, unit = slot + shape[0], unit + shape[1]
-        head, embedding = self.linear(model.lm_head), StepLinear.of(model.model.embed_tokens.weight)
-        self.held.append(model.model.embed_tokens.weight)
+        head, embedding = self.linear(model.lm_head), self._table(model.model.embed_tokens)
         self.step = Step(
             width=model.config.hidden_size,
             layers=len(layers),
@@ -161,10 +163,23 @@ class _Pen:
 
     def linear(self, layer: Any) -> StepLinear:
         """A linear layer, or a router's scores."""
+        if isinstance(layer, PackedLinear):
+            self.held += [tensor for tensor in (layer.rows, layer.bias) if tensor is not None]
+            self.bytes_read += layer.rows.nbytes
+            self._note(layer.entry)
+            return StepLinear.packed(layer.rows, layer.entry, layer.in_features, layer.bias)
         self.held += [tensor for tensor in (layer.weight, layer.bias) if tensor is not None]
         self.bytes_read += layer.weight.nbytes
         self._note(plain_format(layer.weight.dtype))
         return StepLinear.of(layer.weight, layer.bias)
+
+    def _table(self, table: Any) -> StepLinear:
+        """The tokens' rows, of which one is read."""
+        if isinstance(table, PackedEmbedding):
+            self.held.append(table.rows)
+            return StepLinear.packed(table.rows, table.entry, table.width)
+        self.held.append(table.weight)
+        return StepLinear.of(table.weight)
 
     def _note(self, entry: Format) -> None:
         """A matrix of this format is read: vectors must be laid out for it."""

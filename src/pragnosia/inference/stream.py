@@ -6,22 +6,23 @@ ours or of a supported family runs as it lies. The answers are those of the mode
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pragnosia.checkpoints.blueprint import Blueprint, blueprint
+from pragnosia.checkpoints.blueprint import blueprint
 from pragnosia.errors import CheckpointError
-from pragnosia.inference.budget import Plan, is_streamed, make_plan
+from pragnosia.inference.budget import Plan, make_plan
+from pragnosia.inference.shelf import AsItLies, Shelf, open_shelf
 from pragnosia.kernels.activations import ACTIVATIONS
-from pragnosia.kernels.formats import plain_format
 from pragnosia.kernels.pool import Extent, PooledBank, UnitPool
-from pragnosia.model.experts import Experts
 from pragnosia.model.modeling import PragnosiaForCausalLM
 
+UNLIMITED = 1 << 60
+"""A budget in which every unit has a slot."""
 Progress = Callable[[int, int], None]
 """Called with bytes loaded so far, and in all."""
 
@@ -46,10 +47,10 @@ class StreamedBank(nn.Module):
             raise CheckpointError(f"{error}; what was said so far stays") from error
 
 
-def load_foreign(folder: str | Path, *, progress: Progress | None = None) -> PragnosiaForCausalLM:
+def load_whole(folder: str | Path, *, progress: Progress | None = None) -> PragnosiaForCausalLM:
     """A directory of ours or of a supported family, whole in memory. Raises CheckpointError or ConfigError."""
-    print_ = blueprint(folder)
-    return _built(print_, list(print_.shapes), progress)
+    shelf = AsItLies(blueprint(folder))
+    return _built(shelf, {name: shelf.print_.num_bytes(name) for name in shelf.print_.shapes}, progress)
 
 
 def load_streamed(
@@ -59,32 +60,32 @@ def load_streamed(
     return build(*planned(folder, budget, context=context), progress=progress)
 
 
-def planned(folder: str | Path, budget: int, *, context: int | None = None) -> tuple[Blueprint, Plan]:
+def planned(folder: str | Path, budget: int, *, context: int | None = None) -> tuple[Shelf, Plan]:
     """What lies in a directory, and the plan for it; nothing is loaded yet."""
-    print_ = blueprint(folder)
-    return print_, make_plan(print_, budget, context=context)
+    shelf = open_shelf(folder)
+    return shelf, make_plan(shelf, budget, context=context)
 
 
-def build(print_: Blueprint, plan: Plan, *, progress: Progress | None = None) -> tuple[PragnosiaForCausalLM, Plan]:
+def build(shelf: Shelf, plan: Plan, *, progress: Progress | None = None) -> tuple[PragnosiaForCausalLM, Plan]:
     """The model of a plan."""
-    model = _built(print_, [name for name in print_.shapes if not is_streamed(name)], progress)
-    _attach(model, print_, plan)
+    model = _built(shelf, shelf.resident, progress)
+    _attach(model, shelf, plan)
     return model, plan
 
 
-def _built(print_: Blueprint, names: list[str], progress: Progress | None) -> PragnosiaForCausalLM:
+def _built(shelf: Shelf, names: Mapping[str, int], progress: Progress | None) -> PragnosiaForCausalLM:
     """A model of which only these tensors are there."""
     with torch.device("meta"):
-        model = PragnosiaForCausalLM(print_.config)
-    done, total = 0, sum(print_.num_bytes(name) for name in names)
-    for name in names:
-        tensor = print_.read(name)
-        _put(model, name, tensor)
-        done += tensor.nbytes
+        model = PragnosiaForCausalLM(shelf.config)
+    done, total = 0, sum(names.values())
+    for name, num_bytes in names.items():
+        shelf.put(model, name)
+        done += num_bytes
         if progress is not None:
             progress(done, total)
     _fill_buffers(model)
-    model.tie_weights()
+    if isinstance(model.model.embed_tokens, nn.Embedding):  # a packed table is shared as it is put
+        model.tie_weights()
     return model.eval()  # type: ignore[no-any-return,no-untyped-call]
 
 
@@ -93,36 +94,25 @@ def pool_of(model: PragnosiaForCausalLM) -> UnitPool | None:
     return next((m.bank.pool for m in model.modules() if isinstance(m, StreamedBank)), None)
 
 
-def _attach(model: PragnosiaForCausalLM, print_: Blueprint, plan: Plan) -> None:
+def _attach(model: PragnosiaForCausalLM, shelf: Shelf, plan: Plan) -> None:
     """Put a streamed bank in every sparse layer."""
-    layers: list[Any] = list(model.model.layers)
-    sparse = [(f"model.layers.{i}.feed_forward.bank", layer.feed_forward) for i, layer in enumerate(layers)]
-    sparse = [(name, organ) for name, organ in sparse if isinstance(organ, Experts)]
-    units = sparse[0][1].bank.num_units
-    pool = UnitPool(len(sparse), units, plan.record, plan.slots)
-    for number, (name, experts) in enumerate(sparse):
-        old: Any = experts.bank
-        for unit in range(units):
-            extents = [*print_.unit(f"{name}.up", unit), *print_.unit(f"{name}.down", unit)]
-            pool.place(number, unit, [Extent(*extent) for extent in extents])
-        width, unit_width = old.down.shape[1:]
-        stored, activation = plain_format(print_.dtype(f"{name}.up")), ACTIVATIONS[old.activation]
-        bank = PooledBank(pool, number, units, width, unit_width, stored, activation)
+    organ = shelf.config.experts
+    assert organ is not None
+    pool = UnitPool(len(shelf.sparse), organ.num_units, plan.record, plan.slots)
+    for number, name in enumerate(shelf.sparse):
+        for unit in range(organ.num_units):
+            extents, sums = shelf.unit(name, number, unit)
+            pool.place(number, unit, [Extent(*extent) for extent in extents], sums)
+        experts: Any = model.get_submodule(name.rpartition(".")[0])
+        shape = (organ.num_units, shelf.config.hidden_size, organ.unit_width)
+        bank = PooledBank(pool, number, *shape, shelf.format, ACTIVATIONS[organ.activation])
+        assert bank.record_bytes == plan.record
+        old = experts.bank
         experts.bank = StreamedBank(bank, *(_data(bias) for bias in (old.up_bias, old.down_bias)))
 
 
 def _data(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach()
-
-
-def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """A parameter or buffer, in the place of its shadow."""
-    owner, _, attribute = name.rpartition(".")
-    module = model.get_submodule(owner)
-    if attribute in module._parameters:
-        module.register_parameter(attribute, nn.Parameter(tensor, requires_grad=False))
-    else:
-        module.register_buffer(attribute, tensor)
 
 
 def _fill_buffers(model: PragnosiaForCausalLM) -> None:

@@ -89,13 +89,17 @@ class UnitPool:
         """Memory of so many slots: each begins on a page."""
         return -(-record_bytes // PAGE) * PAGE * slots
 
-    def place(self, layer: int, unit: int, extents: Sequence[Extent]) -> None:
-        """Say where a unit lies. Raises OSError for a file that cannot be opened, ValueError for a wrong size."""
+    def place(self, layer: int, unit: int, extents: Sequence[Extent], sums: Sequence[int] = ()) -> None:
+        """Say where a unit lies, and what its pieces of 1 MiB sum up to (CRC-32) where that is known.
+
+        Raises OSError for a file that cannot be opened, ValueError for a wrong size.
+        """
         if sum(extent.num_bytes for extent in extents) != self.record_bytes:
             raise ValueError(f"unit {unit} of layer {layer} does not fill a record of {self.record_bytes} bytes")
         words = [word for e in extents for word in (self._file(e.file), e.offset, e.num_bytes)]
         self._library.pragnosia_pool_place(
-            self.address, layer, unit, (ctypes.c_int64 * len(words))(*words), len(extents)
+            *(self.address, layer, unit, (ctypes.c_int64 * len(words))(*words), len(extents)),
+            *((ctypes.c_uint32 * len(sums))(*sums), len(sums)),
         )
 
     def stats(self) -> PoolStats:
@@ -107,7 +111,8 @@ class UnitPool:
         """What could not be read last, in words."""
         stats = self._report()
         path = next((path for path, number in self._files.items() if number == stats.failed_file), None)
-        why = "the file ends too soon" if stats.error == -1 else os.strerror(stats.error)
+        known = {-1: "the file ends too soon", -2: "its checksum is wrong, the file is damaged; copy it again"}
+        why = known.get(stats.error) or os.strerror(stats.error)
         return f"cannot read unit {stats.failed_unit} of sparse layer {stats.failed_layer} from {path}: {why}"
 
     def close(self) -> None:

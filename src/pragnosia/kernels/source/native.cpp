@@ -122,8 +122,9 @@ Pool* pragnosia_pool_new(int64_t layers, int64_t units, int64_t record, int64_t 
 }
 void pragnosia_pool_delete(Pool* pool) { delete pool; }
 int64_t pragnosia_pool_open(Pool* pool, const char* path) { return pool->open_file(path); }
-void pragnosia_pool_place(Pool* pool, int64_t layer, int64_t unit, const Extent* extents, int64_t count) {
-    pool->place(layer, unit, extents, count);
+void pragnosia_pool_place(Pool* pool, int64_t layer, int64_t unit, const Extent* extents, int64_t count, const uint32_t* sums,
+                          int64_t num_sums) {
+    pool->place(layer, unit, extents, count, sums, num_sums);
 }
 void pragnosia_pool_report(Pool* pool, PoolStats* stats) { *stats = pool->report(); }
 

@@ -34,8 +34,34 @@ struct Extent {
 struct PoolStats {
     int64_t hits, misses, bytes_read, resident;
     double seconds_waiting;
-    int64_t failed_layer, failed_unit, failed_file, error;  // of the last failure; error is errno, or -1 for a short read
+    int64_t failed_layer, failed_unit, failed_file, error;  // of the last; error is errno, -1 for a short read, -2 for a sum
 };
+
+// CRC-32 as zlib has it, eight bytes at a time.
+inline uint32_t crc32(const char* data, int64_t count) {
+    static const auto table = [] {
+        std::vector<uint32_t> all(8 * 256);
+        for (uint32_t i = 0; i < 256; ++i) {
+            uint32_t c = i;
+            for (int bit = 0; bit < 8; ++bit) c = c & 1 ? 0xedb88320u ^ (c >> 1) : c >> 1;
+            all[i] = c;
+        }
+        for (int s = 1; s < 8; ++s)
+            for (uint32_t i = 0; i < 256; ++i) all[s * 256 + i] = (all[(s - 1) * 256 + i] >> 8) ^ all[all[(s - 1) * 256 + i] & 255];
+        return all;
+    }();
+    const uint32_t* t = table.data();
+    uint32_t crc = ~0u;
+    for (; count >= 8; count -= 8, data += 8) {
+        uint32_t low, high;
+        std::memcpy(&low, data, 4), std::memcpy(&high, data + 4, 4);
+        low ^= crc;
+        crc = t[7 * 256 + (low & 255)] ^ t[6 * 256 + (low >> 8 & 255)] ^ t[5 * 256 + (low >> 16 & 255)] ^ t[4 * 256 + (low >> 24)] ^
+              t[3 * 256 + (high & 255)] ^ t[2 * 256 + (high >> 8 & 255)] ^ t[256 + (high >> 16 & 255)] ^ t[high >> 24];
+    }
+    for (; count > 0; --count, ++data) crc = t[(crc ^ uint8_t(*data)) & 255] ^ (crc >> 8);
+    return ~crc;
+}
 
 class Pool {
     enum State : int { ABSENT, READING, READY, FAILED };
@@ -47,6 +73,7 @@ class Pool {
     struct Job {
         int64_t unit, file, offset, bytes;
         char* to;
+        const uint32_t* sum;  // what the piece must sum up to; null where nobody knows
     };
     struct File {
         int direct, plain;  // the second where the first is refused; -1 where there is none
@@ -56,6 +83,7 @@ class Pool {
     const double half_life;
     std::vector<Unit> all;
     std::vector<std::vector<Extent>> extents;
+    std::vector<std::vector<uint32_t>> checksums;  // of each piece, where they are known
     std::vector<int64_t> holder;  // of each slot, -1 while free
     std::vector<File> files;
     char* memory = nullptr;
@@ -70,7 +98,7 @@ class Pool {
   public:
     Pool(int64_t layers, int64_t units, int64_t record, int64_t slots, int64_t num_readers, double half_life)
         : layers(layers), units(units), record(round_up(record, PAGE)), slots(slots), half_life(half_life), all(layers * units),
-          extents(layers * units), holder(slots, -1) {
+          extents(layers * units), checksums(layers * units), holder(slots, -1) {
         void* mapped = mmap(nullptr, this->record * slots, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (mapped == MAP_FAILED) throw std::bad_alloc();
         memory = static_cast<char*>(mapped);
@@ -108,8 +136,9 @@ class Pool {
         files.push_back({direct, plain});
         return int64_t(files.size()) - 1;
     }
-    void place(int64_t layer, int64_t unit, const Extent* parts, int64_t count) {
+    void place(int64_t layer, int64_t unit, const Extent* parts, int64_t count, const uint32_t* sums, int64_t num_sums) {
         extents[layer * units + unit].assign(parts, parts + count);
+        checksums[layer * units + unit].assign(sums, sums + num_sums);
     }
 
     void tick() {
@@ -189,7 +218,9 @@ class Pool {
         for (const Extent& extent : extents[index])
             for (int64_t at = 0; at < extent.bytes; at += PIECE) {
                 const int64_t bytes = std::min(PIECE, extent.bytes - at);
-                queue.push_back({index, extent.file, extent.offset + at, bytes, to});
+                const std::vector<uint32_t>& sums = checksums[index];
+                const uint32_t* sum = unit.pieces < int64_t(sums.size()) ? &sums[unit.pieces] : nullptr;
+                queue.push_back({index, extent.file, extent.offset + at, bytes, to, sum});
                 to += bytes, ++unit.pieces;
             }
         unit.state.store(READING);
@@ -204,7 +235,8 @@ class Pool {
             const Job job = queue.front();
             queue.pop_front();
             guard.unlock();
-            const int error = buffer ? fetch_piece(job, buffer) : ENOMEM;
+            int error = buffer ? fetch_piece(job, buffer) : ENOMEM;
+            if (!error && job.sum && crc32(job.to, job.bytes) != *job.sum) error = -2;
             guard.lock();
             Unit& unit = all[job.unit];
             if (error) {

@@ -1,0 +1,98 @@
+"""The packed form on disk, and its index.
+
+    OUT/config.json       ours; `quantization_config` names the format
+    OUT/units.bin         record after record, layer by layer, unit by unit: up rows, then down rows, from a page on
+    OUT/resident.bin      everything else, tensor after tensor, each from a cache line on
+    OUT/packed.json       this index: where everything lies, in which format, and what each piece sums up to
+
+A record is read in pieces of 1 MiB, and each piece has a checksum (CRC-32 as in zlib), so that damage is seen before it
+speaks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pragnosia.checkpoints.admission import read_json
+from pragnosia.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from pragnosia.kernels.formats import Format
+
+INDEX, UNITS, RESIDENT = "packed.json", "units.bin", "resident.bin"
+METHOD, VERSION = "pragnosia", 1
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One resident tensor: `num_bytes` of resident.bin from `offset`; the shape is the matrix's, not its rows'."""
+
+    offset: int
+    num_bytes: int
+    shape: tuple[int, ...]
+    format: str
+    """A row format, or the torch type of plain numbers."""
+
+
+@dataclass(frozen=True)
+class PackedIndex:
+    """What packed.json says."""
+
+    format: str
+    record_bytes: int
+    units_per_layer: int
+    sparse_layers: int
+    sums: list[list[int]]
+    """Of each record, the checksums of its pieces."""
+    tensors: dict[str, Packed]
+
+    @property
+    def entry(self) -> Format:
+        """The units' format."""
+        from pragnosia.kernels.formats import FORMATS  # torch, which a glance at a directory need not load
+
+        return FORMATS[self.format]
+
+    @property
+    def stride(self) -> int:
+        """From one record to the next."""
+        return -(-self.record_bytes // 4096) * 4096
+
+    def to_json(self) -> dict[str, Any]:
+        """For packed.json."""
+        return {"version": VERSION, **asdict(self)}
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether a directory holds a packed model."""
+    return (folder / INDEX).is_file()
+
+
+def read_index(folder: Path) -> PackedIndex:
+    """The index of a packed model. Raises CheckpointError for one that is cut, foreign or does not fit its files."""
+    from pragnosia.kernels.formats import FORMATS
+
+    path = folder / INDEX
+    values = read_json(path)
+    if values.pop("version", None) != VERSION:
+        raise CheckpointError(f"{path} is of another version than {VERSION}; pack the model again")
+    try:
+        tensors = {name: Packed(**entry) for name, entry in values.pop("tensors").items()}
+        index = PackedIndex(**values, tensors=tensors)
+        needed = {
+            UNITS: index.stride * (index.units_per_layer * index.sparse_layers - 1) + index.record_bytes,
+            RESIDENT: max((entry.offset + entry.num_bytes for entry in tensors.values()), default=0),
+        }
+        known = index.format in FORMATS
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is no index of a packed model ({error}); pack the model again") from error
+    if not known:
+        raise CheckpointError(f"{path} names the format {index.format!r}; we read {', '.join(FORMATS)}")
+    for name, size in needed.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size < size:
+            have = file.stat().st_size if file.is_file() else 0
+            raise CheckpointError(f"{file} holds {have} bytes, its index calls for {size}; copy or pack it again")
+    return index

@@ -1,0 +1,240 @@
+"""Packing: a model directory, ours or a supported family's, into the packed form; layer by layer, and resumable.
+
+Nothing is ever whole in memory but one unit, or one resident matrix. What was finished stays: the same command goes on
+after a kill or a full disk, from the layer it had reached.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from pragnosia.checkpoints.admission import check_vacant
+from pragnosia.checkpoints.blueprint import Blueprint
+from pragnosia.checkpoints.travel import carry
+from pragnosia.checkpoints.writer import write_json
+from pragnosia.errors import CheckpointError
+from pragnosia.kernels.activations import ACTIVATIONS
+from pragnosia.kernels.formats import FORMATS, Format, format_named, pack
+from pragnosia.quantisation.index import INDEX, METHOD, RESIDENT, UNITS, Packed, PackedIndex
+from pragnosia.units import format_bytes
+
+PIECE = 1 << 20
+_LINE = 64
+_PROGRESS = "progress.json"
+Progress = Callable[[int, int], None]
+"""Called with bytes read so far, and in all."""
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What came out."""
+
+    out: str
+    format: str
+    num_bytes: int
+    """Of the packed files."""
+    source_bytes: int
+    bits_per_weight: float
+    resumed: bool
+
+
+def pack_model(print_: Blueprint, out: str | Path, name: str, *, progress: Progress | None = None) -> PackReport:
+    """Write the packed form to `out`. Raises CheckpointError; what was done by then is kept for the next try."""
+    out, entry = Path(out), _format(name)
+    check_vacant(out)
+    partial = out.with_name(out.name + ".partial")
+    work = _Work(print_, partial, entry, progress)
+    try:
+        resumed = work.begin()
+        work.pack_units()
+        work.pack_residents()
+        work.finish()
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {partial}: {error.strerror}; what is done stays: make room and run the same command again"
+        ) from error
+    partial.replace(out)
+    size = sum((out / file).stat().st_size for file in (UNITS, RESIDENT))
+    weights = sum(print_.num_bytes(n) // print_.dtype(n).itemsize for n in print_.shapes)
+    return PackReport(str(out), name, size, work.total, 8 * size / weights, resumed)
+
+
+def _format(name: str) -> Format:
+    try:
+        entry = format_named(name)
+    except ValueError as error:
+        raise CheckpointError(f"--format: {error}") from error
+    if entry.name == "fp32":
+        raise CheckpointError("--format fp32 would pack nothing; choose bf16, int8, int4, int3, int2 or nf4")
+    return entry
+
+
+class _Work:
+    """One packing, as far as it has come."""
+
+    def __init__(self, print_: Blueprint, folder: Path, entry: Format, progress: Progress | None) -> None:
+        self.print_, self.folder, self.entry, self.progress = print_, folder, entry, progress
+        config, organ = print_.config, print_.config.experts
+        if organ is None:
+            raise CheckpointError("this model is dense: there are no units to pack; import it and run it as it is")
+        self.banks = [
+            f"model.layers.{layer}.feed_forward.bank"
+            for layer, kind in enumerate(config.feed_forwards or ())
+            if kind == "experts"
+        ]
+        self.num_units, width, inner = organ.num_units, config.hidden_size, organ.unit_width
+        rows = ACTIVATIONS[organ.activation].num_parts * inner
+        self.record = rows * self.row_bytes(width) + width * self.row_bytes(inner)
+        self.stride = -(-self.record // 4096) * 4096
+        self.total = sum(print_.num_bytes(name) for name in print_.shapes)
+        self.done = 0
+        self.sums: list[list[int]] = []
+        self.tensors: dict[str, Packed] = {}
+
+    def row_bytes(self, depth: int) -> int:
+        """Of a unit's rows; plain numbers lie without gaps, as in a bank in memory."""
+        plain = self.entry.plain_dtype
+        return depth * plain.itemsize if plain else self.entry.row_bytes(depth)
+
+    def begin(self) -> bool:
+        """Make the folder, or take up what lies there; True for the latter."""
+        path = self.folder / _PROGRESS
+        what = {"source": str(self.print_.folder.resolve()), "format": self.entry.name, "record": self.record}
+        if path.is_file():
+            known = json.loads(path.read_text("utf-8"))
+            if {key: known.get(key) for key in what} == what:
+                self.sums = known["sums"]
+                return True
+            raise CheckpointError(
+                f"{self.folder} was begun from another model or format; remove it, or choose another OUT"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        needed = self.stride * self.num_units * len(self.banks)
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise CheckpointError(f"{self.folder} needs {format_bytes(needed)}, the disk has {format_bytes(free)} free")
+        self.note()
+        return False
+
+    def note(self) -> None:
+        """Write down how far we are, whole or not at all."""
+        what = {"source": str(self.print_.folder.resolve()), "format": self.entry.name, "record": self.record}
+        path = self.folder / _PROGRESS
+        path.with_suffix(".tmp").write_text(json.dumps({**what, "sums": self.sums}), "utf-8")
+        path.with_suffix(".tmp").replace(path)
+
+    def pack_units(self) -> None:
+        """Every bank whose records are not there yet."""
+        path = self.folder / UNITS
+        path.touch()
+        with path.open("r+b") as file:
+            for layer, bank in enumerate(self.banks):
+                if (layer + 1) * self.num_units <= len(self.sums):
+                    self.advance(self.print_.num_bytes(f"{bank}.up") + self.print_.num_bytes(f"{bank}.down"))
+                    continue
+                self.sums = self.sums[: layer * self.num_units]
+                ups, downs = units_of(self.print_, f"{bank}.up"), units_of(self.print_, f"{bank}.down")
+                for unit, (up, down) in enumerate(zip(ups, downs, strict=True)):
+                    file.seek((layer * self.num_units + unit) * self.stride)
+                    record = self.record_of(up, down)
+                    self.sums.append([zlib.crc32(record[at : at + PIECE]) for at in range(0, len(record), PIECE)])
+                    file.write(record)
+                    self.advance(up.nbytes + down.nbytes)
+                file.flush()
+                os.fsync(file.fileno())
+                self.note()
+            file.truncate(self.stride * self.num_units * len(self.banks))
+
+    def record_of(self, up: Tensor, down: Tensor) -> bytes:
+        """A unit: its up rows, then its down rows."""
+        return b"".join(_bytes(self.packed(matrix, self.entry)) for matrix in (up, down))
+
+    def packed(self, matrix: Tensor, entry: Format) -> Tensor:
+        """Rows of a format; plain numbers without gaps."""
+        try:
+            return matrix.to(entry.plain_dtype) if entry.plain_dtype else pack(matrix, entry.name)
+        except ValueError as error:
+            raise CheckpointError(f"cannot pack {self.print_.folder}: {error}") from error
+
+    def pack_residents(self) -> None:
+        """Everything that is no unit: matrices in the format, the ends in 8 bits at least, small things as they are."""
+        self.tensors = {}
+        with (self.folder / RESIDENT).open("wb") as file:
+            for name in self.print_.shapes:
+                if name.endswith((".bank.up", ".bank.down")):
+                    continue
+                tensor = self.print_.read(name)
+                self.tensors[name] = self.append(file, name, tensor)
+                self.advance(tensor.nbytes)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def append(self, file: BinaryIO, name: str, tensor: Tensor) -> Packed:
+        """One resident tensor, in its format."""
+        entry = self.resident_format(name, tensor)
+        offset = file.seek(-(-file.tell() // _LINE) * _LINE)
+        data = _bytes(tensor if entry is None else self.packed(tensor, entry))
+        file.write(data)
+        kind = str(tensor.dtype).removeprefix("torch.") if entry is None else entry.name
+        return Packed(offset, len(data), tuple(tensor.shape), kind)
+
+    def resident_format(self, name: str, tensor: Tensor) -> Format | None:
+        """None: as it is. A rounded router wakes the wrong unit; a model's ends bear less rounding than its middle."""
+        if (
+            tensor.ndim != 2
+            or ".thalamus." in name
+            or "bias" in name.rsplit(".", 1)[-1]
+            or self.entry.plain_dtype is not None
+            or not tensor.is_floating_point()
+        ):
+            return None
+        ends = name in ("model.embed_tokens.weight", "lm_head.weight")
+        return FORMATS["int8"] if ends else self.entry
+
+    def finish(self) -> None:
+        """Configuration, tokenizer, and the index last of all."""
+        config = self.print_.config
+        config.architectures = ["PragnosiaForCausalLM"]
+        config.dtype = self.print_.dtype("model.norm.weight")
+        config.save_pretrained(self.folder)
+        values: dict[str, Any] = json.loads((self.folder / "config.json").read_text("utf-8"))
+        values["quantization_config"] = {"quant_method": METHOD, "format": self.entry.name}
+        write_json(self.folder / "config.json", values)
+        carry(self.print_.folder, self.folder)
+        index = PackedIndex(self.entry.name, self.record, self.num_units, len(self.banks), self.sums, self.tensors)
+        (self.folder / INDEX).write_text(json.dumps(index.to_json()), "utf-8")
+        (self.folder / _PROGRESS).unlink()
+
+    def advance(self, num_bytes: int) -> None:
+        """Tell whoever watches."""
+        self.done += num_bytes
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+def units_of(print_: Blueprint, name: str) -> Iterator[Tensor]:
+    """The units of a bank's tensor, one after the other, whatever pieces they come in."""
+    shape = print_.shapes[name][1:]
+    count, held = shape.numel() if isinstance(shape, torch.Size) else shape[0] * shape[1], list[Tensor]()
+    have = 0
+    for piece in print_.rules[name].to_ours(print_.source):
+        held.append(piece.reshape(-1))
+        have += piece.numel()
+        while have >= count:
+            flat = torch.cat(held) if len(held) > 1 else held[0]
+            yield flat[:count].view(*shape)
+            held, have = [flat[count:]], have - count
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
