@@ -134,7 +134,9 @@ def test_a_failed_read_leaves_the_talk_as_it_was(foreign: Callable[[str], Path],
     words = decoder.speak(20, Sampling())
     said = [next(words) for _ in range(3)]
     weights.write_bytes(content[:2000])
-    with pytest.raises(CheckpointError, match=r"cannot read unit \d+ of sparse layer \d+ from .*what was said so far"):
+    with pytest.raises(
+        CheckpointError, match=r"(cannot read unit \d+ of sparse layer \d+ from|ends too soon).*what was said so far"
+    ):
         said.extend(words)
     weights.write_bytes(content)
     said += decoder.speak(40 - len(said), Sampling())
@@ -154,7 +156,8 @@ def test_a_plan_adds_up_and_never_passes_the_budget(foreign: Callable[[str], Pat
     assert least.tokens_per_second(rates) < whole.tokens_per_second(rates)
     assert "slots for 12 units" in least.table(rates)
     parameters = sum(p.numel() for p in PragnosiaForCausalLM(shelf.config).parameters())
-    assert whole.resident + whole.record * 12 == parameters * shelf.dtype.itemsize
+    table = shelf.config.vocab_size * shelf.config.hidden_size  # stays on disk
+    assert whole.resident + whole.record * 12 == (parameters - table) * shelf.dtype.itemsize
 
 
 def test_too_small_a_budget_says_what_would_do(foreign: Callable[[str], Path]) -> None:

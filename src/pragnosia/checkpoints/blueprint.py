@@ -55,6 +55,12 @@ class Blueprint:
             filled += piece.numel()
         return flat.view(shape)
 
+    def place(self, name: str) -> Place | None:
+        """Where one of our tensors lies whole, if it does."""
+        rule = self.rules[name]
+        whole = self.known and isinstance(rule, Joined) and rule.num_units is None and len(rule.parts) == 1
+        return self.known[rule.parts[0]] if whole and isinstance(rule, Joined) else None
+
     def unit(self, name: str, unit: int) -> Extents:
         """Where one unit of a bank's tensor lies. Raises CheckpointError for a layout that cannot be read so."""
         if not self.known:

@@ -97,7 +97,7 @@ class Plan:
         """For a person, before anything runs."""
         rows = [
             ("interpreter and libraries", self.interpreter, ""),
-            ("resident weights", self.resident, "attention, embeddings, routers"),
+            ("resident weights", self.resident, "attention, norms, routers, output head"),
             ("keys and values", self.cache, f"{self.context} tokens"),
             ("scratch", self.scratch, ""),
             ("units", self.pool, f"{self.slots} slots for {self.num_units} units of {format_bytes(self.record)}"),
@@ -120,13 +120,13 @@ def make_plan(shelf: Shelf, budget: int, *, context: int | None = None, interpre
         )
     room = min(config.max_position_embeddings, context or CONTEXT)
     sizes, layers = shelf.resident, len(shelf.sparse)
+    if shelf.table is not None:
+        sizes = {name: size for name, size in sizes.items() if name != EMBEDDING}
     record = record_bytes(shelf.format, config.hidden_size, organ)
     resident = sum(sizes.values())
     attention = config.attention
     assert attention.head_dim is not None
     keys = config.num_hidden_layers * attention.num_key_value_heads * attention.head_dim
-    # a token reads one row of the table
-    untouched = 0 if config.tie_word_embeddings else sizes[EMBEDDING]
     plan = Plan(
         budget=budget,
         interpreter=resident_memory() if interpreter is None else interpreter,
@@ -139,7 +139,7 @@ def make_plan(shelf: Shelf, budget: int, *, context: int | None = None, interpre
         sparse_layers=layers,
         awake=most_awake(organ),
         context=room,
-        awake_bytes=resident - untouched + layers * organ.thalamus.num_awake * record,
+        awake_bytes=resident + layers * organ.thalamus.num_awake * record,
     )
     each = UnitPool.bytes_for(record, 1)
     slots = min((budget - plan.total) // each, plan.num_units)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pragnosia import kernels
 from pragnosia.errors import CheckpointError
 from pragnosia.inference.stream import StreamedBank, pool_of
+from pragnosia.inference.table import TableOnDisk
 from pragnosia.kernels import step as steps
 from pragnosia.kernels.formats import Format, plain_format
 from pragnosia.kernels.step import Step, StepFeedForward, StepLinear, StepMixer, Stored
@@ -35,7 +36,7 @@ _ROUTERS: dict[type, str] = {SoftmaxThalamus: "softmax", SigmoidThalamus: "sigmo
 _WRITABLE = {
     *(PragnosiaForCausalLM, PragnosiaModel, PragnosiaLayer, nn.ModuleList, nn.Embedding, nn.Identity, Linear, RMSNorm),
     *(Attention, RotaryPositions, FeedForward, Experts, Bank, *_ROUTERS),
-    *(StreamedBank, PackedLinear, PackedEmbedding),
+    *(StreamedBank, PackedLinear, PackedEmbedding, TableOnDisk),
 }
 
 
@@ -54,7 +55,7 @@ class Program:
         self.length = state.length
         self.room = min(memory.keys.shape[2] for memory in self._layers)
         self.logits = torch.empty(1, model.config.vocab_size)
-        self._positions = model.model.positions
+        self._positions, self._table = model.model.positions, model.model.embed_tokens
         self._pen = _Pen(model, self._layers, energy)
         self._step = self._pen.step
         self._step.logits = self.logits.data_ptr()
@@ -64,6 +65,9 @@ class Program:
         if self._positions.stretches:
             frequencies, self._step.rotation_scale = self._positions.frequencies(self.length + 1)
             self._pen.frequencies.copy_(frequencies)
+        if self._pen.row is not None:
+            self._table.row(token, self._pen.row[0])
+            token = 0
         try:
             return steps.run(self._step, token, self.length)
         except steps.UnitUnreadableError:
@@ -120,6 +124,8 @@ class _Pen:
         self.shapes = [_shape(layer.feed_forward, energy) for layer in layers]
         slots, units = (sum(shape[i] for shape in self.shapes if shape) for i in (0, 1))
         self.told = torch.empty(slots, dtype=torch.long), torch.empty(slots), torch.empty(units)
+        self.row: Tensor | None = None
+        """Of a table on disk: the one row that is here."""
         self.frequencies = model.model.positions.inv_freq.float().clone()
         mixers, feed_forwards = [], []
         slot = unit = 0
@@ -175,6 +181,9 @@ class _Pen:
 
     def _table(self, table: Any) -> StepLinear:
         """The tokens' rows, of which one is read."""
+        if isinstance(table, TableOnDisk):
+            self.row = torch.empty(1, table.row_bytes, dtype=torch.uint8)
+            return StepLinear.packed(self.row, table.entry, table.width)
         if isinstance(table, PackedEmbedding):
             self.held.append(table.rows)
             return StepLinear.packed(table.rows, table.entry, table.width)

@@ -17,6 +17,7 @@ from pragnosia.checkpoints.blueprint import Blueprint, blueprint
 from pragnosia.checkpoints.places import Extents, Place, read_place
 from pragnosia.errors import CheckpointError
 from pragnosia.inference.directory import read_values
+from pragnosia.inference.table import TableOnDisk
 from pragnosia.kernels.formats import FORMATS, Format, plain_format
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.quantisation.index import RESIDENT, UNITS, is_packed, read_index
@@ -35,6 +36,11 @@ class Shelf(ABC):
     @abstractmethod
     def resident(self) -> dict[str, int]:
         """Bytes of every tensor that is no unit's, by our name."""
+
+    @property
+    @abstractmethod
+    def table(self) -> TableOnDisk | None:
+        """The token table, to be left on disk; None where the output head needs it too."""
 
     @property
     @abstractmethod
@@ -78,6 +84,14 @@ class AsItLies(Shelf):
         return {name: self.print_.num_bytes(name) for name in self.print_.shapes if not is_streamed(name)}
 
     @property
+    def table(self) -> TableOnDisk | None:
+        place = self.print_.place(EMBEDDING)
+        if self.config.tie_word_embeddings or place is None or place.dtype not in (torch.float32, torch.bfloat16):
+            return None
+        rows, width = place.shape
+        return TableOnDisk(place.file, place.offset, (rows, width), plain_format(place.dtype), self.dtype)
+
+    @property
     def format(self) -> Format:
         return plain_format(self.print_.dtype(f"{self.sparse[0]}.up"))
 
@@ -106,6 +120,15 @@ class AsPacked(Shelf):
     @property
     def resident(self) -> dict[str, int]:
         return {name: entry.num_bytes for name, entry in self.index.tensors.items()}
+
+    @property
+    def table(self) -> TableOnDisk | None:
+        known = self.index.tensors[EMBEDDING]
+        if self.config.tie_word_embeddings:
+            return None
+        entry = FORMATS.get(known.format) or plain_format(getattr(torch, known.format))
+        rows, width = known.shape
+        return TableOnDisk(self.folder / RESIDENT, known.offset, (rows, width), entry, self.dtype)
 
     @property
     def format(self) -> Format:

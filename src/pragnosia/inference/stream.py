@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pragnosia.checkpoints.blueprint import blueprint
 from pragnosia.errors import CheckpointError
 from pragnosia.inference.budget import Plan, make_plan
-from pragnosia.inference.shelf import AsItLies, Shelf, open_shelf
+from pragnosia.inference.shelf import EMBEDDING, AsItLies, Shelf, open_shelf
 from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.kernels.pool import Extent, PooledBank, UnitPool
 from pragnosia.model.modeling import PragnosiaForCausalLM
@@ -68,7 +68,11 @@ def planned(folder: str | Path, budget: int, *, context: int | None = None) -> t
 
 def build(shelf: Shelf, plan: Plan, *, progress: Progress | None = None) -> tuple[PragnosiaForCausalLM, Plan]:
     """The model of a plan."""
-    model = _built(shelf, shelf.resident, progress)
+    table = shelf.table
+    names = {name: size for name, size in shelf.resident.items() if table is None or name != EMBEDDING}
+    model = _built(shelf, names, progress)
+    if table is not None:
+        model.model.embed_tokens = table
     _attach(model, shelf, plan)
     return model, plan
 

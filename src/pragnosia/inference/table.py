@@ -1,0 +1,60 @@
+"""A token table that stays on disk: a token needs one row of it, and a row is a page or two."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pragnosia.errors import CheckpointError
+from pragnosia.kernels.formats import Format, unpack
+
+
+@final
+class TableOnDisk(nn.Module):
+    """Stands where the token table stands: rows of a format, from `offset` of a file, read as they are asked for."""
+
+    def __init__(self, file: Path, offset: int, shape: tuple[int, int], entry: Format, dtype: torch.dtype) -> None:
+        super().__init__()
+        plain = entry.plain_dtype
+        self.file, self.offset, self.entry, self.dtype = file, offset, entry, dtype
+        self.num_rows, self.width = shape
+        self.row_bytes = self.width * plain.itemsize if plain else entry.row_bytes(self.width)
+        try:
+            self.descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
+        if hasattr(os, "posix_fadvise"):  # nothing beside the row is worth reading
+            os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the table only type and device are here: what a state is made like."""
+        return torch.empty(0, self.width, dtype=self.dtype)
+
+    def row(self, token: int, out: Tensor) -> None:
+        """Fill `out`, bytes of one row. Raises CheckpointError."""
+        try:
+            got = os.preadv(self.descriptor, [memoryview(out.numpy())], self.offset + token * self.row_bytes)  # type: ignore[arg-type]
+        except OSError as error:
+            raise CheckpointError(f"cannot read {self.file}: {error.strerror}; what was said so far stays") from error
+        if got != self.row_bytes:
+            raise CheckpointError(f"{self.file} ends too soon; what was said so far stays")
+
+    def forward(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """The tokens' rows; each is read once."""
+        wanted, where = ids.unique(return_inverse=True)
+        rows = torch.empty(len(wanted), self.row_bytes, dtype=torch.uint8)
+        for out, token in zip(rows, wanted.tolist(), strict=True):
+            self.row(token, out)
+        plain = self.entry.plain_dtype
+        values = rows.view(plain) if plain else unpack(rows, self.width, self.entry.name, self.dtype)
+        return values.to(self.dtype)[where]
