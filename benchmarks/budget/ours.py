@@ -1,0 +1,58 @@
+"""Worker: our engine on fixed tokens within a budget. usage: ours.py MODEL BYTES PROMPT NEW; prints a line of JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+started = time.perf_counter()
+
+import torch  # noqa: E402
+from _tokens import tokens  # noqa: E402
+
+from pragnosia.inference.decode import Decoder  # noqa: E402
+from pragnosia.inference.program import Program  # noqa: E402
+from pragnosia.inference.sampling import Sampling  # noqa: E402
+from pragnosia.inference.stream import load_streamed, pool_of  # noqa: E402
+
+
+def main(folder: str, budget: int, prompt: int, new: int) -> None:
+    """Read a prompt, then the given tokens one by one, as if they had been chosen."""
+    model, plan = load_streamed(folder, budget, context=prompt + new + 8)
+    loaded = time.perf_counter() - started
+    given = tokens(prompt + new)
+    decoder, pool = Decoder(model, prompt + new + 8), pool_of(model)
+    assert pool is not None
+    decoder.read(given[:prompt])
+    begun = time.perf_counter()
+    next(decoder.speak(1, Sampling()))
+    first = time.perf_counter() - begun
+    seconds, before = [], pool.stats()
+    with torch.inference_mode():
+        program = Program(model, decoder.state, 1.0)
+        for number, token in enumerate(given[prompt:]):
+            if number == new // 3:  # the first third warms the pool
+                before = pool.stats()
+            begun = time.perf_counter()
+            program(token)
+            program.length += 1
+            seconds.append(time.perf_counter() - begun)
+    after, steady = pool.stats(), seconds[new // 3 :]
+    asked = after.hits + after.misses - before.hits - before.misses
+    result = {
+        "tokens_per_second": len(steady) / sum(steady),
+        "bytes_read_per_token": (after.bytes_read - before.bytes_read) / len(steady),
+        "hit_rate": (after.hits - before.hits) / max(asked, 1),
+        "share_waiting": (after.seconds_waiting - before.seconds_waiting) / torch.get_num_threads() / sum(steady),
+        "seconds_to_load": loaded,
+        "seconds_to_first_token": first,
+        "slots": plan.slots,
+        "planned_bytes": plan.total,
+        "expected_hit_rate": plan.hit_rate,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *(int(word) for word in sys.argv[2:5]))
