@@ -44,7 +44,7 @@ def traces(monkeypatch: pytest.MonkeyPatch) -> list[Trace]:
 class Scripted:
     """Stands where the model's choice would: the answers are given, tokens are read as ever."""
 
-    is_argmax = False
+    is_argmax, reads_text = False, True
 
     def __init__(self, speaker: Pragnosia, monkeypatch: pytest.MonkeyPatch) -> None:
         self.speaker, self.answers = speaker, list[str]()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pragnosia import Pragnosia, PragnosiaForCausalLM
-from pragnosia.errors import ConfigError, PromptError
+from pragnosia.errors import CheckpointError, ConfigError, PromptError
 from pragnosia.inference.decode import Decoder, Trace
 from pragnosia.inference.sampler import Sampling
 
@@ -123,7 +123,9 @@ def test_the_context_ends_the_answer(make_model: Make) -> None:
 @pytest.mark.parametrize("length", [16, 17, 400])
 def test_a_prompt_longer_than_the_context(length: int, make_model: Make) -> None:
     decoder = Decoder(make_model(max_position_embeddings=16), 99)
-    with pytest.raises(PromptError, match=f"the prompt has {length} tokens, the model's context holds 16; cut it"):
+    with pytest.raises(
+        PromptError, match=f"the prompt has {length} tokens and needs room for one more; the model's context holds 16"
+    ):
         decoder.read([1] * length)
     decoder.read([1] * 15)
     assert len(told(decoder, 5)) == 1, "a refused prompt was not half read"
@@ -159,3 +161,20 @@ def test_no_gradients_are_kept(speaker: Pragnosia) -> None:
     told(decoder, 3)
     memory: Any = decoder.state.layers[0]
     assert not memory.keys.requires_grad
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"repetition_penalty": 1.2}], ids=str)
+@pytest.mark.parametrize("written", [True, False], ids=["program", "modules"])
+def test_scores_that_are_no_numbers(
+    written: bool, options: dict[str, Any], make_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not written:
+        monkeypatch.setattr("pragnosia.inference.decode.writable", lambda *_: False)
+    model = make_model()
+    decoder = Decoder(model, 64)
+    decoder.read([1, 2, 3])
+    assert len(told(decoder, 4, **options)) == 4
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    with pytest.raises(CheckpointError, match="no numbers"):
+        told(decoder, 4, **options)

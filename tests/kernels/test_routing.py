@@ -79,3 +79,25 @@ def test_all_silenced(squash: str) -> None:
 def test_an_unknown_squash() -> None:
     with pytest.raises(ValueError, match=r"unknown squash 'tanh'\. Available: softmax, sigmoid"):
         kernels.route(**material(6, biased=True), awake=2, squash="tanh", renormalise=True, scale=1.0)
+
+
+def test_bfloat16_models_take_the_compiled_router(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise AssertionError("the plain definition ran")
+
+    monkeypatch.setattr("pragnosia.kernels.reference.choose", refused)
+    tensors = {name: None if t is None else t.detach().bfloat16() for name, t in material(16, biased=True).items()}
+    how: dict[str, Any] = {"awake": 2, "squash": "softmax", "renormalise": True, "scale": 1.0}
+    units, strengths, scores = kernels.route(**tensors, **how)
+    assert units.shape == (37, 2)
+    assert strengths.dtype is scores.dtype is torch.float32
+
+
+def test_a_bias_alone_learns() -> None:
+    tensors = {name: None if t is None else t.detach() for name, t in material(6, biased=True).items()}
+    assert tensors["bias"] is not None
+    tensors["bias"].requires_grad_()
+    _, strengths, _ = kernels.route(**tensors, awake=2, squash="softmax", renormalise=True, scale=1.0)
+    (strengths[:, 0] ** 2).sum().backward()
+    assert tensors["bias"].grad is not None
+    assert tensors["bias"].grad.any()

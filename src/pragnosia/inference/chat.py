@@ -86,6 +86,12 @@ class Conversation:
             if len(self.decoder.ids) + len(ids) <= most or len(self.messages) == oldest + 1:
                 break
             del self.messages[oldest : oldest + 2]
+        needed = len(self.decoder.ids) + len(ids)
+        if needed >= limit:
+            raise PromptError(
+                f"this turn and what goes before it take {needed} tokens, the model's context holds {limit} with the "
+                "answer; say it in fewer words"
+            )
         self.decoder.read(ids)
         self.text, self.marks[1:-1] = text, []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from pragnosia.errors import PromptError
+from pragnosia.errors import CheckpointError, PromptError
 from pragnosia.inference.budget import PROMPT_PIECE
 from pragnosia.inference.program import Program, writable
 from pragnosia.inference.sampler import Sampler, Sampling
@@ -71,7 +72,8 @@ class Decoder:
         limit, vocabulary = self.model.config.max_position_embeddings, self.model.config.vocab_size
         if len(self.ids) + len(ids) >= limit:
             raise PromptError(
-                f"the prompt has {len(self.ids) + len(ids)} tokens, the model's context holds {limit}; cut it"
+                f"the prompt has {len(self.ids) + len(ids)} tokens and needs room for one more; "
+                f"the model's context holds {limit}: cut it"
             )
         outside = [token for token in ids if not 0 <= token < vocabulary]
         if outside:
@@ -105,7 +107,7 @@ class Decoder:
         # What was read counts once the next token is chosen: Ctrl-C in between leaves a text that can go on.
         if self._program is not None:
             likeliest = self._program(self.ids[-1])
-            chosen = likeliest if sampler.is_argmax else int(sampler(self.tokens, self._program.logits))
+            chosen = self._choose(sampler, self._program.logits, likeliest)
             self._program.length += 1
             self._record(self._program.routings, 1)
             return chosen
@@ -113,14 +115,25 @@ class Decoder:
             self._settle(self._modules(PROMPT_PIECE), PROMPT_PIECE)
         unread = len(self.ids) - self._state.length
         output = self._modules(unread)
-        chosen = int(sampler(self.tokens, output.logits[:, -1]))
+        logits = output.logits[:, -1]
+        chosen = self._choose(sampler, logits, int(logits.argmax()))
         self._settle(output, unread)
         return chosen
 
+    def _choose(self, sampler: Sampler, logits: Tensor, likeliest: int) -> int:
+        """The next token. Raises CheckpointError where the scores are no numbers."""
+        if not math.isfinite(float(logits[0, likeliest])):  # a NaN is likelier than anything
+            raise CheckpointError("the model's scores are no numbers (NaN): its weights are damaged; copy it again")
+        if sampler.is_argmax:
+            return likeliest
+        seen = self.tokens if sampler.reads_text else torch.empty(1, 0, dtype=torch.long)
+        return int(sampler(seen, logits))
+
     def _modules(self, count: int) -> Any:
         """The next unread tokens through the model's modules."""
-        unread = self.tokens[:, self._state.length : self._state.length + count]
-        return self.model(unread, past_key_values=self._state, logits_to_keep=1, energy=self.energy)
+        unread = self.ids[self._state.length : self._state.length + count]
+        tokens = torch.tensor([unread], dtype=torch.long, device=self.model.device)
+        return self.model(tokens, past_key_values=self._state, logits_to_keep=1, energy=self.energy)
 
     def _settle(self, output: Any, count: int) -> None:
         self._state = output.past_key_values

@@ -8,12 +8,21 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from pragnosia.checkpoints.admission import FAMILIES, unsupported
+from pragnosia.checkpoints.admission import FAMILIES, check_readable, unsupported
 from pragnosia.data import vocabulary_digest
 from pragnosia.errors import CheckpointError
 from pragnosia.quantisation.index import is_packed, read_index
 
 _FAMILY = "pragnosia"
+# Files of which one set makes a tokenizer that transformers can load.
+_TOKENIZERS = (
+    ("tokenizer.json",),
+    ("tokenizer.model",),
+    ("tekken.json",),
+    ("vocab.json", "merges.txt"),
+    ("vocab.txt",),
+    ("spiece.model",),
+)
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -41,9 +50,14 @@ def is_foreign(directory: str | Path) -> bool:
     return bool(_read_values(directory)["model_type"] != _FAMILY)
 
 
+def has_tokenizer(directory: str | Path) -> bool:
+    """Whether a tokenizer lies there; tokenizer_config.json alone only describes one."""
+    return any(all((Path(directory) / name).is_file() for name in names) for names in _TOKENIZERS)
+
+
 def require_tokenizer(directory: str | Path) -> None:
     """Raise CheckpointError where no tokenizer lies beside the model."""
-    if not any((Path(directory) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+    if not has_tokenizer(directory):
         raise CheckpointError(
             f"{directory} holds no tokenizer.json; put the model's own there, or give token ids from Python "
             "(Pragnosia.generate_tokens)"
@@ -69,7 +83,7 @@ def _read_values(directory: str | Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{directory} holds no config.json, so it is no model directory") from None
+        raise CheckpointError(f"{directory} holds no config.json, {_instead(Path(directory))}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     except OSError as error:
@@ -79,6 +93,18 @@ def _read_values(directory: str | Path) -> dict[str, Any]:
     if values.get("model_type") is None:
         raise CheckpointError(f"{path} names no model_type, expected {_FAMILY!r}; copy it again")
     return values
+
+
+def _instead(folder: Path) -> str:
+    """What a directory without a config.json is; a run that was stopped has models inside."""
+    saved = sorted(path.parent for path in folder.glob("checkpoints/step-*/config.json"))
+    if saved:
+        return (
+            f"for its run was stopped; use its newest checkpoint, {saved[-1]}, or finish the run: train with --resume"
+        )
+    if (folder / "train.yaml").is_file():
+        return "for its run was stopped before its first checkpoint; go on with it: train with --resume"
+    return "so it is no model directory"
 
 
 def has_weights(folder: Path) -> bool:
@@ -103,6 +129,7 @@ def check_weights(folder: Path) -> None:
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{folder} has no {name}; the model's weights are missing")
+        check_readable(path)
         try:
             with safe_open(path, framework="np") as shard:  # only the header: any framework does, numpy is quick
                 shard.keys()

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from pragnosia.checkpoints.admission import check_tokenizer_size
 from pragnosia.checkpoints.blueprint import foreign_config
 from pragnosia.errors import CheckpointError, ConfigError, PragnosiaError, UserError
 from pragnosia.inference.directory import (
@@ -101,11 +102,6 @@ def load_tokenizer(directory: str | Path, vocab_size: int, digest: str | None = 
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises bare Exception for a corrupt file
         raise CheckpointError(f"cannot read the tokenizer in {folder}: {first_line(error)}") from error
-    # A vocabulary is often padded a little past its tokenizer; far past, the two never belonged together.
-    if not len(tokenizer) <= vocab_size <= 1.1 * len(tokenizer) + 256:
-        raise CheckpointError(
-            f"the tokenizer in {folder} knows {len(tokenizer)} tokens, the model {vocab_size}; "
-            "it belongs to another model"
-        )
+    check_tokenizer_size(folder, len(tokenizer), vocab_size)
     check_vocabulary(folder, digest)
     return tokenizer

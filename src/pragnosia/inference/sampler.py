@@ -44,6 +44,11 @@ class Sampler:
             self.warpers.append(MinPLogitsWarper(sampling.min_p))
 
     @property
+    def reads_text(self) -> bool:
+        """Whether the choice depends on what was said before."""
+        return any(isinstance(warper, RepetitionPenaltyLogitsProcessor) for warper in self.warpers)
+
+    @property
     def is_argmax(self) -> bool:
         """Whether the likeliest token is always chosen, whatever was seen."""
         return self.greedy and not self.warpers

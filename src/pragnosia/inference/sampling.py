@@ -82,6 +82,8 @@ def _texts(given: Any) -> tuple[str, ...]:
     stop: tuple[Any, ...] = (given,) if isinstance(given, str) else (None,)
     if isinstance(given, list | tuple | set):
         stop = tuple(given)
+    if "" in stop:
+        raise PromptError("stop is an empty text; give text that is to end the answer, or leave it out")
     fine = all(isinstance(text, str) and text for text in stop)
     _require(fine, "stop", repr(given), "a text, or a list of texts, none of them empty")
     return stop

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from pragnosia.errors import BudgetError, CheckpointError, PromptError
 from pragnosia.inference.budget import Plan, as_bytes
 from pragnosia.inference.decode import Decoder, Trace
+from pragnosia.inference.directory import has_tokenizer
 from pragnosia.inference.loading import load_model, load_tokenizer
 from pragnosia.inference.sampling import Sampling, check_room, check_text
 from pragnosia.inference.stream import Progress, load_streamed
@@ -65,9 +66,9 @@ class Pragnosia:
             model, plan = load_streamed(directory, as_bytes(memory), context=context, progress=progress)
         else:
             model = load_model(directory, dtype, device)
-        has_tokenizer = any(Path(directory).glob("tokenizer*.json"))
-        config = model.config
-        tokenizer = load_tokenizer(directory, config.vocab_size, config.tokenizer_digest) if has_tokenizer else None
+        config, tokenizer = model.config, None
+        if has_tokenizer(directory):
+            tokenizer = load_tokenizer(directory, config.vocab_size, config.tokenizer_digest)
         return cls(model, tokenizer, plan)
 
     @property

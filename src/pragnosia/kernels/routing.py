@@ -53,13 +53,14 @@ def route(
     if squash not in SQUASHES:
         raise ValueError(f"unknown squash {squash!r}. Available: {', '.join(SQUASHES)}")
     x = x.to(weight.dtype)
-    wants = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    tables = (steering,) if balance is None else (steering, balance)
+    learners = (x, weight) if bias is None else (x, weight, bias)
+    wants = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in learners)
+    steering, balance = steering.float(), None if balance is None else balance.float()
     compiled = (
         not torch.compiler.is_compiling()
         and x.is_cpu
         and (weight.dtype is torch.float32 or (weight.dtype is torch.bfloat16 and not wants))
-        and all(table.dtype is torch.float32 for table in tables)
+        and not (steering.requires_grad and torch.is_grad_enabled())
         and native_library() is not None
     )
     if not compiled:

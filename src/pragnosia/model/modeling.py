@@ -67,7 +67,7 @@ class PragnosiaPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["PragnosiaLayer"]  # noqa: RUF012  (transformers reads it so)
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     # What moves in steps of a thousandth would stand still in bfloat16.
-    _keep_in_fp32_modules_strict = ["balance", "thresholds", "num_observed"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["balance", "thresholds", "num_observed", "steering"]  # noqa: RUF012
     _supports_sdpa = True
     _can_compile_fullgraph = True
 
@@ -81,7 +81,7 @@ class PragnosiaPreTrainedModel(PreTrainedModel):
         | up of a bank                                  |                                       |
         | weight that writes to the stream, down        | N(0, initializer_range / sqrt(2 L))   |
         | weight of a norm                              | 1                                     |
-        | biases, sinks, balance, steering              | 0                                     |
+        | biases, sinks, balance, steering, num_observed | 0                                    |
         | thresholds                                    | 1/2                                   |
         | inv_freq                                      | the frequencies of the rotation       |
         """

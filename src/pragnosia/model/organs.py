@@ -170,6 +170,10 @@ class ExpertsConfig(Organ):
     def __post_init__(self) -> None:
         require(self.thalamus is not None, "experts.thalamus is null; experts need a router, say which")
         object.__setattr__(self, "thalamus", ThalamusConfig.read(self.thalamus))
+        require(
+            self.lobes is None or isinstance(self.lobes, Mapping),
+            f"experts.lobes is {self.lobes!r}; it must map labels to numbers of units, as in {{cortex: 16}}",
+        )
         object.__setattr__(self, "lobes", dict(self.lobes) if self.lobes else {"cortex": self.num_units})
         require_whole("experts", num_units=self.num_units, unit_width=self.unit_width)
         if self.num_shared != 0:

@@ -48,7 +48,7 @@ class Thalamus(nn.Module, ABC):
         self.organ = organ
         self.weight = nn.Parameter(torch.empty(num_units, width))
         self.bias = nn.Parameter(torch.zeros(num_units)) if organ.bias else None
-        self.register_buffer("steering", torch.zeros(num_units), persistent=False)
+        self.register_buffer("steering", torch.zeros(num_units, dtype=torch.float32), persistent=False)
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "T D"], energy: float) -> Routing:
