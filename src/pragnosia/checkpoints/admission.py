@@ -53,6 +53,29 @@ def check_vacant(out: Path) -> None:
         raise CheckpointError(f"{out} already exists and is not an empty directory; choose another or remove it")
 
 
+def check_readable(path: Path) -> None:
+    """Raise CheckpointError for a file that is there and cannot be opened: safetensors calls it missing."""
+    try:
+        with path.open("rb"):
+            pass
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+
+
+def check_tokenizer_size(folder: Path, num_tokens: int, vocab_size: int) -> None:
+    """Raise CheckpointError unless a tokenizer of `num_tokens` may be that of a model of `vocab_size`.
+
+    A vocabulary is often padded a little past its tokenizer; far past, the two never belonged together.
+    """
+    if not num_tokens <= vocab_size <= 1.1 * num_tokens + 256:
+        raise CheckpointError(
+            f"the tokenizer in {folder} knows {num_tokens} tokens, the model {vocab_size}; "
+            "it belongs to another model; put the model's own there"
+        )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. Raises CheckpointError when it is missing, unreadable or not an object."""
     try:

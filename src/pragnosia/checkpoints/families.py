@@ -105,7 +105,10 @@ def fitting_family(config: PragnosiaConfig) -> Family:
         if not different:
             return family
         lacking.append((False, len(different), f"{name}, where {'; '.join(different)}"))
-    raise CheckpointError(f"no family can express this model; the nearest is {min(lacking)[2]}")
+    raise CheckpointError(
+        "no family can express this model (only one that computes as a family's models do, as imported ones, can be "
+        f"exported); the nearest is {min(lacking)[2]}"
+    )
 
 
 def _attempt(family: Family, config: PragnosiaConfig) -> tuple[dict[str, Any], list[str]]:

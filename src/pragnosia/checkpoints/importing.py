@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pragnosia.checkpoints.admission import check_source, read_json
+from tokenizers import Tokenizer
+
+from pragnosia.checkpoints.admission import check_source, check_tokenizer_size, read_json
 from pragnosia.checkpoints.families import read_config, read_family
 from pragnosia.checkpoints.llama2c import Llama2cSource
 from pragnosia.checkpoints.llama2c_tokenizer import find_tokenizer, read_tokenizer
@@ -25,6 +27,7 @@ from pragnosia.checkpoints.source import SafetensorsSource, Shape, TensorSource
 from pragnosia.checkpoints.travel import carry
 from pragnosia.checkpoints.writer import SHARD_BYTES, Entry, new_directory, write_json, write_weights
 from pragnosia.data import vocabulary_digest
+from pragnosia.errors import CheckpointError
 from pragnosia.model.configuration import PragnosiaConfig
 
 ORIGIN = "origin.json"
@@ -66,6 +69,7 @@ def import_model(
         config.tie_word_embeddings = False
     rules = family.weights(config, tensors.names)
     entries = _entries(rules, parameter_shapes(config), tensors, config)
+    _check_tokenizer(source, config)
     config.dtype = config.dtype or tensors.dtype(EMBEDDINGS)
     with new_directory(out) as folder:
         write_weights(folder, entries, shard_bytes)
@@ -111,6 +115,19 @@ def _entries(
         Entry(rule.ours, common_dtype(list(needed), source), shapes[rule.ours], partial(rule.to_ours, source))
         for rule, needed in theirs.items()
     ]
+
+
+def _check_tokenizer(source: Path, config: PragnosiaConfig) -> None:
+    """Raise CheckpointError for a tokenizer that the imported model could not speak with."""
+    file = source / "tokenizer.json"
+    if not file.is_file():
+        return
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception for a damaged file
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"cannot read the tokenizer in {source}: {reason}; fetch {file.name} again") from error
+    check_tokenizer_size(source, tokenizer.get_vocab_size(), config.vocab_size)
 
 
 def _carry(source: Path, folder: Path, config: PragnosiaConfig, tokenizer: Path | None) -> None:

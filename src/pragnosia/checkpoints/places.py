@@ -65,7 +65,7 @@ def _places_in(path: Path) -> dict[str, Place]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; the checkpoint is incomplete, fetch that file again") from error
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is truncated or corrupt (its header is no JSON); fetch it again") from error
     start = 8 + length

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pragnosia.checkpoints.admission import read_json
+from pragnosia.checkpoints.admission import check_readable, read_json
 from pragnosia.errors import CheckpointError
 from pragnosia.units import MIB
 
@@ -157,6 +157,7 @@ class SafetensorsSource:
 
 def open_safetensors(path: Path) -> Any:
     """`safe_open`, with its complaints as CheckpointError."""
+    check_readable(path)
     try:
         return safe_open(path, framework="pt")
     except FileNotFoundError as error:
