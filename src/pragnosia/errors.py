@@ -9,6 +9,7 @@
     │   ├── PromptError                   a prompt or sampling option that cannot be used
     │   └── BudgetError                   memory, time or energy that does not suffice
     └── TrainingError                     a run that had to stop: not a number, disk full; exit code 1
+        └── InterruptedTrainingError      a run that was asked to stop, and did; exit code 130
 
 A message is one line: what, got, expected, what to do.
 """
@@ -57,6 +58,12 @@ class BudgetError(UserError):
 
 class TrainingError(PragnosiaError):
     """A run that had to stop although its input was sound."""
+
+
+class InterruptedTrainingError(TrainingError):
+    """A run that was asked to stop, and saved everything first."""
+
+    exit_code = 130
 
 
 def unknown_name(kind: str, got: str, known: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> str:

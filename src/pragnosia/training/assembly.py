@@ -17,6 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedTokenizerFast
 
 from pragnosia.data import (
+    Batches,
     Corpus,
     Mixture,
     PackingOptions,
@@ -127,6 +128,7 @@ def prepare_corpus(config: TrainConfig, tokenizer: PreTrainedTokenizerFast, out:
     options = PackingOptions(validation_fraction=config.data.validation_fraction)
     cache = Path(config.data.cache) if config.data.cache else out / "data"
     corpus = build_corpus(config.data.sources, tokenizer, cache, options)
+    Batches(corpus, config.batch.batch_size, config.batch.sequence_length, config.seed)  # raises where text is short
     reporter.note(
         f"data: {format_count(corpus.train_tokens)} tokens to learn from, {corpus.bytes_per_token:.2f} bytes each; "
         f"{format_count(sum(part.validation.tokens for part in corpus.parts))} held out"

@@ -39,8 +39,13 @@ def open_run(out: Path, config: TrainConfig, *, resume: bool) -> Path | None:
         raise ConfigError(f"cannot write the run folder {out}: {error.strerror}; choose another --out") from error
 
 
+def is_run(out: Path) -> bool:
+    """Whether a run has begun in `out`."""
+    return (out / SETTINGS).is_file()
+
+
 def _open_run(out: Path, config: TrainConfig, resume: bool) -> Path | None:
-    held = (out / SETTINGS).is_file()
+    held = is_run(out)
     if out.exists() and not held and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty and holds no run; choose another --out")
     checkpoints = Checkpoints(out / CHECKPOINTS, config.checkpoint.keep)
@@ -51,7 +56,7 @@ def _open_run(out: Path, config: TrainConfig, resume: bool) -> Path | None:
     elif latest is not None:
         raise ConfigError(f"{out} already holds a run, saved as {latest.name}; add --resume or choose another --out")
     elif held:
-        _clear(out)
+        clear_run(out)
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / SETTINGS, yaml.safe_dump(config.write(), sort_keys=False, allow_unicode=True))
     return latest
@@ -97,7 +102,7 @@ def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
             yield f"{path}{key}", value
 
 
-def _clear(out: Path) -> None:
+def clear_run(out: Path) -> None:
     """Remove what a run that never reached a checkpoint left behind."""
     for folder in (CHECKPOINTS, "tensorboard", "data"):
         shutil.rmtree(out / folder, ignore_errors=True)

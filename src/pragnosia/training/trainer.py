@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from pragnosia import kernels
 from pragnosia.data import Batches, shorten
 from pragnosia.data.whole import whole_folder
-from pragnosia.errors import DataError, TrainingError, UserError
+from pragnosia.errors import DataError, InterruptedTrainingError, TrainingError
 from pragnosia.learning import Lesson, learning_rule
 from pragnosia.training.assembly import Materials, assemble, check_plan
 from pragnosia.training.average import Average
@@ -35,7 +35,7 @@ from pragnosia.training.interruption import Interruption
 from pragnosia.training.log import LOG, RunLog, read_log
 from pragnosia.training.optimisers import Optimisers
 from pragnosia.training.progress import Bar, Reporter
-from pragnosia.training.run_folder import CHECKPOINTS, REPORT, open_run
+from pragnosia.training.run_folder import CHECKPOINTS, REPORT, clear_run, is_run, open_run
 from pragnosia.training.schedules import length_at, rate_factor
 from pragnosia.training.snapshot import Course, Snapshot, save_model
 from pragnosia.training.validation import Validation, bits_per_byte
@@ -78,17 +78,18 @@ def train(
     folder = Path(out) if out is not None else Path("runs") / name
     reporter = reporter or Bar()
     check_plan(settings, folder)
-    fresh = not folder.exists()
+    there_before, going_on = folder.exists(), resume and is_run(folder)
     checkpoint = open_run(folder, settings, resume=resume)
     if resume and checkpoint is None:
         reporter.note(f"nothing to resume: {folder} holds no checkpoint; beginning at step 0")
     try:
-        materials = assemble(settings, folder, reporter)
-    except UserError:
-        if fresh:
-            shutil.rmtree(folder)
+        trainer = Trainer(settings, assemble(settings, folder, reporter), folder, reporter)
+    except Exception:
+        if not going_on:  # what a run being resumed has made stays
+            clear_run(folder)
+            if not there_before:
+                shutil.rmtree(folder)
         raise
-    trainer = Trainer(settings, materials, folder, reporter)
     if checkpoint is not None:
         trainer.snapshot.read(checkpoint)
         reporter.note(f"resuming at step {trainer.course.step}")
@@ -143,7 +144,7 @@ class Trainer:
                     self.checkpoints.save(course.step, self.snapshot.write)
                 self.reporter.advance(course.step, record)
                 if interruption.asked and not last:
-                    raise TrainingError(f"stopped at step {course.step} as asked; go on with --resume")
+                    raise InterruptedTrainingError(f"stopped at step {course.step} as asked; go on with --resume")
             return self._finish()
 
     def _step(self) -> None:
@@ -239,7 +240,10 @@ class Trainer:
 
     def _last_good(self) -> str:
         latest = self.checkpoints.latest()
-        return f"the last good checkpoint is {latest}" if latest is not None else "there is no checkpoint yet"
+        if latest is not None:
+            return f"the last good checkpoint is {latest}"
+        left = ", ".join(sorted(path.name for path in self.out.iterdir() if not path.name.startswith(".")))
+        return f"there is no checkpoint yet, {self.out} holds only {left}"
 
     @contextmanager
     def _whatever_happens(self) -> Iterator[None]:
