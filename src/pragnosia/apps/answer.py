@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -43,6 +44,9 @@ def answering(command: Callable[P, Answer]) -> Callable[P, None]:
         try:
             with redirect_stdout(sys.stderr):
                 answer = command(*args, **kwargs)
+        except BrokenPipeError:
+            hush()
+            return
         except KeyboardInterrupt:
             fail("interrupted", INTERRUPTED)
         except (PragnosiaError, OSError, ValueError, RuntimeError, MemoryError, ImportError) as error:
@@ -62,9 +66,16 @@ def print_answer(answer: Answer, *, as_json: bool) -> None:
             print(line)
         sys.stdout.flush()
     except BrokenPipeError:
-        sys.stdout = None  # or the interpreter complains of it again as it leaves
+        hush()
     if answer.aside and not as_json:
         print(answer.aside, file=sys.stderr)
+
+
+def hush() -> None:
+    """Let stdout go nowhere: its reader went away, which is no error, but is told again as the interpreter leaves."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
 
 
 def fail(message: str, code: int) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pragnosia.apps.answer import Answer, AsJson, Debug, answering
+from pragnosia.apps.answer import Answer, AsJson, Debug, answering, one_line
 from pragnosia.apps.budgeting import Context, Memory, Stats, check_memory, open_speaker, streamed, streamed_line
+from pragnosia.errors import PromptError
 from pragnosia.units import format_bytes, format_count, format_joules
 
 if TYPE_CHECKING:
@@ -121,7 +123,8 @@ def chat(
 ) -> Answer:
     """Talk with a model, turn by turn. Ctrl-C stops the sentence, Ctrl-D (or /exit) leaves.
 
-    With --json the turns are read from standard input, a line each, and the answer is the whole conversation.
+    With --json the turns are read from standard input, a line each, and the answer is the whole conversation. A turn
+    that the model cannot take is told of on stderr and left out; the talk goes on.
     """
     from pragnosia.inference.directory import check_speaker
     from pragnosia.inference.sampling import Sampling, check_room, check_text
@@ -144,17 +147,22 @@ def chat(
     speaker = open_speaker(model, memory, context, quiet=as_json)
     conversation = Conversation(speaker, sampling=sampling, max_new_tokens=max_new_tokens, system=system, energy=energy)
     turns: list[dict[str, str]] = []
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # what is no text is told of, line by line
     interactive = sys.stdin.isatty() and not as_json
     if interactive:
         print("Ctrl-C stops the sentence, Ctrl-D or /exit leaves.", file=sys.stderr)
     while (line := _next_turn(interactive)) is not None:
         if line.strip() in ("/exit", "/quit"):
             break
-        if line.strip():
-            turns += [
-                {"role": "user", "content": line},
-                {"role": "assistant", "content": _reply(conversation, line, as_json)},
-            ]
+        if not line.strip():
+            continue
+        try:
+            answer = _reply(conversation, line, as_json)
+        except PromptError as error:  # one turn that cannot be is not the end of a talk
+            print(f"pragnosia: {one_line(error)}", file=sys.stderr)
+            continue
+        turns += [{"role": "user", "content": line}, {"role": "assistant", "content": answer}]
     return Answer({"messages": turns}, [])
 
 
