@@ -2,7 +2,8 @@
 
 usage: decode.py WORK [CASE…]; WORK holds (or gets) the checkpoint `ckpt`, its packed forms `int8` and `int4`, and, for
 llama.cpp, `bf16.gguf`, `q8_0.gguf` and `q4_0.gguf` (made with its own convert and quantize tools). LLAMA_LIB names its
-libllama.so and LLAMA_PYTHON a Python with llama-cpp-python's declarations; without them the peer's column stays empty.
+libllama.so, LLAMA_PATH llama-cpp-python and LLAMA_PYTHON a Python that can import it; without them the peer
+is left out.
 
 The cap counts the page cache; files are dropped from it before each run. 32 tokens of prompt, then fixed random tokens.
 """
@@ -69,8 +70,12 @@ def theirs(work: Path, case: str) -> dict[str, Any]:
         return {}
     forget(work / file)
     threads = str(len(os.sched_getaffinity(0)))
-    command = [*python.split(), str(HERE / "llama_cpp.py"), str(work / file), threads, str(prompt), str(new)]
-    return capped(command, cap * GIB or 22 * GIB, environment={"MOST_SECONDS": "40"})
+    command = [*python.split(), str(HERE / "peer_llama.py"), str(work / file), threads, str(prompt), str(new)]
+    return capped(
+        command,
+        cap * GIB or 22 * GIB,
+        environment={"MOST_SECONDS": "40", "PYTHONPATH": os.environ.get("LLAMA_PATH", "")},
+    )
 
 
 def main(work: Path, cases: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Worker: llama.cpp on the same tokens. usage: llama_cpp.py GGUF THREADS PROMPT NEW; LLAMA_LIB names libllama.so.
+"""Worker: llama.cpp on the same tokens. usage: peer_llama.py GGUF THREADS PROMPT NEW; LLAMA_LIB names libllama.so.
 
 Its C interface is called directly, so nothing of it has to be installed in Python.
 """
