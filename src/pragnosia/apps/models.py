@@ -136,9 +136,13 @@ def export_model(
 ) -> Answer:
     """Write a model directory of ours as another family's checkpoint."""
     from pragnosia.checkpoints.admission import check_vacant
+    from pragnosia.errors import CheckpointError
     from pragnosia.inference.directory import check_directory
+    from pragnosia.quantisation.index import is_packed
 
     check_directory(model)
+    if is_packed(model):
+        raise CheckpointError(f"{model} is packed, which no family reads; export the model it was made from")
     check_vacant(out)
     from pragnosia.checkpoints.exporting import export_model as send_out
 

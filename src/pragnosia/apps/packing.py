@@ -29,9 +29,13 @@ def pack(
     With --data the packed model is compared with the source: bits per byte of both, and the mean KL divergence.
     """
     from pragnosia.checkpoints.admission import check_vacant
+    from pragnosia.errors import CheckpointError
     from pragnosia.inference.directory import check_weights, is_foreign
+    from pragnosia.quantisation.index import is_packed
 
     is_foreign(source)
+    if is_packed(source):
+        raise CheckpointError(f"{source} is packed already; pack the model it was made from")
     check_weights(source)
     check_vacant(out)
     from pragnosia.checkpoints.blueprint import blueprint

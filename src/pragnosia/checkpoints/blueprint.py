@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from pragnosia.checkpoints.families import read_config, read_family
@@ -15,7 +16,7 @@ from pragnosia.checkpoints.mxfp4 import Unpacked
 from pragnosia.checkpoints.places import Extents, Place, places, read_place, unit_extents
 from pragnosia.checkpoints.rules import Joined, Rule, same
 from pragnosia.checkpoints.source import SafetensorsSource, Shape, TensorSource, read_json
-from pragnosia.errors import CheckpointError
+from pragnosia.errors import CheckpointError, ConfigError
 from pragnosia.model.configuration import PragnosiaConfig
 
 
@@ -87,7 +88,10 @@ def blueprint(folder: str | Path) -> Blueprint:
     quantised = bool(values.get("quantization_config"))
     known = {} if quantised else places(folder)
     if values.get("model_type") == PragnosiaConfig.model_type:
-        config = PragnosiaConfig.from_dict(values)
+        try:
+            config = PragnosiaConfig.from_dict(values)
+        except (ConfigError, StrictDataclassError, TypeError) as error:
+            raise ConfigError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
         shapes = parameter_shapes(config)
         rules: list[Rule] = [same(name, name) for name in shapes]
     else:

@@ -86,7 +86,9 @@ class _Work:
         self.print_, self.folder, self.entry, self.progress = print_, folder, entry, progress
         config, organ = print_.config, print_.config.experts
         if organ is None:
-            raise CheckpointError("this model is dense: there are no units to pack; import it and run it as it is")
+            raise CheckpointError(
+                f"{print_.folder} is dense: there are no units to pack; run it as it is (pragnosia generate)"
+            )
         self.banks = [
             f"model.layers.{layer}.feed_forward.bank"
             for layer, kind in enumerate(config.feed_forwards or ())
