@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from pragnosia.checkpoints.places import places
+from pragnosia.checkpoints.source import open_safetensors
+from pragnosia.errors import CheckpointError
+from pragnosia.model.configuration import PragnosiaConfig
+from pragnosia.model.modeling import PragnosiaForCausalLM
 
 Run = Callable[..., Any]
 
@@ -38,6 +47,46 @@ def test_import_of_our_own_and_of_nothing(at_once: Run, model: Path, tmp_path: P
 
 def test_export_says_what_no_family_has(run: Run, model: Path, tmp_path: Path) -> None:
     run("export", model, tmp_path / "out").refused(
-        "no family", "nearest", "experts.num_shared is 1, there 0", "sigmoid"
+        "no family", "as imported ones", "nearest", "experts.num_shared is 1, there 0", "sigmoid"
     )
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_may_not_be_read_are_called_so(at_once: Run, model: Path, tmp_path: Path) -> None:
+    locked = Path(shutil.copytree(model, tmp_path / "locked"))
+    (locked / "model.safetensors").chmod(0)
+    if os.access(locked / "model.safetensors", os.R_OK):
+        pytest.skip("whoever runs this may read everything")
+    for command in (("inspect", locked), ("generate", locked, "hi"), ("export", locked, tmp_path / "out")):
+        at_once(*command).refused("cannot read", "model.safetensors: Permission denied")
+    with pytest.raises(CheckpointError, match=r"cannot read .*model\.safetensors: Permission denied"):
+        open_safetensors(locked / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"cannot read .*model\.safetensors: Permission denied"):
+        places(locked)
+
+
+def test_lobes_that_are_no_mapping_name_file_and_key(run: Run, model: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(model, tmp_path / "broken"))
+    values = json.loads((broken / "config.json").read_text("utf-8"))
+    values["experts"]["lobes"] = ["a"]
+    (broken / "config.json").write_text(json.dumps(values), "utf-8")
+    for command in (("inspect", broken), ("generate", broken, "hi"), ("pack", broken, tmp_path / "out")):
+        run(*command).refused("config.json: experts.lobes is ['a']; it must map labels to numbers of units")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_packed_model_is_neither_packed_nor_exported(at_once: Run, model: Path, tmp_path: Path) -> None:
+    packed = Path(shutil.copytree(model, tmp_path / "packed"))
+    (packed / "packed.json").write_text("{}", "utf-8")
+    at_once("pack", packed, tmp_path / "out").refused("is packed already", "the model it was made from")
+
+
+def test_a_dense_model_has_nothing_to_pack_or_to_fetch(run: Run, model: Path, tmp_path: Path) -> None:
+    dense = Path(shutil.copytree(model, tmp_path / "dense"))
+    organs: dict[str, Any] = {"experts": None, "feed_forward": {"width": 48}}
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "attention": {"num_heads": 2, "num_key_value_heads": 1}}
+    PragnosiaForCausalLM(PragnosiaConfig(vocab_size=300, **shape, **organs)).save_pretrained(dense)
+    run("pack", dense, tmp_path / "out").refused("dense is dense", "no units to pack", "run it as it is")
+    run("plan", dense, "--memory", "1GiB").refused("is dense")
+    run("generate", dense, "hi", "--memory", "1GiB").refused("is dense")
     assert not (tmp_path / "out").exists()

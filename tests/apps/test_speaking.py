@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pragnosia.inference.directory import has_tokenizer
 
 Run = Callable[..., Any]
 
@@ -88,3 +92,55 @@ def test_a_tokenizer_of_another_model_is_told_at_once(at_once: Run, run: Run, tr
     (other / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
     for command in (("generate", other, "hi"), ("chat", other), ("eval", other, "--data", __file__)):
         at_once(*command).refused("tokenizer", "another model")
+
+
+def test_a_tokenizer_that_is_only_described_is_told_at_once(at_once: Run, model: Path, tmp_path: Path) -> None:
+    mute = Path(shutil.copytree(model, tmp_path / "mute"))
+    (mute / "tokenizer.json").unlink()
+    assert (mute / "tokenizer_config.json").exists()
+    at_once("generate", mute, "hi").refused("holds no tokenizer.json", "put the model's own there")
+    assert not has_tokenizer(mute)
+    (mute / "vocab.json").touch()
+    assert not has_tokenizer(mute), "half a tokenizer is none"
+    (mute / "merges.txt").touch()
+    assert has_tokenizer(mute)
+
+
+def test_an_empty_stop_text_is_told_at_once(at_once: Run, model: Path) -> None:
+    at_once("generate", model, "hi", "--stop", "").refused("stop is an empty text; give text that is to end the answer")
+
+
+@pytest.mark.parametrize("words", [("generate", "hi", "--temperature", "1"), ("chat",), ("generate", "hi", "--json")])
+def test_a_reader_that_went_away_is_no_error(model: Path, words: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    verb, *rest = words
+    script = "import sys; from pragnosia.apps.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", script, verb, str(model), *rest],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        input="hello\nand you?\n",
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+    assert done.returncode == 0, done.stderr
+    assert "pipe" not in done.stderr.lower()
+
+
+def test_one_turn_that_cannot_be_does_not_end_a_talk(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    turns = tmp_path / "turns"
+    turns.write_bytes(b"hello\n" + b"brain " * 200 + b"\na\xffb\nand you?\n")
+    with turns.open(encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        outcome = run("chat", model, "--max-new-tokens", 4, "--seed", 1, "--json")
+    assert outcome.code == 0
+    said = [message["content"] for message in outcome.values["messages"] if message["role"] == "user"]
+    assert said == ["hello", "and you?"]
+    long, broken = outcome.err.splitlines()
+    assert long.startswith("pragnosia: this turn and what goes before it take")
+    assert long.endswith("the model's context holds 64 with the answer; say it in fewer words")
+    assert "not UTF-8 text at character 1" in broken

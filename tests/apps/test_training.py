@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pragnosia.training.progress import Bar
 
 Run = Callable[..., Any]
 TINY = (
@@ -67,3 +72,35 @@ def test_a_tokenizer_is_replaced_only_when_told(run: Run, at_once: Run, story: P
     assert (tmp_path / "tok" / "tokenizer.json").read_bytes() == before
     assert run(*command, 280, "--force", "--json").values["vocab_size"] == 280
     at_once("tokenizer", "train", "none.txt", "--out", tmp_path / "b", "--vocab-size", 280).refused("none.txt")
+
+
+def test_a_failed_start_leaves_nothing(run: Run, config: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("a")
+    command = ("train", config, "--data", tmp_path / "one.txt", "--out", tmp_path / "out")
+    failed = run(*command)
+    assert failed.code == 2
+    assert "one.txt has 2 tokens to train on, a window needs 33" in failed.err.splitlines()[-1]
+    assert "held out" not in failed.err, "nothing is said of text that cannot be trained on"
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    assert run(*command).code == 2
+    assert list((tmp_path / "out").iterdir()) == [], "a folder that was there stays"
+
+
+def test_an_interrupted_run_says_where_its_model_is(
+    run: Run, at_once: Run, config: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(bar: Bar, step: int, record: object) -> None:
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Bar, "advance", interrupt)
+    out = tmp_path / "out"
+    stopped = run("train", config, "--data", story, "--out", out)
+    assert stopped.code == 130
+    assert "stopped at step 2 as asked; go on with --resume" in stopped.err
+    saved = out / "checkpoints" / "step-00000002"
+    at_once("generate", out, "hi").refused("holds no config.json", str(saved), "--resume")
+    assert run("generate", saved, "hi", "--max-new-tokens", 2, "--json").code == 0
+    shutil.rmtree(out / "checkpoints")
+    at_once("generate", out, "hi").refused("stopped before its first checkpoint", "--resume")

@@ -237,3 +237,14 @@ def test_memory_is_bounded_by_a_shard(make_model, tmp_path: Path) -> None:
     start, imported, exported = map(int, run.stdout.split()[-3:])
     assert imported - start < 16 + 48
     assert exported - start < 16 + 48
+
+
+def test_a_tokenizer_of_another_model_is_refused(llama: Path, tmp_path: Path) -> None:
+    words = Tokenizer(models.WordLevel({"<s>": 0} | {f"w{i}": i for i in range(1, 700)}, unk_token="<s>"))
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>").save_pretrained(llama)
+    with pytest.raises(CheckpointError, match=r"hf knows 700 tokens, the model 96; it belongs to another model"):
+        import_model(llama, tmp_path / "ours")
+    (llama / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"cannot read the tokenizer in .*hf: .*; fetch tokenizer\.json again"):
+        import_model(llama, tmp_path / "ours")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]

@@ -189,6 +189,30 @@ def test_not_a_number_stops_the_run_and_keeps_the_last_checkpoint(
     run(configure(), tmp_path / "run", resume=True)
 
 
+def test_not_a_number_before_the_first_checkpoint_says_what_there_is(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn = Backprop.learn
+    with monkeypatch.context() as patch:
+        patch.setattr(Backprop, "learn", lambda *given: replace(learn(*given), loss=torch.tensor(math.nan)))
+        with pytest.raises(TrainingError, match=r"no checkpoint yet, .*run holds only .*log\.jsonl, .*train\.yaml;"):
+            run(configure(), tmp_path / "run")
+    assert run(configure(), tmp_path / "run").steps == 12, "the folder is free for a better start"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_failed_start_leaves_nothing(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pragnosia.training.assembly.PragnosiaForCausalLM", fails)
+    with pytest.raises(OSError, match="No space"):
+        run(configure(), tmp_path / "run", resume=resume)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ SETTINGS = "train.yaml"
 COMPARISON = "compare.yaml"
 CHECKPOINTS = "checkpoints"
 REPORT = "report.json"
+_TOKENIZER = ("tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
 # What a resumed run may see differently without becoming another run.
 _FREE = ("steps", "tokens", "logging", "checkpoint", "data.cache", "device")
 
@@ -106,5 +107,6 @@ def clear_run(out: Path) -> None:
     """Remove what a run that never reached a checkpoint left behind."""
     for folder in (CHECKPOINTS, "tensorboard", "data"):
         shutil.rmtree(out / folder, ignore_errors=True)
-    for file in (SETTINGS, LOG, *(path.name for path in out.glob("tokenizer*"))):
-        (out / file).unlink(missing_ok=True)
+    for pattern in (SETTINGS, LOG, *_TOKENIZER):
+        for file in out.glob(pattern):
+            file.unlink()

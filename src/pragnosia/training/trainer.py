@@ -134,8 +134,9 @@ class Trainer:
             while course.step < steps:
                 self._step()
                 last = course.step == steps
+                stopping = interruption.asked and not last  # asked once: what comes later waits for the next step
                 validating = self.validation.possible and (last or course.step % logging.validate_every == 0)
-                saving = last or interruption.asked or course.step % config.checkpoint.every == 0
+                saving = last or stopping or course.step % config.checkpoint.every == 0
                 record = None
                 if validating or saving or course.step % logging.every == 0:
                     record = self._record() | (self._validate() if validating else {})
@@ -143,7 +144,7 @@ class Trainer:
                 if saving:
                     self.checkpoints.save(course.step, self.snapshot.write)
                 self.reporter.advance(course.step, record)
-                if interruption.asked and not last:
+                if stopping:
                     raise InterruptedTrainingError(f"stopped at step {course.step} as asked; go on with --resume")
             return self._finish()
 
