@@ -34,8 +34,8 @@ CONTEXT = 4096
 OVERLAP = 0.35
 """Share of the shorter of computing and reading that is not hidden behind the longer (benchmarks/budget)."""
 _MARGIN = 24 * MIB  # what malloc keeps and nobody counts
-# Hit rate by share of the units that have a slot, measured on the checkpoint of benchmarks/budget: its routing is random
-# and yet not even. Real text repeats itself more.
+# Hit rate by share of the units that have a slot, measured on benchmarks/budget's checkpoint: its routing is random
+# and yet not even; real text repeats itself more.
 _HITS = ((0.0, 0.0), (0.09, 0.46), (0.12, 0.54), (0.14, 0.58), (0.26, 0.72), (0.34, 0.82), (0.42, 0.89), (0.55, 0.95))
 
 
