@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pragnosia import kernels
 from pragnosia.checkpoints.places import places
 from pragnosia.checkpoints.source import open_safetensors
 from pragnosia.errors import CheckpointError
@@ -75,10 +76,15 @@ def test_lobes_that_are_no_mapping_name_file_and_key(run: Run, model: Path, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_a_packed_model_is_neither_packed_nor_exported(at_once: Run, model: Path, tmp_path: Path) -> None:
-    packed = Path(shutil.copytree(model, tmp_path / "packed"))
-    (packed / "packed.json").write_text("{}", "utf-8")
+@pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
+def test_a_packed_model_is_neither_packed_nor_exported(run: Run, at_once: Run, model: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "packed"
+    assert run("pack", model, packed, "--json").code == 0
     at_once("pack", packed, tmp_path / "out").refused("is packed already", "the model it was made from")
+    at_once("export", packed, tmp_path / "out").refused(
+        "is packed, which no family reads", "the model it was made from"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_dense_model_has_nothing_to_pack_or_to_fetch(run: Run, model: Path, tmp_path: Path) -> None:

@@ -140,9 +140,9 @@ def export_model(
     from pragnosia.inference.directory import check_directory
     from pragnosia.quantisation.index import is_packed
 
-    check_directory(model)
     if is_packed(model):
         raise CheckpointError(f"{model} is packed, which no family reads; export the model it was made from")
+    check_directory(model)
     check_vacant(out)
     from pragnosia.checkpoints.exporting import export_model as send_out
 
