@@ -117,7 +117,7 @@ def make_plan(shelf: Shelf, budget: int, *, context: int | None = None, interpre
     if organ is None:
         raise BudgetError(
             f"{shelf.folder} is dense: every weight wakes for every token, so there is nothing to fetch on demand; "
-            "leave --memory away"
+            "run it without --memory"
         )
     room = min(config.max_position_embeddings, context or CONTEXT)
     sizes, layers = shelf.resident, len(shelf.sparse)
