@@ -3,10 +3,12 @@
     budget = interpreter + resident weights + keys and values + scratch + slots x record
 
 The slots take what the rest leaves. A token wakes A units in each of L sparse layers; a share h of them (the hit rate)
-is here, the others are read, while what is here is computed:
+is here, the others are read:
 
-    computing = awake bytes / memory rate        reading = (1 - h) A L record / disk rate
-    seconds per token = the longer of the two + OVERLAP x the shorter
+    seconds per token = awake bytes / memory rate + (1 - h) A L record / disk rate
+
+What is here is computed while the rest is on its way, yet on two cores that hides nothing that can be measured: the
+threads that read take from those that compute (benchmarks/budget/forecast.py).
 """
 
 from __future__ import annotations
@@ -31,8 +33,6 @@ PROMPT_PIECE = 1024
 """Tokens of a prompt that are read at once: more would take more scratch and gain nothing."""
 CONTEXT = 4096
 """Tokens that a conversation has room for, unless it is said otherwise."""
-OVERLAP = 0.35
-"""Share of the shorter of computing and reading that is not hidden behind the longer (benchmarks/budget)."""
 _MARGIN = 24 * MIB  # what malloc keeps and nobody counts
 # Hit rate by share of the units that have a slot, measured on benchmarks/budget's checkpoint: its routing is random
 # and yet not even; real text repeats itself more.
@@ -92,7 +92,7 @@ class Plan:
         """Expected when decoding."""
         computing = self.awake_bytes / rates.memory
         reading = (1 - self.hit_rate) * self.awake * self.sparse_layers * self.record / rates.disk
-        return 1 / (max(computing, reading) + OVERLAP * min(computing, reading))
+        return 1 / (computing + reading)
 
     def table(self, rates: Rates | None = None) -> str:
         """For a person, before anything runs."""
