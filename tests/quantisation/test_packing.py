@@ -214,3 +214,18 @@ def test_two_speak_from_one_packed_model(source: Path, tmp_path: Path) -> None:
     pool = pool_of(first.model)
     assert pool is not None
     assert pool.stats().misses > 0
+
+
+def test_a_packed_model_is_accounted_for_and_scored(source: Path, tmp_path: Path) -> None:
+    from pragnosia.measure.accounting import account
+    from pragnosia.measure.scoring import score
+
+    pack_model(blueprint(source), tmp_path / "packed", "int8")
+    model: Any = load_model(tmp_path / "packed")
+    assert account(model).total_parameters == account(model.config).total_parameters
+    ids = torch.randint(0, 120, (1, 20))
+    with torch.inference_mode():
+        hidden = model.model(ids).last_hidden_state[0]
+        found = score(hidden, model.lm_head.weight, ids[0])
+        logits = model(ids).logits[0].float().log_softmax(-1)
+    assert abs(float(found.log_probabilities.mean() - logits.gather(1, ids[0][:, None]).mean())) < 0.02

@@ -13,11 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import nn
 
 from pragnosia.errors import ConfigError, unknown_name
+from pragnosia.inference.stream import pool_of
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.modeling import PragnosiaForCausalLM
 from pragnosia.model.thalamus import Thalamus
@@ -140,6 +142,9 @@ def account(
     """
     bytes_of(0, precision)
     model = subject if isinstance(subject, nn.Module) else on_meta(subject)
+    if pool_of(model) is not None:  # most of what it has lies on disk
+        described: Any = model.config
+        model = on_meta(described)
     limit = int(model.config.max_position_embeddings)
     context = min(DEFAULT_CONTEXT, limit) if context is None else context
     if not 0 < context <= limit:

@@ -25,6 +25,11 @@ class PackedLinear(nn.Module):
         self.register_buffer("rows", rows)
         self.register_buffer("bias", bias)
 
+    @property
+    def weight(self) -> Float[Tensor, "O D"]:
+        """The plain matrix in bfloat16, unpacked anew each time: for who scores a whole text at once."""
+        return unpack(self.rows, self.in_features, self.entry.name, torch.bfloat16)
+
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... O"]:
         """Shapes as `nn.Linear`."""
         return kernels.packed_linear(x, self.rows, self.in_features, self.entry.name, self.bias)
