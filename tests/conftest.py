@@ -13,7 +13,9 @@ os.environ.update(
     MPLBACKEND="Agg",
 )
 
+import ctypes
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -49,6 +51,33 @@ def _same_numbers_every_time() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  what libraries draw from
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def permissions_bind() -> Iterator[None]:
+    """Root may read everything, and CI is often root: within the test it is bound by permissions, as are its children.
+
+    Two capabilities of this thread are laid down, and SECBIT_NOROOT keeps a child from taking them up again
+    (capabilities(7)).
+    """
+    if os.geteuid() != 0:
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, before = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, before) == 0
+    override, read_search = 1 << 1, 1 << 2
+    laid_down = (ctypes.c_uint32 * 6)(*before)
+    laid_down[0] &= ~(override | read_search)  # of the effective ones; the permitted ones stay, to go back to
+    get_bits, set_bits, no_root = 27, 28, 1
+    bits = libc.prctl(get_bits)
+    if libc.prctl(set_bits, bits | no_root) or libc.capset(header, laid_down):
+        pytest.skip(f"root keeps its powers here: {os.strerror(ctypes.get_errno())}")
+    try:
+        yield
+    finally:
+        assert libc.capset(header, before) == 0
+        assert libc.prctl(set_bits, bits) == 0
 
 
 @pytest.fixture(scope="session")
