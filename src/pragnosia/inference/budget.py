@@ -24,8 +24,7 @@ import torch
 from pragnosia.errors import BudgetError
 from pragnosia.inference.shelf import EMBEDDING, Shelf
 from pragnosia.kernels.activations import ACTIVATIONS
-from pragnosia.kernels.formats import Format
-from pragnosia.kernels.pool import UnitPool
+from pragnosia.kernels.pool import UnitPool, record_bytes
 from pragnosia.model.organs import ExpertsConfig
 from pragnosia.units import MIB, format_bytes, parse_bytes
 
@@ -123,7 +122,7 @@ def make_plan(shelf: Shelf, budget: int, *, context: int | None = None, interpre
     sizes, layers = shelf.resident, len(shelf.sparse)
     if shelf.table is not None:
         sizes = {name: size for name, size in sizes.items() if name != EMBEDDING}
-    record = record_bytes(shelf.format, config.hidden_size, organ)
+    record = record_bytes(shelf.format, config.hidden_size, organ.unit_width, ACTIVATIONS[organ.activation])
     resident = sum(sizes.values())
     attention = config.attention
     assert attention.head_dim is not None
@@ -148,13 +147,6 @@ def make_plan(shelf: Shelf, budget: int, *, context: int | None = None, interpre
     if slots < least:
         raise BudgetError(_too_small(plan, each, least))
     return replace(plan, slots=int(slots))
-
-
-def record_bytes(entry: Format, width: int, organ: ExpertsConfig) -> int:
-    """Of one unit in this format; plain numbers lie without gaps."""
-    plain, rows = entry.plain_dtype, ACTIVATIONS[organ.activation].num_parts * organ.unit_width
-    up, down = (d * plain.itemsize if plain else entry.row_bytes(d) for d in (width, organ.unit_width))
-    return rows * up + width * down
 
 
 def as_bytes(memory: int | str) -> int:

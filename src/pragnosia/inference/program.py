@@ -270,7 +270,7 @@ class _Pen:
     def _streamed(self, bank: StreamedBank, awake: int) -> dict[str, Any]:
         """Units that lie on disk: only their format is known beforehand."""
         pooled = bank.bank
-        self.bytes_read += awake * pooled.record_bytes
+        self.bytes_read += awake * pooled.pool.record_bytes
         self._note(pooled.format)
         kind = Stored(None, pooled.format.code)
         up_row_bytes, down_row_bytes = pooled.row_bytes

@@ -110,7 +110,6 @@ def _attach(model: PragnosiaForCausalLM, shelf: Shelf, plan: Plan) -> None:
         experts: Any = model.get_submodule(name.rpartition(".")[0])
         shape = (organ.num_units, shelf.config.hidden_size, organ.unit_width)
         bank = PooledBank(pool, number, *shape, shelf.format, ACTIVATIONS[organ.activation])
-        assert bank.record_bytes == plan.record
         old = experts.bank
         experts.bank = StreamedBank(bank, *(_data(bias) for bias in (old.up_bias, old.down_bias)))
 

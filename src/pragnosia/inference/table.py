@@ -20,10 +20,9 @@ class TableOnDisk(nn.Module):
 
     def __init__(self, file: Path, offset: int, shape: tuple[int, int], entry: Format, dtype: torch.dtype) -> None:
         super().__init__()
-        plain = entry.plain_dtype
         self.file, self.offset, self.entry, self.dtype = file, offset, entry, dtype
         self.num_rows, self.width = shape
-        self.row_bytes = self.width * plain.itemsize if plain else entry.row_bytes(self.width)
+        self.row_bytes = entry.bank_row_bytes(self.width)
         try:
             self.descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         except OSError as error:

@@ -16,7 +16,7 @@ from pragnosia.kernels.activations import ACTIVATIONS, Activation, activation_na
 from pragnosia.kernels.compiled import native_library, native_status
 from pragnosia.kernels.cross_entropy import linear_cross_entropy
 from pragnosia.kernels.formats import FORMATS, Format, format_named, pack, unpack
-from pragnosia.kernels.memory import keep_freed_memory, settle
+from pragnosia.kernels.memory import keep_freed_memory
 from pragnosia.kernels.norm import rms_norm
 from pragnosia.kernels.packed import packed_linear
 from pragnosia.kernels.routing import route
@@ -42,7 +42,6 @@ __all__ = [
     "packed_linear",
     "rms_norm",
     "route",
-    "settle",
     "unpack",
 ]
 

@@ -70,6 +70,10 @@ class Format:
         )
         return -(-size // LINE) * LINE
 
+    def bank_row_bytes(self, depth: int) -> int:
+        """The same within a unit of a bank, where plain numbers lie without gaps."""
+        return depth * self.bits // 8 if self.plain_dtype else self.row_bytes(depth)
+
     def bits_per_weight(self, depth: int) -> float:
         """What a weight takes, headers and padding included."""
         return 8 * self.row_bytes(depth) / depth

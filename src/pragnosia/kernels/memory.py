@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HUGE_PAGE = 2 << 20
-_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # linux/mman.h
+_MADV_HUGEPAGE = 14  # linux/mman.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 
@@ -24,25 +24,15 @@ def _libc() -> ctypes.CDLL | None:
     return ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
-def _advise(tensor: Tensor, advice: int) -> bool:
-    """Tell the system about the whole large pages inside `tensor`."""
+def ask_huge_pages(tensor: Tensor) -> bool:
+    """For a tensor just allocated and not yet written: let the whole large pages inside it be large ones."""
     libc = _libc()
     start = -(-tensor.data_ptr() // HUGE_PAGE) * HUGE_PAGE
     stop = (tensor.data_ptr() + tensor.nbytes) // HUGE_PAGE * HUGE_PAGE
-    if libc is None or stop <= start:
+    if libc is None or tensor.device.type != "cpu" or stop <= start:
         return False
-    code: int = libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), advice)
+    code: int = libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _MADV_HUGEPAGE)
     return code == 0
-
-
-def ask_huge_pages(tensor: Tensor) -> bool:
-    """For a tensor just allocated and not yet written: let its pages be large ones."""
-    return tensor.device.type == "cpu" and tensor.nbytes >= 2 * HUGE_PAGE and _advise(tensor, _MADV_HUGEPAGE)
-
-
-def settle(tensor: Tensor) -> bool:
-    """For a tensor that stays, such as weights: gather the pages it lies on into large ones now (values unchanged)."""
-    return ask_huge_pages(tensor) and _advise(tensor, _MADV_COLLAPSE)
 
 
 def keep_freed_memory() -> bool:

@@ -8,7 +8,7 @@ what they belong to.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -21,11 +21,41 @@ if TYPE_CHECKING:
 
     from pragnosia.kernels.activations import Activation
 
+Weights = tuple["Tensor | None", "Tensor | None", "Tensor | None", "Tensor | None"]
+"""up, down, up_bias, down_bias."""
+Inputs = tuple["Tensor | None", ...]
+"""x, units, strengths and the weights."""
+
 DTYPES = (torch.float32, torch.bfloat16)
+PLAIN = 1  # the largest code of formats.py that is just numbers: fp32, bf16
 FEW_TOKENS = 4  # TOKENS of source/few.hpp: tokens of a unit, or rows of a linear layer, that share one reading
 
 # `BankCall` of source/slots.hpp: 20 words of any call, 3 that the passes keep, 8 of backward
 _COMMON, _KEPT, _BACKWARD = struct.Struct("20q"), struct.Struct("3q"), struct.Struct("8q")
+
+
+class Pool(Protocol):
+    """Where units come from that lie on disk (pool.py)."""
+
+    address: int | None
+
+    def failure(self) -> str:
+        """What could not be read last, in words."""
+
+
+class Place(NamedTuple):
+    """A bank as the compiled code is told of it; its weights are tensors, or a layer of a pool."""
+
+    num_units: int
+    width: int
+    unit_width: int
+    format: int
+    """Code of formats.py."""
+    dtype: torch.dtype
+    """Of biases, and of weights that are plain numbers."""
+    activation: Activation
+    pool: Pool | None = None
+    layer: int = 0
 
 
 def supports(x: Tensor, up: Tensor) -> bool:
@@ -67,13 +97,21 @@ def supported_bank(
     activation: Activation,
 ) -> Tensor:
     """The same for tensors that `supports` has seen: asking twice is felt in a decode step."""
+    num_units, width, unit_width = down.shape
+    place = Place(num_units, width, unit_width, up.dtype is torch.bfloat16, up.dtype, activation)
+    return bank_at(place, x, units, strengths, (up, down, up_bias, down_bias))
+
+
+def bank_at(place: Place, x: Tensor, units: Tensor, strengths: Tensor, weights: Weights) -> Tensor:
+    """The sum for a bank at `place`; up and down are None where they come from its pool, and then learn nothing.
+
+    Raises OSError where a unit of a pool cannot be read.
+    """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    weights = (up, down, up_bias, down_bias)
-    if units.numel() <= FEW_TOKENS * max(FEW_TOKENS, up.shape[0]) and not _wants_gradient(x, strengths, *weights):
-        return _few(x, units, strengths, weights, activation, dtype)
-    result: Tensor = _Bank.apply(  # type: ignore[no-untyped-call]
-        x, units, strengths, *weights, activation, dtype
-    )
+    few = place.format <= PLAIN and units.numel() <= FEW_TOKENS * max(FEW_TOKENS, place.num_units)
+    if few and not _wants_gradient(x, strengths, *weights):
+        return _few(place, x, units, strengths, weights, dtype)
+    result: Tensor = _Bank.apply(x, units, strengths, *weights, place, dtype)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -81,19 +119,12 @@ def _wants_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _few(
-    x: Tensor,
-    units: Tensor,
-    strengths: Tensor,
-    weights: tuple[Tensor | None, ...],
-    activation: Activation,
-    dtype: torch.dtype,
-) -> Tensor:
+def _few(place: Place, x: Tensor, units: Tensor, strengths: Tensor, weights: Weights, dtype: torch.dtype) -> Tensor:
     """Without gradients, units with a few tokens each: weights are read where they lie."""
-    inputs = _laid_out(x, units, strengths, weights)
-    out = torch.empty_like(inputs[0], dtype=dtype)
-    call = _common(inputs, out, activation) + bytes(_KEPT.size + _BACKWARD.size)
-    _check(loaded_library().pragnosia_bank_few(call), units, inputs[3].shape[0])
+    inputs = _laid_out(place, x, units, strengths, weights)
+    out = x.new_empty(x.shape, dtype=dtype)
+    call = _common(place, inputs, out) + bytes(_KEPT.size + _BACKWARD.size)
+    _check(loaded_library().pragnosia_bank_few(call), units, place)
     return out
 
 
@@ -102,50 +133,36 @@ def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype is dtype and tensor.is_contiguous() else tensor.to(dtype).contiguous()
 
 
-def _laid_out(
-    x: Tensor, units: Tensor, strengths: Tensor, weights: tuple[Tensor | None, ...]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+def _laid_out(place: Place, x: Tensor, units: Tensor, strengths: Tensor, weights: Weights) -> Inputs:
     """Rows without gaps, routes int64, strengths float, weights of one dtype."""
-    up, down, up_bias, down_bias = weights
-    assert up is not None
-    assert down is not None
-    return (
-        x.contiguous(),
-        _plain(units, torch.int64),
-        _plain(strengths, torch.float32),
-        up.contiguous(),
-        _plain(down, up.dtype),
-        None if up_bias is None else _plain(up_bias, up.dtype),
-        None if down_bias is None else _plain(down_bias, up.dtype),
-    )
+    plain = [None if weight is None else _plain(weight, place.dtype) for weight in weights]
+    return x.contiguous(), _plain(units, torch.int64), _plain(strengths, torch.float32), *plain
 
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _common(inputs: tuple[Tensor | None, ...], out: Tensor | None, activation: Activation) -> bytes:
+def _common(place: Place, inputs: Inputs, out: Tensor | None) -> bytes:
     """The words every call has; `out` None in backward."""
     x, units, strengths, up, down, up_bias, down_bias = inputs
     assert x is not None
     assert units is not None
-    assert strengths is not None
-    assert up is not None
-    assert down is not None
-    num_units, width, unit_width = down.shape
-    tokens, awake = units.shape
     bf16 = torch.bfloat16
     return _COMMON.pack(
-        *(tokens, awake, num_units, width, unit_width, activation.code, torch.get_num_threads()),
-        *(x.dtype is bf16, up.dtype is bf16, out is not None and out.dtype is bf16),
-        *(x.data_ptr(), up.data_ptr(), down.data_ptr(), _address(up_bias), _address(down_bias)),
-        *(units.data_ptr(), strengths.data_ptr(), _address(out), 0, 0),
+        *(*units.shape, *place[:3], place.activation.code, torch.get_num_threads()),
+        *(x.dtype is bf16, place.format, out is not None and out.dtype is bf16),
+        *(x.data_ptr(), _address(up), _address(down), _address(up_bias), _address(down_bias)),
+        *(units.data_ptr(), _address(strengths), _address(out)),
+        *(0 if place.pool is None else place.pool.address, place.layer),
     )
 
 
-def _check(code: int, units: Tensor, num_units: int) -> None:
+def _check(code: int, units: Tensor, place: Place) -> None:
     if code == 1:
-        raise ValueError(f"units reach {units.min()} to {units.max()}, expected -1 (nobody) to {num_units - 1}")
+        raise ValueError(f"units reach {units.min()} to {units.max()}, expected -1 (nobody) to {place.num_units - 1}")
+    if code == 3 and place.pool is not None:
+        raise OSError(place.pool.failure())
     if code:
         raise MemoryError("the compiled bank found no memory for its scratch; wake fewer tokens at once")
 
@@ -157,35 +174,35 @@ class _Bank(torch.autograd.Function):
         x: Tensor,
         units: Tensor,
         strengths: Tensor,
-        up: Tensor,
-        down: Tensor,
+        up: Tensor | None,
+        down: Tensor | None,
         up_bias: Tensor | None,
         down_bias: Tensor | None,
-        activation: Activation,
+        place: Place,
         dtype: torch.dtype,
     ) -> Tensor:
         library = loaded_library()
-        inputs = _laid_out(x, units, strengths, (up, down, up_bias, down_bias))
+        inputs = _laid_out(place, x, units, strengths, (up, down, up_bias, down_bias))
         use_tiles = dtype == torch.bfloat16 and bool(library.pragnosia_tiles())
         out = x.new_empty(x.shape, dtype=dtype)
         order = x.new_empty(units.numel(), dtype=torch.int32)
-        bounds = x.new_empty(up.shape[0] + 1, dtype=torch.int32)
+        bounds = x.new_empty(place.num_units + 1, dtype=torch.int32)
         hidden = None
         if any(ctx.needs_input_grad):
-            stored = torch.bfloat16 if use_tiles else torch.float32
-            hidden = x.new_empty(units.numel(), up.shape[1], dtype=stored)
+            rows = place.activation.num_parts * place.unit_width
+            hidden = x.new_empty(units.numel(), rows, dtype=torch.bfloat16 if use_tiles else torch.float32)
         kept = _KEPT.pack(order.data_ptr(), bounds.data_ptr(), _address(hidden))
-        call = _common(inputs, out, activation) + kept + bytes(_BACKWARD.size)
-        _check(library.pragnosia_bank_forward(call, use_tiles), units, up.shape[0])
+        call = _common(place, inputs, out) + kept + bytes(_BACKWARD.size)
+        _check(library.pragnosia_bank_forward(call, use_tiles), units, place)
         ctx.save_for_backward(*inputs, order, bounds, hidden)
-        ctx.activation, ctx.use_tiles, ctx.strengths_dtype = activation, use_tiles, strengths.dtype
+        ctx.place, ctx.use_tiles, ctx.strengths_dtype = place, use_tiles, strengths.dtype
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, order, bounds, hidden = ctx.saved_tensors
-        grad = grad.contiguous()
+        place, grad = ctx.place, grad.contiguous()
         need_x, _, need_strengths, *need_weights = ctx.needs_input_grad[:7]
         grad_x = torch.empty_like(inputs[0]) if need_x else None
         # a slot that woke nobody keeps its zero
@@ -195,7 +212,7 @@ class _Bank(torch.autograd.Function):
             if tensor is not None:
                 ask_huge_pages(tensor)
         call = (
-            _common(tuple(inputs), None, ctx.activation)
+            _common(place, tuple(inputs), None)
             + _KEPT.pack(order.data_ptr(), bounds.data_ptr(), hidden.data_ptr())
             + _BACKWARD.pack(
                 *(grad.dtype is torch.bfloat16, grad.data_ptr(), _address(grad_x)),
@@ -203,7 +220,7 @@ class _Bank(torch.autograd.Function):
                 _address(grad_strengths),
             )
         )
-        _check(loaded_library().pragnosia_bank_backward(call, ctx.use_tiles), inputs[1], bounds.numel() - 1)
+        _check(loaded_library().pragnosia_bank_backward(call, ctx.use_tiles), inputs[1], place)
         if grad_strengths is not None:
             grad_strengths = grad_strengths.to(ctx.strengths_dtype)
         return grad_x, None, grad_strengths, *grads, None, None

@@ -25,6 +25,7 @@ from pragnosia.checkpoints.writer import write_json
 from pragnosia.errors import CheckpointError
 from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.kernels.formats import FORMATS, Format, format_named, pack
+from pragnosia.kernels.pool import record_bytes
 from pragnosia.quantisation.index import INDEX, METHOD, RESIDENT, UNITS, Packed, PackedIndex
 from pragnosia.units import format_bytes
 
@@ -94,19 +95,13 @@ class _Work:
             for layer, kind in enumerate(config.feed_forwards or ())
             if kind == "experts"
         ]
-        self.num_units, width, inner = organ.num_units, config.hidden_size, organ.unit_width
-        rows = ACTIVATIONS[organ.activation].num_parts * inner
-        self.record = rows * self.row_bytes(width) + width * self.row_bytes(inner)
+        self.num_units = organ.num_units
+        self.record = record_bytes(entry, config.hidden_size, organ.unit_width, ACTIVATIONS[organ.activation])
         self.stride = -(-self.record // 4096) * 4096
         self.total = sum(print_.num_bytes(name) for name in print_.shapes)
         self.done = 0
         self.sums: list[list[int]] = []
         self.tensors: dict[str, Packed] = {}
-
-    def row_bytes(self, depth: int) -> int:
-        """Of a unit's rows; plain numbers lie without gaps, as in a bank in memory."""
-        plain = self.entry.plain_dtype
-        return depth * plain.itemsize if plain else self.entry.row_bytes(depth)
 
     def begin(self) -> bool:
         """Make the folder, or take up what lies there; True for the latter."""
