@@ -114,7 +114,39 @@ def test_a_missing_file_and_a_wrong_size(tmp_path: Path) -> None:
     pool = UnitPool(1, 2, 100, 2)
     with pytest.raises(FileNotFoundError):
         pool.place(0, 0, [Extent(tmp_path / "nowhere", 0, 100)])
-    with pytest.raises(ValueError, match="does not fill a record of 100 bytes"):
-        pool.place(0, 0, [Extent(tmp_path, 0, 99)])
+    with pytest.raises(ValueError, match="is 101 bytes, a record 100"):
+        pool.place(0, 0, [Extent(tmp_path, 0, 101)])
     pool.close()
     pool.close()
+
+
+@pytest.mark.parametrize("slots", [4, UNITS])
+def test_units_in_turn(slots: int, tmp_path: Path) -> None:
+    disk = Disk(tmp_path, torch.float32, slots)
+    disk.pool.ask(0, [7, 8])
+    seen = []
+    for _ in range(2):
+        for unit, record in disk.pool.turns(0, range(UNITS)):
+            up, down = disk.bank.matrices(record)
+            assert torch.equal(up, disk.up[unit])
+            assert torch.equal(down, disk.down[unit])
+            seen.append(unit)
+    assert sorted(seen) == sorted([*range(UNITS)] * 2)
+    held = disk.pool.hold(0, 3)
+    for _ in disk.pool.turns(0, range(UNITS)):
+        pass
+    assert torch.equal(disk.bank.matrices(held)[0], disk.up[3])
+    disk.pool.release(0, 3)
+
+
+def test_units_in_turn_say_what_cannot_be_read_and_let_go_of_all(tmp_path: Path) -> None:
+    disk = Disk(tmp_path, torch.float32, 4)
+    whole = disk.files[0].read_bytes()
+    disk.files[0].write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(OSError, match="ends too soon"):
+        list(disk.pool.turns(0, range(UNITS)))
+    disk.files[0].write_bytes(whole)
+    assert len(list(disk.pool.turns(0, range(UNITS)))) == UNITS
+    with pytest.raises(MemoryError, match="every slot"):
+        for unit in range(UNITS):
+            disk.pool.hold(0, unit)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, final
 import torch
 
 from pragnosia.kernels.compiled import loaded_library, native_library
-from pragnosia.kernels.formats import Format
+from pragnosia.kernels.formats import Format, unpack
 from pragnosia.kernels.native import Place, bank_at
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pragnosia.kernels.activations import Activation
 
 PAGE = 4096
+AHEAD = 4  # units asked for before their turn
 READERS = 4  # reads in flight: what it takes to keep a disk busy
 HALF_LIFE = 64.0  # tokens in which the worth of a use halves
 
@@ -69,14 +71,14 @@ class _Stats(ctypes.Structure):
 class UnitPool:
     """Slots for units of `layers` banks of `units` each; the caller sees to it that they fit the budget."""
 
-    def __init__(self, layers: int, units: int, record_bytes: int, slots: int) -> None:
+    def __init__(self, layers: int, units: int, record_bytes: int, slots: int, *, half_life: float = HALF_LIFE) -> None:
         if native_library() is None:
             raise ValueError("units on disk need the compiled kernels; install a C++ compiler (see pragnosia doctor)")
         self.record_bytes, self.slots = record_bytes, slots
         self._files: dict[Path, int] = {}
         self._library = loaded_library()
         self.address: int | None = self._library.pragnosia_pool_new(
-            layers, units, record_bytes, slots, READERS, HALF_LIFE
+            layers, units, record_bytes, slots, READERS, half_life
         )
         if not self.address:
             raise MemoryError(f"cannot reserve {slots} slots of {record_bytes} bytes; lower the budget")
@@ -89,15 +91,71 @@ class UnitPool:
     def place(self, layer: int, unit: int, extents: Sequence[Extent], sums: Sequence[int] = ()) -> None:
         """Say where a unit lies, and what its pieces of 1 MiB sum up to (CRC-32) where that is known.
 
-        Raises OSError for a file that cannot be opened, ValueError for a wrong size.
+        Raises OSError for a file that cannot be opened, ValueError for a unit larger than a record.
         """
-        if sum(extent.num_bytes for extent in extents) != self.record_bytes:
-            raise ValueError(f"unit {unit} of layer {layer} does not fill a record of {self.record_bytes} bytes")
+        size = sum(extent.num_bytes for extent in extents)
+        if size > self.record_bytes:
+            raise ValueError(f"unit {unit} of layer {layer} is {size} bytes, a record {self.record_bytes}")
         words = [word for e in extents for word in (self._file(e.file), e.offset, e.num_bytes)]
         self._library.pragnosia_pool_place(
             *(self.address, layer, unit, (ctypes.c_int64 * len(words))(*words), len(extents)),
             *((ctypes.c_uint32 * len(sums))(*sums), len(sums)),
         )
+
+    def turns(self, layer: int, units: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
+        """Each unit with its record, (record_bytes,) uint8, which is there for its turn only.
+
+        Those that are here come first; the next ones are read meanwhile. Raises OSError where one cannot be read.
+        """
+        waiting = deque(
+            sorted(units, key=lambda unit: not self._library.pragnosia_pool_ready(self.address, layer, unit))
+        )
+        asked: deque[int] = deque()
+        try:
+            while waiting or asked:
+                while waiting and len(asked) < AHEAD and self._request(layer, waiting[0]):
+                    asked.append(waiting.popleft())
+                if not asked:
+                    raise MemoryError("every slot of the pool is in use; give it more")
+                yield asked[0], self._record(layer, asked[0])
+                self.release(layer, asked.popleft())
+        finally:
+            for unit in asked:
+                self.release(layer, unit)
+
+    def hold(self, layer: int, unit: int) -> Tensor:
+        """A unit's record, (record_bytes,) uint8, which stays until as many `release`s. Raises OSError."""
+        if not self._request(layer, unit):
+            raise MemoryError("every slot of the pool is in use; give it more")
+        try:
+            return self._record(layer, unit)
+        except OSError:
+            self.release(layer, unit)
+            raise
+
+    def release(self, layer: int, unit: int) -> None:
+        """Let go of a unit that was held."""
+        self._library.pragnosia_pool_release(self.address, layer, unit)
+
+    def ask(self, layer: int, units: Iterable[int]) -> None:
+        """Begin to read units that will be wanted soon, as far as slots are free of use."""
+        for unit in units:
+            if not self._request(layer, unit):
+                return
+            self.release(layer, unit)
+
+    def tick(self) -> None:
+        """Time passes: what was used before is worth less."""
+        self._library.pragnosia_pool_tick(self.address)
+
+    def _request(self, layer: int, unit: int) -> bool:
+        return bool(self._library.pragnosia_pool_request(self.address, layer, unit))
+
+    def _record(self, layer: int, unit: int) -> Tensor:
+        address = self._library.pragnosia_pool_wait(self.address, layer, unit)
+        if not address:
+            raise OSError(self.failure())
+        return torch.frombuffer((ctypes.c_uint8 * self.record_bytes).from_address(address), dtype=torch.uint8)
 
     def stats(self) -> PoolStats:
         """Counts so far."""
@@ -152,6 +210,18 @@ class PooledBank:
     def row_bytes(self) -> tuple[int, int]:
         """From one row to the next, of up and of down."""
         return self.format.bank_row_bytes(self.width), self.format.bank_row_bytes(self.unit_width)
+
+    def matrices(self, record: Tensor) -> tuple[Tensor, Tensor]:
+        """Up (R, D) and down (D, F) of a unit's record: views of plain numbers, else unpacked to bfloat16."""
+        rows = self.activation.num_parts * self.unit_width
+        up_bytes, down_bytes = (n * size for n, size in zip((rows, self.width), self.row_bytes, strict=True))
+        parts = record[:up_bytes].view(rows, -1), record[up_bytes : up_bytes + down_bytes].view(self.width, -1)
+        plain = self.format.plain_dtype
+        if plain is not None:
+            return parts[0].view(plain), parts[1].view(plain)
+        depths, name = (self.width, self.unit_width), self.format.name
+        up, down = (unpack(part, depth, name, torch.bfloat16) for part, depth in zip(parts, depths, strict=True))
+        return up, down
 
     def __call__(
         self, x: Tensor, units: Tensor, strengths: Tensor, up_bias: Tensor | None, down_bias: Tensor | None

@@ -125,7 +125,7 @@ template <class Engine> struct Backward : Bank<Engine> {
     void outer(const Matrix& a, const Matrix& b, int64_t count, std::pair<int64_t, int64_t> cut, int64_t cols, void* base,
                int64_t row, Left* left, Right* right, float* total) const {
         const auto [from, to] = cut;
-        const int64_t height = to - from, at = (row + from) * cols, bytes = call.weights_are_bf16 ? 2 : 4;
+        const int64_t height = to - from, at = (row + from) * cols, bytes = call.format ? 2 : 4;
         if (!count) {
             std::memset(static_cast<char*>(base) + at * bytes, 0, height * cols * bytes);
             return;
@@ -138,7 +138,7 @@ template <class Engine> struct Backward : Bank<Engine> {
             Engine::multiply(left, right, height, cols, depth, total, stride, k > 0);
         }
         for (int64_t r = 0; r < height; ++r)
-            write_past_cache(total + r * stride, cols, base, call.weights_are_bf16, at + r * cols);
+            write_past_cache(total + r * stride, cols, base, call.format, at + r * cols);
     }
 
     void bias_gradients(int64_t unit, int64_t start, int64_t count, float* total) const {
@@ -146,7 +146,7 @@ template <class Engine> struct Backward : Bank<Engine> {
             std::fill_n(total, hidden_width, 0.f);
             for (int64_t i = start; i < start + count; ++i)
                 for (int64_t k = 0; k < hidden_width; ++k) total[k] += widen(grad_hidden[i * hidden_width + k]);
-            write(total, hidden_width, call.grad_up_bias, call.weights_are_bf16, unit * hidden_width);
+            write(total, hidden_width, call.grad_up_bias, call.format, unit * hidden_width);
         }
         if (call.grad_down_bias) {
             std::fill_n(total, width, 0.f);
@@ -154,7 +154,7 @@ template <class Engine> struct Backward : Bank<Engine> {
                 Base::grad_rows(i).as_rows([&](auto grad) {
                     for (int64_t d = 0; d < width; ++d) total[d] += call.strengths[call.order[i]] * widen(grad[0][d]);
                 });
-            write(total, width, call.grad_down_bias, call.weights_are_bf16, unit * width);
+            write(total, width, call.grad_down_bias, call.format, unit * width);
         }
     }
 };

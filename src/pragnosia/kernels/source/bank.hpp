@@ -35,13 +35,13 @@ template <class Engine> struct Bank {
     // on their way already. A unit that cannot be read is noted, and the call fails in the end.
     template <class Work> void with_unit(size_t job, Work work) const {
         const int64_t unit = jobs[job].unit;
-        const bool narrow = call.weights_are_bf16 != FP32;
+        const bool narrow = call.format != FP32;
         if (!call.pool) {
             work(Matrix(call.up, narrow, width).shifted(unit * hidden_width, 0), Matrix(call.down, narrow, unit_width).shifted(unit * width, 0));
             return;
         }
         ask_ahead(job);
-        const Format format = Format(call.weights_are_bf16);
+        const Format format = Format(call.format);
         const int64_t up_row = row_bytes_of(format, width), down_row = row_bytes_of(format, unit_width);
         const char* up = call.pool->wait(call.layer, unit);
         const char* down = up + hidden_width * up_row;
@@ -109,8 +109,8 @@ template <class Engine> struct Bank {
         }
     };
     void read_biases(Desk& desk) const {
-        if (desk.up_bias) read(call.up_bias, call.weights_are_bf16 == BF16, desk.unit * hidden_width, hidden_width, desk.up_bias);
-        if (desk.down_bias) read(call.down_bias, call.weights_are_bf16 == BF16, desk.unit * width, width, desk.down_bias);
+        if (desk.up_bias) read(call.up_bias, call.format == BF16, desk.unit * hidden_width, hidden_width, desk.up_bias);
+        if (desk.down_bias) read(call.down_bias, call.format == BF16, desk.unit * width, width, desk.down_bias);
     }
     static void add(const float* bias, int64_t count, float* to) {
         for (int64_t i = 0; i < count; ++i) to[i] += bias[i];

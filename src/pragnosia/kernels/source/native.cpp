@@ -59,7 +59,7 @@ int pragnosia_bank_few(const BankCall* call) {
     try {
         for (int64_t i = 0; i < call->tokens * call->awake; ++i)
             if (call->routes[i] < -1 || call->routes[i] >= call->units) return 1;
-        return (call->weights_are_bf16 ? FewBank<bf16>(*call).run() : FewBank<float>(*call).run()) ? 0 : 3;
+        return (call->format ? FewBank<bf16>(*call).run() : FewBank<float>(*call).run()) ? 0 : 3;
     } catch (const std::exception&) {
         return 2;
     }
@@ -127,6 +127,12 @@ void pragnosia_pool_place(Pool* pool, int64_t layer, int64_t unit, const Extent*
     pool->place(layer, unit, extents, count, sums, num_sums);
 }
 void pragnosia_pool_report(Pool* pool, PoolStats* stats) { *stats = pool->report(); }
+// For who computes outside: 0 where every slot is in use; the record, null where it cannot be read.
+int pragnosia_pool_request(Pool* pool, int64_t layer, int64_t unit) { return pool->request(layer, unit); }
+const char* pragnosia_pool_wait(Pool* pool, int64_t layer, int64_t unit) { return pool->wait(layer, unit); }
+void pragnosia_pool_release(Pool* pool, int64_t layer, int64_t unit) { pool->release(layer, unit); }
+int pragnosia_pool_ready(const Pool* pool, int64_t layer, int64_t unit) { return pool->is_ready(layer, unit); }
+void pragnosia_pool_tick(Pool* pool) { pool->tick(); }
 
 // One token through a model, its logits left in `step`; the likeliest next token, or -1 out of memory, or -2 where a
 // unit on disk cannot be read.

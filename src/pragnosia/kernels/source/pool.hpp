@@ -151,7 +151,7 @@ class Pool {
     bool request(int64_t layer, int64_t unit) {
         std::unique_lock<std::mutex> guard(lock);
         Unit& wanted = all[layer * units + unit];
-        if (wanted.state.load() != READY && !(wanted.users && wanted.state.load() == READING)) {
+        if (wanted.state.load() != READY && wanted.state.load() != READING) {
             done.wait(guard, [&] { return wanted.pieces == 0; });  // what is left of a read that failed
             if (wanted.slot < 0) {
                 wanted.slot = free_slot();

@@ -11,7 +11,7 @@
 struct BankCall {
     // what every call has
     int64_t tokens, awake, units, width, unit_width, activation, threads;
-    int64_t x_is_bf16, weights_are_bf16, out_is_bf16;  // weights of a pool may be of any Format (packed.hpp)
+    int64_t x_is_bf16, format, out_is_bf16;  // of the weights: FP32 or BF16, and any Format (packed.hpp) in a pool
     const void *x, *up, *down, *up_bias, *down_bias;
     const int64_t* routes;   // (T, A), -1 for nobody
     const float* strengths;  // (T, A)
