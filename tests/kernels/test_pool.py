@@ -131,7 +131,7 @@ def test_units_in_turn(slots: int, tmp_path: Path) -> None:
             assert torch.equal(up, disk.up[unit])
             assert torch.equal(down, disk.down[unit])
             seen.append(unit)
-    assert sorted(seen) == sorted([*range(UNITS)] * 2)
+    assert seen == [*range(UNITS)] * 2
     held = disk.pool.hold(0, 3)
     for _ in disk.pool.turns(0, range(UNITS)):
         pass
@@ -147,6 +147,9 @@ def test_units_in_turn_say_what_cannot_be_read_and_let_go_of_all(tmp_path: Path)
         list(disk.pool.turns(0, range(UNITS)))
     disk.files[0].write_bytes(whole)
     assert len(list(disk.pool.turns(0, range(UNITS)))) == UNITS
+    for unit in range(4):
+        disk.pool.hold(0, unit)
     with pytest.raises(MemoryError, match="every slot"):
-        for unit in range(UNITS):
-            disk.pool.hold(0, unit)
+        disk.pool.hold(0, 4)
+    with pytest.raises(MemoryError, match="every slot"):
+        next(disk.pool.turns(0, [5]))

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from pragnosia.kernels.activations import Activation
 
 PAGE = 4096
-AHEAD = 4  # units asked for before their turn
+AHEAD = 4  # units on their way before their turn
 READERS = 4  # reads in flight: what it takes to keep a disk busy
 HALF_LIFE = 64.0  # tokens in which the worth of a use halves
+_FULL = "every slot of the pool is in use; give it more"
 
 
 @dataclass(frozen=True)
@@ -103,30 +104,32 @@ class UnitPool:
         )
 
     def turns(self, layer: int, units: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
-        """Each unit with its record, (record_bytes,) uint8, which is there for its turn only.
+        """Each unit in order with its record, (record_bytes,) uint8, which is there for its turn only.
 
-        Those that are here come first; the next ones are read meanwhile. Raises OSError where one cannot be read.
+        Those of the next ones that are not here are read meanwhile. Raises OSError where one cannot be read.
         """
-        waiting = deque(
-            sorted(units, key=lambda unit: not self._library.pragnosia_pool_ready(self.address, layer, unit))
-        )
-        asked: deque[int] = deque()
+        waiting, asked = deque(units), deque[tuple[int, bool]]()
         try:
             while waiting or asked:
-                while waiting and len(asked) < AHEAD and self._request(layer, waiting[0]):
-                    asked.append(waiting.popleft())
+                while waiting and sum(missed for _, missed in asked) < AHEAD:
+                    missed = not self._library.pragnosia_pool_ready(self.address, layer, waiting[0])
+                    if not self._request(layer, waiting[0]):
+                        break
+                    asked.append((waiting.popleft(), missed))
                 if not asked:
-                    raise MemoryError("every slot of the pool is in use; give it more")
-                yield asked[0], self._record(layer, asked[0])
-                self.release(layer, asked.popleft())
+                    raise MemoryError(_FULL)
+                unit = asked[0][0]
+                yield unit, self._record(layer, unit)
+                asked.popleft()
+                self.release(layer, unit)
         finally:
-            for unit in asked:
+            for unit, _ in asked:
                 self.release(layer, unit)
 
     def hold(self, layer: int, unit: int) -> Tensor:
         """A unit's record, (record_bytes,) uint8, which stays until as many `release`s. Raises OSError."""
         if not self._request(layer, unit):
-            raise MemoryError("every slot of the pool is in use; give it more")
+            raise MemoryError(_FULL)
         try:
             return self._record(layer, unit)
         except OSError:

@@ -120,7 +120,8 @@ def causal_mask(
 ) -> Tensor | None:
     """Which keys each of `length` new tokens may see: (T, S), with `padding` (B, 1, T, S); None: the plain rules.
 
-    `padding` is (B, S), False for keys that are no tokens. The plain rules: one new token sees everything (its window
+    `padding` is (B, S), False for keys that are no tokens, or (B, 1, T, S), False for whatever a query must not see,
+    as tokens of another text in its row. The plain rules: one new token sees everything (its window
     is a slice); new tokens on an empty memory see what `is_causal` says.
     """
     total = seen + length
@@ -134,7 +135,8 @@ def causal_mask(
     if padding is None:
         return visible
     # A padded query would see nothing, and a softmax over nothing is not a number: it sees itself.
-    return (visible & padding[:, None, None, :].bool()) | (key == query)
+    allowed = padding if padding.dim() == 4 else padding[:, None, None, :]
+    return (visible & allowed.bool()) | (key == query)
 
 
 def as_visibility(mask: Any) -> Tensor | None:

@@ -1,0 +1,1 @@
+"""Tuning: a frozen model learns through small additions."""

@@ -1,0 +1,113 @@
+"""LoRA: a frozen model learns through small additions of low rank.
+
+    y = W x + s B A x          A (r, in) starts at random, B (out, r) at 0, s = alpha / r
+
+`attach` puts adapters into a model, in memory or streamed; its names are those of the places they stand in, so that
+`adapters(model)` is all that was learned. Hu et al. 2022, arXiv 2106.09685, eq. 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from pragnosia.errors import CheckpointError, ConfigError
+from pragnosia.model.bank import Bank
+from pragnosia.model.experts import Experts
+from pragnosia.model.feed_forward import FeedForward
+from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.tuning.configuration import LoraConfig
+from pragnosia.tuning.units import LoraBank, UnitsInMemory, UnitsOnDisk, low_rank
+
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+@final
+class LoraLinear(nn.Module):
+    """Stands where a linear layer stands, plain or packed."""
+
+    def __init__(self, base: nn.Module, rank: int, scale: float) -> None:
+        super().__init__()
+        self.base, self.scale = base, scale
+        self.in_features, self.out_features = int(base.in_features), int(base.out_features)  # type: ignore[arg-type]
+        self.lora_a = nn.Parameter(torch.empty(rank, self.in_features))
+        self.lora_b = nn.Parameter(torch.zeros(self.out_features, rank))
+        nn.init.uniform_(self.lora_a, -(self.in_features**-0.5), self.in_features**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) -> (…, out)."""
+        y: Tensor = self.base(x)
+        return y + low_rank(x, self.lora_a, self.lora_b, self.scale)
+
+
+def attach(model: PragnosiaForCausalLM, config: LoraConfig) -> dict[str, nn.Parameter]:
+    """Freeze a model and give it adapters; all of them by name. Raises ConfigError where nothing could have one."""
+    model.requires_grad_(requires_grad=False)
+    for name, linear in list(_linears(model, config)):
+        model.set_submodule(name, LoraLinear(linear, config.rank, config.scale))
+    if "units" in config.targets:
+        _attach_units(model, config)
+    found = adapters(model)
+    if not found:
+        raise ConfigError(f"this model has no {' or '.join(config.targets)} to adapt; choose other --targets")
+    return found
+
+
+def adapters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Everything that was attached, by the name of its place (what is `recomputed` stands a step further in)."""
+    return {
+        f"{path.replace('.piece', '')}.{name}": weight
+        for path, module in model.named_modules()
+        if isinstance(module, LoraLinear | LoraBank)
+        for name, weight in module.named_parameters(recurse=False)
+    }
+
+
+@torch.no_grad()
+def load_adapters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Fill what was attached. Raises CheckpointError where it does not fit."""
+    own = adapters(model)
+    if own.keys() != tensors.keys():
+        odd = min(own.keys() ^ tensors.keys())
+        raise CheckpointError(f"the adapter is of another model or other targets (first difference: {odd})")
+    for name, weight in own.items():
+        if weight.shape != tensors[name].shape:
+            raise CheckpointError(
+                f"the adapter's {name} has shape {tuple(tensors[name].shape)}, this model's {tuple(weight.shape)}; "
+                "it belongs to another model"
+            )
+        weight.copy_(tensors[name])
+
+
+def _linears(model: PragnosiaForCausalLM, config: LoraConfig) -> Iterator[tuple[str, nn.Module]]:
+    """Linear layers to adapt, with their names."""
+    for number, layer in enumerate(model.model.layers):
+        if "attention" in config.targets:
+            for name in _PROJECTIONS:
+                projection = getattr(layer.mixer, name, None)
+                if projection is not None:
+                    yield f"model.layers.{number}.mixer.{name}", projection
+        if "dense" in config.targets:
+            place, dense = f"model.layers.{number}.feed_forward", layer.feed_forward
+            if isinstance(dense, Experts):
+                place, dense = f"{place}.shared", dense.shared
+            if isinstance(dense, FeedForward):
+                yield f"{place}.up", dense.up
+                yield f"{place}.down", dense.down
+
+
+def _attach_units(model: PragnosiaForCausalLM, config: LoraConfig) -> None:
+    attached: list[LoraBank] = []
+    for experts in model.experts():
+        bank: Any = experts.bank
+        units = UnitsInMemory(bank) if isinstance(bank, Bank) else UnitsOnDisk(bank.bank)
+        up_bias, down_bias = (None if bias is None else bias.detach() for bias in (bank.up_bias, bank.down_bias))
+        adapted: Any = LoraBank(units, up_bias, down_bias, config.rank, config.scale)
+        experts.bank = adapted
+        attached.append(adapted)
+    for former, latter in pairwise(attached):
+        former.after, latter.before = (latter,), (former,)
