@@ -85,12 +85,15 @@ def test_a_packed_model_is_neither_packed_nor_exported(run: Run, at_once: Run, m
     assert not (tmp_path / "out").exists()
 
 
-def test_a_dense_model_has_nothing_to_pack_or_to_fetch(run: Run, model: Path, tmp_path: Path) -> None:
+def test_a_dense_model_packs_and_keeps_to_a_budget(run: Run, model: Path, tmp_path: Path) -> None:
     dense = Path(shutil.copytree(model, tmp_path / "dense"))
     organs: dict[str, Any] = {"experts": None, "feed_forward": {"width": 48}}
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "attention": {"num_heads": 2, "num_key_value_heads": 1}}
     PragnosiaForCausalLM(PragnosiaConfig(vocab_size=300, **shape, **organs)).save_pretrained(dense)
-    run("pack", dense, tmp_path / "out").refused("dense is dense", "no units to pack", "run it as it is")
-    run("plan", dense, "--memory", "1GiB").refused("is dense")
-    run("generate", dense, "hi", "--memory", "1GiB").refused("is dense")
-    assert not (tmp_path / "out").exists()
+    packed = run("pack", dense, tmp_path / "out", "--format", "int8", "--json").json
+    assert packed["bits_per_weight"] > 8
+    plan = run("plan", dense, "--memory", "1GiB", "--json").json
+    assert plan["dense"]
+    assert plan["hit_rate"] == 1.0
+    for folder in (dense, tmp_path / "out"):
+        assert run("generate", folder, "hi", "--memory", "1GiB", "--max-new-tokens", "3", "--json").json["tokens"] == 3

@@ -180,10 +180,6 @@ def test_what_cannot_be_streamed_says_so(tmp_path: Path) -> None:
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "turned")
     with pytest.raises(CheckpointError, match=r"transposed or interleaved.*pragnosia import SOURCE OUT"):
         load_streamed(tmp_path / "turned", 8 * GIB)
-    dense = transformers.AutoConfig.for_model("llama", **SIZES)
-    transformers.AutoModelForCausalLM.from_config(dense).save_pretrained(tmp_path / "dense")
-    with pytest.raises(BudgetError, match="is dense"):
-        load_streamed(tmp_path / "dense", 8 * GIB)
 
 
 def test_a_cut_file_is_told_before_anything_is_loaded(foreign: Callable[[str], Path], tmp_path: Path) -> None:

@@ -162,8 +162,8 @@ def test_damage_is_seen_before_it_speaks(source: Path, tmp_path: Path) -> None:
     [
         (lambda at: (at / "units.bin").write_bytes(b"short"), "units.bin holds 5 bytes, its index calls for"),
         (lambda at: (at / "resident.bin").unlink(), "resident.bin holds 0 bytes"),
-        (lambda at: (at / "packed.json").write_text('{"version": 1}'), "is no index of a packed model"),
-        (lambda at: (at / "packed.json").write_text('{"version": 9}'), "is of another version"),
+        (lambda at: (at / "packed.json").write_text('{"version": 2}'), "is no index of a packed model"),
+        (lambda at: (at / "packed.json").write_text('{"version": 9}'), "is of version 9, expected"),
         (lambda at: (at / "packed.json").write_text("["), "is not valid JSON"),
     ],
 )

@@ -62,6 +62,17 @@ class Blueprint:
         whole = self.known and isinstance(rule, Joined) and rule.num_units is None and len(rule.parts) == 1
         return self.known[rule.parts[0]] if whole and isinstance(rule, Joined) else None
 
+    def extents(self, name: str) -> Extents:
+        """Where one of our tensors lies, piece after piece. Raises CheckpointError for a layout that is not ours."""
+        rule = self.rules[name]
+        if not self.known or not isinstance(rule, Joined):
+            raise CheckpointError(
+                f"{name} of {self.folder} does not lie as it is computed with; "
+                "turn it once: pragnosia import SOURCE OUT, then run OUT"
+            )
+        parts = [self.known[part] for part in rule.their_shapes(self.shapes[name])]
+        return [(part.file, part.offset, part.num_bytes) for part in parts]
+
     def unit(self, name: str, unit: int) -> Extents:
         """Where one unit of a bank's tensor lies. Raises CheckpointError for a layout that cannot be read so."""
         if not self.known:
@@ -70,6 +81,11 @@ class Blueprint:
                 "turn it once: pragnosia import SOURCE OUT, then run OUT"
             )
         return unit_extents(self.rules[name], unit, self.known, self.shapes[name][0])
+
+
+def is_unit(name: str) -> bool:
+    """Whether a tensor of ours is made of units, which can be read one by one."""
+    return name.endswith((".bank.up", ".bank.down"))
 
 
 def foreign_config(folder: str | Path) -> PragnosiaConfig:

@@ -6,24 +6,43 @@ AsPacked    the packed form: rows of a format, units as records with checksums
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from pragnosia.checkpoints.blueprint import Blueprint, blueprint
+from pragnosia.checkpoints.blueprint import Blueprint, blueprint, is_unit
 from pragnosia.checkpoints.places import Extents, Place, read_place
 from pragnosia.errors import CheckpointError
 from pragnosia.inference.directory import read_values
 from pragnosia.inference.table import TableOnDisk
 from pragnosia.kernels.formats import FORMATS, Format, plain_format
 from pragnosia.model.configuration import PragnosiaConfig
-from pragnosia.quantisation.index import RESIDENT, UNITS, is_packed, read_index
+from pragnosia.quantisation.index import RESIDENT, UNITS, checksums, is_packed, read_index
 from pragnosia.quantisation.layers import PackedEmbedding, PackedLinear
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
+_PIECE = re.compile(r"model\.layers\.(\d+)\.(mixer|feed_forward)\..*")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a layer that is read as a whole: where it lies, and what it is."""
+
+    name: str
+    extents: Extents
+    num_bytes: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    format: Format | None = None
+    """Of packed rows; None for plain numbers of `dtype`."""
+    sums: tuple[int, ...] = ()
+    """Of its pieces, where they are known."""
 
 
 class Shelf(ABC):
@@ -60,6 +79,37 @@ class Shelf(ABC):
     def put(self, model: nn.Module, name: str) -> None:
         """Read a resident tensor into its place in the model."""
 
+    @abstractmethod
+    def stored(self, name: str) -> Stored:
+        """Where a tensor of a layer lies."""
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every weight wakes for every token, so that whole layers come and go."""
+        return not self.sparse
+
+    def comes_and_goes(self, name: str, shape: Sequence[int]) -> bool:
+        """Whether a tensor is no resident: part of a unit or, in a dense model, a matrix of a layer."""
+        if not self.is_dense:
+            return is_unit(name)
+        return len(shape) > 1 and _PIECE.fullmatch(name) is not None
+
+    @property
+    @abstractmethod
+    def shapes(self) -> Mapping[str, Sequence[int]]:
+        """Of every tensor, by our name."""
+
+    def layers(self) -> list[list[Stored]]:
+        """Of a dense model: what is read for each layer, the strictest alignment first."""
+        found: list[list[Stored]] = [[] for _ in range(self.config.num_hidden_layers)]
+        for name, shape in self.shapes.items():
+            match = _PIECE.fullmatch(name)
+            if match is not None and self.comes_and_goes(name, shape):
+                found[int(match[1])].append(self.stored(name))
+        for layer in found:
+            layer.sort(key=lambda part: (part.format is None, -part.dtype.itemsize))
+        return found
+
     @property
     def sparse(self) -> list[str]:
         """The banks' names, in order."""
@@ -81,7 +131,15 @@ class AsItLies(Shelf):
 
     @property
     def resident(self) -> dict[str, int]:
-        return {name: self.print_.num_bytes(name) for name in self.print_.shapes if not is_streamed(name)}
+        return {n: self.print_.num_bytes(n) for n, shape in self.shapes.items() if not self.comes_and_goes(n, shape)}
+
+    @property
+    def shapes(self) -> Mapping[str, Sequence[int]]:
+        return self.print_.shapes
+
+    def stored(self, name: str) -> Stored:
+        print_, shape = self.print_, tuple(self.print_.shapes[name])
+        return Stored(name, print_.extents(name), print_.num_bytes(name), shape, print_.dtype(name))
 
     @property
     def table(self) -> TableOnDisk | None:
@@ -93,7 +151,7 @@ class AsItLies(Shelf):
 
     @property
     def format(self) -> Format:
-        return plain_format(self.print_.dtype(f"{self.sparse[0]}.up"))
+        return plain_format(self.dtype if self.is_dense else self.print_.dtype(f"{self.sparse[0]}.up"))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -114,12 +172,23 @@ class AsPacked(Shelf):
         self.folder, self.index = folder, read_index(folder)
         self.config = PragnosiaConfig.from_dict(read_values(folder))
         organ, packed = self.config.experts, (self.index.units_per_layer, self.index.sparse_layers)
-        if organ is None or (organ.num_units, len(self.sparse)) != packed:
+        if (organ.num_units if organ and self.sparse else 0, len(self.sparse)) != packed:
             raise CheckpointError(f"{folder}: config.json and packed.json describe different models; pack it again")
 
     @property
     def resident(self) -> dict[str, int]:
-        return {name: entry.num_bytes for name, entry in self.index.tensors.items()}
+        tensors = self.index.tensors.items()
+        return {name: known.num_bytes for name, known in tensors if not self.comes_and_goes(name, known.shape)}
+
+    @property
+    def shapes(self) -> Mapping[str, Sequence[int]]:
+        return {name: known.shape for name, known in self.index.tensors.items()}
+
+    def stored(self, name: str) -> Stored:
+        known = self.index.tensors[name]
+        extents, entry = [(self.folder / RESIDENT, known.offset, known.num_bytes)], FORMATS.get(known.format)
+        dtype = torch.uint8 if entry is not None else getattr(torch, known.format)
+        return Stored(name, extents, known.num_bytes, known.shape, dtype, entry, known.sums)
 
     @property
     def table(self) -> TableOnDisk | None:
@@ -166,14 +235,11 @@ class AsPacked(Shelf):
 
     def _read(self, name: str, dtype: torch.dtype) -> Tensor:
         known = self.index.tensors[name]
-        flat = torch.empty(known.num_bytes // dtype.itemsize, dtype=dtype)
-        read_place(Place(self.folder / RESIDENT, known.offset, known.num_bytes, known.shape, dtype), flat)
+        flat, file = torch.empty(known.num_bytes // dtype.itemsize, dtype=dtype), self.folder / RESIDENT
+        read_place(Place(file, known.offset, known.num_bytes, known.shape, dtype), flat)
+        if known.sums and known.sums != checksums(flat.view(torch.uint8).numpy()):
+            raise CheckpointError(f"{file} is damaged ({name} has a wrong checksum); copy or pack it again")
         return flat
-
-
-def is_streamed(name: str) -> bool:
-    """Whether a tensor of ours is made of units that are fetched when they wake."""
-    return name.endswith((".bank.up", ".bank.down"))
 
 
 def put_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pragnosia.checkpoints.blueprint import blueprint
 from pragnosia.errors import CheckpointError
 from pragnosia.inference.budget import Plan, make_plan
+from pragnosia.inference.layers import OnDisk, put_layers
 from pragnosia.inference.shelf import EMBEDDING, AsItLies, Shelf, open_shelf
 from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.kernels.pool import Extent, PooledBank, UnitPool
@@ -69,11 +70,18 @@ def planned(folder: str | Path, budget: int, *, context: int | None = None) -> t
 def build(shelf: Shelf, plan: Plan, *, progress: Progress | None = None) -> tuple[PragnosiaForCausalLM, Plan]:
     """The model of a plan."""
     table = shelf.table
+    layers = shelf.layers() if plan.dense else []
     names = {name: size for name, size in shelf.resident.items() if table is None or name != EMBEDDING}
+    if plan.slots >= plan.num_units:  # nothing has to go: the layers are as resident as the rest
+        names |= {part.name: part.num_bytes for layer in layers for part in layer}
+        layers = []
     model = _built(shelf, names, progress)
     if table is not None:
         model.model.embed_tokens = table
-    _attach(model, shelf, plan)
+    if layers:
+        put_layers(model, layers, UnitPool(len(layers), 1, plan.record, plan.slots))
+    if not plan.dense:
+        _put_units(model, shelf, plan)
     return model, plan
 
 
@@ -95,10 +103,15 @@ def _built(shelf: Shelf, names: Mapping[str, int], progress: Progress | None) ->
 
 def pool_of(model: PragnosiaForCausalLM) -> UnitPool | None:
     """The pool that a streamed model draws on."""
-    return next((m.bank.pool for m in model.modules() if isinstance(m, StreamedBank)), None)
+    for module in model.modules():
+        if isinstance(module, StreamedBank):
+            return module.bank.pool
+        if isinstance(module, OnDisk):
+            return module.weights.layers.pool
+    return None
 
 
-def _attach(model: PragnosiaForCausalLM, shelf: Shelf, plan: Plan) -> None:
+def _put_units(model: PragnosiaForCausalLM, shelf: Shelf, plan: Plan) -> None:
     """Put a streamed bank in every sparse layer."""
     organ = shelf.config.experts
     assert organ is not None

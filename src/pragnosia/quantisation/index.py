@@ -11,6 +11,7 @@ speaks.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from pragnosia.kernels.formats import Format
 
 INDEX, UNITS, RESIDENT = "packed.json", "units.bin", "resident.bin"
-METHOD, VERSION = "pragnosia", 1
+METHOD, VERSION = "pragnosia", 2
+PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Packed:
     shape: tuple[int, ...]
     format: str
     """A row format, or the torch type of plain numbers."""
+    sums: tuple[int, ...] = ()
+    """Checksums of its pieces."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,19 @@ class PackedIndex:
         return {"version": VERSION, **asdict(self)}
 
 
+def checksums(data: Any) -> tuple[int, ...]:
+    """CRC-32 of each MiB of some bytes."""
+    view = memoryview(data).cast("B")
+    return tuple(zlib.crc32(view[at : at + PIECE]) for at in range(0, len(view), PIECE))
+
+
 def is_packed(folder: Path) -> bool:
     """Whether a directory holds a packed model."""
     return (folder / INDEX).is_file()
+
+
+def _packed(shape: list[int], sums: list[int], **rest: Any) -> Packed:
+    return Packed(shape=tuple(shape), sums=tuple(sums), **rest)
 
 
 def read_index(folder: Path) -> PackedIndex:
@@ -76,10 +90,11 @@ def read_index(folder: Path) -> PackedIndex:
 
     path = folder / INDEX
     values = read_json(path)
-    if values.pop("version", None) != VERSION:
-        raise CheckpointError(f"{path} is of another version than {VERSION}; pack the model again")
     try:
-        tensors = {name: Packed(**entry) for name, entry in values.pop("tensors").items()}
+        version = values.pop("version")
+        if version != VERSION:
+            raise CheckpointError(f"{path} is of version {version}, expected {VERSION}; pack the model again")
+        tensors = {name: _packed(**entry) for name, entry in values.pop("tensors").items()}
         index = PackedIndex(**values, tensors=tensors)
         needed = {
             UNITS: index.stride * (index.units_per_layer * index.sparse_layers - 1) + index.record_bytes,

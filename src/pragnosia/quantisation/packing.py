@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,17 +18,16 @@ import torch
 from torch import Tensor
 
 from pragnosia.checkpoints.admission import check_vacant
-from pragnosia.checkpoints.blueprint import Blueprint
+from pragnosia.checkpoints.blueprint import Blueprint, is_unit
 from pragnosia.checkpoints.travel import carry
 from pragnosia.checkpoints.writer import write_json
 from pragnosia.errors import CheckpointError
 from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.kernels.formats import FORMATS, Format, format_named, pack
 from pragnosia.kernels.pool import record_bytes
-from pragnosia.quantisation.index import INDEX, METHOD, RESIDENT, UNITS, Packed, PackedIndex
+from pragnosia.quantisation.index import INDEX, METHOD, RESIDENT, UNITS, Packed, PackedIndex, checksums
 from pragnosia.units import format_bytes
 
-PIECE = 1 << 20
 _LINE = 64
 _PROGRESS = "progress.json"
 Progress = Callable[[int, int], None]
@@ -86,17 +84,15 @@ class _Work:
     def __init__(self, print_: Blueprint, folder: Path, entry: Format, progress: Progress | None) -> None:
         self.print_, self.folder, self.entry, self.progress = print_, folder, entry, progress
         config, organ = print_.config, print_.config.experts
-        if organ is None:
-            raise CheckpointError(
-                f"{print_.folder} is dense: there are no units to pack; run it as it is (pragnosia generate)"
-            )
         self.banks = [
             f"model.layers.{layer}.feed_forward.bank"
             for layer, kind in enumerate(config.feed_forwards or ())
             if kind == "experts"
         ]
-        self.num_units = organ.num_units
-        self.record = record_bytes(entry, config.hidden_size, organ.unit_width, ACTIVATIONS[organ.activation])
+        self.num_units = self.record = 0
+        if organ is not None and self.banks:
+            self.num_units = organ.num_units
+            self.record = record_bytes(entry, config.hidden_size, organ.unit_width, ACTIVATIONS[organ.activation])
         self.stride = -(-self.record // 4096) * 4096
         self.total = sum(print_.num_bytes(name) for name in print_.shapes)
         self.done = 0
@@ -116,7 +112,7 @@ class _Work:
                 f"{self.folder} was begun from another model or format; remove it, or choose another OUT"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        needed = self.stride * self.num_units * len(self.banks)
+        needed = self.stride * self.num_units * len(self.banks) + self.resident_bytes()
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise CheckpointError(f"{self.folder} needs {format_bytes(needed)}, the disk has {format_bytes(free)} free")
@@ -144,7 +140,7 @@ class _Work:
                 for unit, (up, down) in enumerate(zip(ups, downs, strict=True)):
                     file.seek((layer * self.num_units + unit) * self.stride)
                     record = self.record_of(up, down)
-                    self.sums.append([zlib.crc32(record[at : at + PIECE]) for at in range(0, len(record), PIECE)])
+                    self.sums.append(list(checksums(record)))
                     file.write(record)
                     self.advance(up.nbytes + down.nbytes)
                 file.flush()
@@ -168,7 +164,7 @@ class _Work:
         self.tensors = {}
         with (self.folder / RESIDENT).open("wb") as file:
             for name in self.print_.shapes:
-                if name.endswith((".bank.up", ".bank.down")):
+                if is_unit(name):
                     continue
                 tensor = self.print_.read(name)
                 self.tensors[name] = self.append(file, name, tensor)
@@ -176,23 +172,32 @@ class _Work:
             file.flush()
             os.fsync(file.fileno())
 
+    def resident_bytes(self) -> int:
+        """About what the second file will hold."""
+        total = 0
+        for name, shape in self.print_.shapes.items():
+            if not is_unit(name):
+                entry = self.resident_format(name, shape, self.print_.dtype(name))
+                total += self.print_.num_bytes(name) if entry is None else shape[0] * entry.row_bytes(shape[1])
+        return total
+
     def append(self, file: BinaryIO, name: str, tensor: Tensor) -> Packed:
         """One resident tensor, in its format."""
-        entry = self.resident_format(name, tensor)
+        entry = self.resident_format(name, tensor.shape, tensor.dtype)
         offset = file.seek(-(-file.tell() // _LINE) * _LINE)
         data = _bytes(tensor if entry is None else self.packed(tensor, entry))
         file.write(data)
         kind = str(tensor.dtype).removeprefix("torch.") if entry is None else entry.name
-        return Packed(offset, len(data), tuple(tensor.shape), kind)
+        return Packed(offset, len(data), tuple(tensor.shape), kind, checksums(data))
 
-    def resident_format(self, name: str, tensor: Tensor) -> Format | None:
+    def resident_format(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Format | None:
         """None: as it is. A rounded router wakes the wrong unit; a model's ends bear less rounding than its middle."""
         if (
-            tensor.ndim != 2
+            len(shape) != 2
             or ".thalamus." in name
             or "bias" in name.rsplit(".", 1)[-1]
             or self.entry.plain_dtype is not None
-            or not tensor.is_floating_point()
+            or not dtype.is_floating_point
         ):
             return None
         ends = name in ("model.embed_tokens.weight", "lm_head.weight")

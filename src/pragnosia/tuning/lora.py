@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from pragnosia.errors import CheckpointError, ConfigError
+from pragnosia.model.attention import Attention
 from pragnosia.model.bank import Bank
-from pragnosia.model.experts import Experts
 from pragnosia.model.feed_forward import FeedForward
 from pragnosia.model.modeling import PragnosiaForCausalLM
 from pragnosia.tuning.configuration import LoraConfig
@@ -85,19 +85,11 @@ def load_adapters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def _linears(model: PragnosiaForCausalLM, config: LoraConfig) -> Iterator[tuple[str, nn.Module]]:
     """Linear layers to adapt, with their names."""
-    for number, layer in enumerate(model.model.layers):
-        if "attention" in config.targets:
-            for name in _PROJECTIONS:
-                projection = getattr(layer.mixer, name, None)
-                if projection is not None:
-                    yield f"model.layers.{number}.mixer.{name}", projection
-        if "dense" in config.targets:
-            place, dense = f"model.layers.{number}.feed_forward", layer.feed_forward
-            if isinstance(dense, Experts):
-                place, dense = f"{place}.shared", dense.shared
-            if isinstance(dense, FeedForward):
-                yield f"{place}.up", dense.up
-                yield f"{place}.down", dense.down
+    for path, module in model.named_modules():
+        if isinstance(module, Attention) and "attention" in config.targets:
+            yield from ((f"{path}.{name}", getattr(module, name)) for name in _PROJECTIONS)
+        if isinstance(module, FeedForward) and "dense" in config.targets:
+            yield from ((f"{path}.{name}", getattr(module, name)) for name in ("up", "down"))
 
 
 def _attach_units(model: PragnosiaForCausalLM, config: LoraConfig) -> None:

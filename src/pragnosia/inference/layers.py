@@ -1,0 +1,135 @@
+"""Layers that lie on disk: of a dense model every weight wakes for every token, so that whole layers come and go.
+
+A layer's matrices are one record of a pool (kernels/pool.py) and are there while one of its two halves computes; the
+next layer is read meanwhile. As many as fit stay for good and the others pass through two slots: whoever reads in a
+circle has nothing of keeping what was used last. Norms and biases are small and resident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from pragnosia.errors import CheckpointError
+from pragnosia.inference.shelf import Stored
+from pragnosia.kernels.pool import Extent, UnitPool
+from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.quantisation.layers import PackedLinear
+
+PASSING = 2
+"""Slots through which layers pass: one computes, the next is read."""
+
+
+@final
+class LayersOnDisk:
+    """The records of a model's layers, and which way the reader goes."""
+
+    def __init__(self, pool: UnitPool, layers: Sequence[Sequence[Stored]]) -> None:
+        self.pool, self.count, self.last, self.step = pool, len(layers), 0, 1
+        for number, parts in enumerate(layers):
+            extents = [Extent(*extent) for part in parts for extent in part.extents]
+            pool.place(number, 0, extents, [one for part in parts for one in part.sums])
+        self.kept = self.count if pool.slots >= self.count else pool.slots - PASSING
+        for number in range(self.kept):
+            self.fetch(number)
+
+    def fetch(self, number: int) -> Tensor:
+        """A layer's record, held; then the one that follows in the reader's direction is asked for."""
+        try:
+            record = self.pool.hold(number, 0)
+        except OSError as error:
+            raise CheckpointError(f"{error}; what was said so far stays") from error
+        if number != self.last:
+            self.step, self.last = (1 if number == 0 or number > self.last else -1), number
+            following = (number + self.step) % self.count
+            if following >= self.kept:
+                self.pool.ask(following, [0])
+        return record
+
+    def release(self, number: int) -> None:
+        """Let go of a layer."""
+        self.pool.release(number, 0)
+
+
+@final
+class LayerWeights:
+    """One layer's matrices: in their places while `present`, nowhere else."""
+
+    def __init__(self, layers: LayersOnDisk, number: int, parts: Sequence[Stored], model: nn.Module) -> None:
+        self.layers, self.number, self.users = layers, number, 0
+        self.parts = list(parts)
+        # by the module and not by its name: an adapter may come to stand between
+        self.owners: list[nn.Module] = [model.get_submodule(part.name.rpartition(".")[0]) for part in parts]
+
+    @contextmanager
+    def present(self) -> Iterator[None]:
+        """Within the context the layer can compute. Raises CheckpointError where it cannot be read."""
+        if self.users == 0:
+            self._bind(self.layers.fetch(self.number))
+        self.users += 1
+        try:
+            yield
+        finally:
+            self.users -= 1
+            if self.users == 0:
+                self._bind(None)
+                self.layers.release(self.number)
+
+    def _bind(self, record: Tensor | None) -> None:
+        at = 0
+        for part, owner in zip(self.parts, self.owners, strict=True):
+            if isinstance(owner, PackedLinear):
+                owner.rows = _NOTHING if record is None else record[at : at + part.num_bytes].view(part.shape[0], -1)
+            else:
+                there = torch.empty(part.shape, dtype=part.dtype, device="meta") if record is None else None
+                if record is not None:
+                    there = record[at : at + part.num_bytes].view(part.dtype).view(part.shape)
+                attribute = part.name.rpartition(".")[2]
+                owner._parameters[attribute] = nn.Parameter(there, requires_grad=False)  # type: ignore[arg-type]
+            at += part.num_bytes
+
+
+_NOTHING = torch.empty(0, 0, dtype=torch.uint8)
+
+
+@final
+class OnDisk(nn.Module):
+    """Stands where a mixer or a feed-forward stands, whose matrices lie on disk."""
+
+    def __init__(self, piece: nn.Module, weights: LayerWeights) -> None:
+        super().__init__()
+        self.piece, self.weights = piece, weights
+        self.present = weights.present
+
+    def forward(self, *given: Any) -> Any:
+        """As the piece. Raises CheckpointError where its weights cannot be read."""
+        with self.present():
+            return self.piece(*given)
+
+    def fresh_memory(self, batch: int, room: int, like: Tensor) -> Any:
+        """As the piece, a mixer."""
+        return self.piece.fresh_memory(batch, room, like)  # type: ignore[operator]
+
+
+def put_layers(model: PragnosiaForCausalLM, layers: Sequence[Sequence[Stored]], pool: UnitPool) -> None:
+    """Let every layer of a model come and go."""
+    on_disk = LayersOnDisk(pool, layers)
+    for number, (layer, parts) in enumerate(zip(model.model.layers, layers, strict=True)):
+        _make_room(model, parts)
+        weights = LayerWeights(on_disk, number, parts, model)
+        layer.mixer, layer.feed_forward = OnDisk(layer.mixer, weights), OnDisk(layer.feed_forward, weights)
+
+
+def _make_room(model: nn.Module, parts: Sequence[Stored]) -> None:
+    """Where rows are packed, layers that compute on them."""
+    for part in parts:
+        if part.format is not None:
+            owner = part.name.rpartition(".")[0]
+            bias: Any = getattr(model.get_submodule(owner), "bias", None)
+            packed = PackedLinear(_NOTHING, part.format, part.shape[1], None if bias is None else bias.detach())
+            packed.out_features = part.shape[0]
+            model.set_submodule(owner, packed)
