@@ -28,6 +28,7 @@ _ROLES = {
 }
 # What a message may carry that none of our forms can show the model: better refused than lost unseen.
 _UNSEEN = ("tool_calls", "function_call", "reasoning_content", "thinking")
+_WEIGHTS = ("weight", "train")
 _EXPECTED = (
     "messages; conversations; prompt and completion; instruction and output; or text "
     '(for example {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]})'
@@ -67,7 +68,7 @@ class Document:
 Teaching: TypeAlias = "Dialogue | Document"
 
 
-def conversations(spec: Path | str | Sequence[Path | str]) -> Iterator[Teaching]:
+def read_conversations(spec: Path | str | Sequence[Path | str]) -> Iterator[Teaching]:
     """All that a file, the files of a folder, or several of these teach, in order.
 
     Reads .jsonl, .ndjson, .json (an array), .parquet and plain text, also .xz, .gz or .bz2.
@@ -92,8 +93,8 @@ def conversation(row: Row, where: str = "the row") -> Teaching:
     for keys, read in _FORMS:
         if held.issuperset(keys):
             return read(row, where)
-    keys = ", ".join(sorted(held)) or "nothing"
-    raise DataError(f"{where}: a row with {keys} is no conversation; expected {_EXPECTED}")
+    got = ", ".join(sorted(held)) or "nothing"
+    raise DataError(f"{where}: a row with {got} is no conversation; expected {_EXPECTED}")
 
 
 def _from_messages(row: Row, where: str) -> Dialogue:
@@ -195,7 +196,7 @@ def _content(content: object, where: str) -> str:
 
 
 def _learned(entry: Mapping[str, Any], where: str) -> bool:
-    for key in ("weight", "train"):
+    for key in _WEIGHTS:
         value = entry.get(key)
         if value is not None and value not in (0, 1):
             raise DataError(f"{where}: {key!r} is {value!r}, expected 0 (read only) or 1 (learned)")

@@ -85,7 +85,7 @@ class Files:
         for path in self.paths():
             kind = _kind(path)
             if kind not in ("", ".json", *_TABLES, *_TEXTS):
-                raise DataError(f"cannot read {path}: unknown suffix {kind!r}; expected .jsonl, .json, .parquet or .txt")
+                raise DataError(f"cannot read {path}: unknown suffix {kind!r}; expected .jsonl, .parquet or .txt")
             with _told(path):
                 if kind == ".parquet":
                     yield from _parquet_rows(path)
@@ -219,7 +219,7 @@ def _json_array(path: Path) -> Iterator[tuple[str, Row]]:
     with io.TextIOWrapper(_open_bytes(path), encoding="utf-8-sig") as stream:
         rows = _parsed(stream.read(), str(path))
     if not isinstance(rows, list):
-        raise DataError(f"{path} holds {type(rows).__name__}, expected an array of objects; or write .jsonl, one a line")
+        raise DataError(f"{path} holds {type(rows).__name__}, expected an array of objects; or use .jsonl")
     for number, row in enumerate(rows):
         where = f"{path}, row {number}"
         yield where, _object(row, where)
