@@ -1,0 +1,1 @@
+"""Tuning: low-rank adapters on a frozen model, their files, and how they are folded in."""
