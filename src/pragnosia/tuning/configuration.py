@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from pragnosia.errors import ConfigError, unknown_name
-from pragnosia.model.organs import require_positive, require_whole
 
 TARGETS = ("attention", "units", "dense")
 """q_proj, k_proj, v_proj, o_proj | every unit of a bank | dense feed-forwards and shared experts."""
@@ -21,10 +21,10 @@ class LoraConfig:
     targets: tuple[str, ...] = ("attention", "units")
 
     def __post_init__(self) -> None:
-        require_whole("lora", rank=self.rank)
-        require_positive("lora", alpha=self.alpha)
-        if not math.isfinite(self.alpha):
-            raise ConfigError(f"lora.alpha is {self.alpha}; it must be finite")
+        if not (_is_positive(self.rank) and isinstance(self.rank, int)):
+            raise ConfigError(f"lora.rank is {self.rank!r}; it must be a whole number greater than 0")
+        if not _is_positive(self.alpha):
+            raise ConfigError(f"lora.alpha is {self.alpha!r}; it must be a finite number greater than 0")
         if not self.targets:
             raise ConfigError(f"lora.targets is empty; list some of {', '.join(TARGETS)}")
         for target in self.targets:
@@ -35,3 +35,8 @@ class LoraConfig:
     def scale(self) -> float:
         """What B A is multiplied by."""
         return self.alpha / self.rank
+
+
+def _is_positive(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 < value < math.inf

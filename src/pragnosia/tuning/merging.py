@@ -15,15 +15,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-from pragnosia.checkpoints.admission import check_vacant, read_json
+from pragnosia.checkpoints.admission import check_vacant
 from pragnosia.checkpoints.blueprint import Blueprint, blueprint
 from pragnosia.checkpoints.importing import ORIGIN
 from pragnosia.checkpoints.rules import Rule
 from pragnosia.checkpoints.source import Index, Shape, pieces
 from pragnosia.checkpoints.travel import carry
 from pragnosia.checkpoints.writer import SHARD_BYTES, Entry, new_directory, write_weights
-from pragnosia.errors import CheckpointError
-from pragnosia.quantisation.index import is_packed
+from pragnosia.tuning.admission import check_mergeable
 from pragnosia.tuning.configuration import LoraConfig
 from pragnosia.tuning.peft_config import check_adapter
 from pragnosia.tuning.peft_format import read_adapter
@@ -88,19 +87,6 @@ def merge_adapter(
         num_bytes=sum(entry.nbytes for entry in entries),
         files=files,
     )
-
-
-def check_mergeable(folder: Path) -> None:
-    """Raise CheckpointError for a model whose weights are not plain numbers."""
-    if is_packed(folder):
-        raise CheckpointError(f"{folder} is packed; merge into the model it was packed from, then pack the result")
-    quantised = read_json(folder / "config.json").get("quantization_config")
-    if quantised:
-        method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
-        raise CheckpointError(
-            f"the weights in {folder} are quantised ({method}), and a merged model could not be so without loss; "
-            "turn it into plain numbers first, and merge into that: pragnosia import SOURCE OUT"
-        )
 
 
 @final

@@ -31,16 +31,18 @@ def laid_out(spot: Spot, a: Tensor, b: Tensor) -> Factors:
 
 
 def taken_in(key: str, spot: Spot, factors: Factors, rank: int, *, turned: bool) -> Factors:
-    """a and b of what lies at a spot. Raises CheckpointError for other shapes than the model calls for.
+    """a and b of what lies at a spot. Raises CheckpointError for other shapes than model and rank call for.
 
     `turned`: parameters were taken for (U, in, out) whichever way they are, as PEFT did before 0.19.
     """
     a, b = factors
     *_, rows, columns = spot.site.shape
+    units = spot.site.shape[0] if spot.is_parameter else 1
+    if a.shape[0] == b.shape[1] != rank * units and a.shape[0] % units == 0:
+        raise CheckpointError(f"{key} has rank {a.shape[0] // units}, adapter_config.json says {rank}")
     if not spot.is_parameter:
         _check_shapes(key, factors, (rank, columns), (rows // spot.num_parts, rank))
         return a, b
-    units = spot.site.shape[0]
     if turned and not spot.transposed:
         _check_shapes(key, factors, (rank * units, rows), (columns, rank * units))
         b, a = a.view(units, rank, rows).mT, b.view(columns, rank, units).permute(2, 1, 0)
