@@ -90,10 +90,12 @@ def test_a_dense_model_packs_and_keeps_to_a_budget(run: Run, model: Path, tmp_pa
     organs: dict[str, Any] = {"experts": None, "feed_forward": {"width": 48}}
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "attention": {"num_heads": 2, "num_key_value_heads": 1}}
     PragnosiaForCausalLM(PragnosiaConfig(vocab_size=300, **shape, **organs)).save_pretrained(dense)
-    packed = run("pack", dense, tmp_path / "out", "--format", "int8", "--json").json
+    packed = run("pack", dense, tmp_path / "out", "--format", "int8", "--json").values
     assert packed["bits_per_weight"] > 8
-    plan = run("plan", dense, "--memory", "1GiB", "--json").json
+    plan = run("plan", dense, "--memory", "1GiB", "--json").values
     assert plan["dense"]
     assert plan["hit_rate"] == 1.0
     for folder in (dense, tmp_path / "out"):
-        assert run("generate", folder, "hi", "--memory", "1GiB", "--max-new-tokens", "3", "--json").json["tokens"] == 3
+        assert (
+            run("generate", folder, "hi", "--memory", "1GiB", "--max-new-tokens", "3", "--json").values["tokens"] == 3
+        )

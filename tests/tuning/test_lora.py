@@ -163,9 +163,9 @@ def test_adapters_travel(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: LoraConfig(rank=0), "rank of the adapters is 0"),
-        (lambda: LoraConfig(alpha=0), "alpha is 0"),
-        (lambda: LoraConfig(targets=()), "no target"),
+        (lambda: LoraConfig(rank=0), "lora.rank is 0"),
+        (lambda: LoraConfig(alpha=0), "lora.alpha is 0"),
+        (lambda: LoraConfig(targets=()), "lora.targets is empty"),
         (lambda: LoraConfig(targets=("attenton",)), "Did you mean 'attention'"),
     ],
 )

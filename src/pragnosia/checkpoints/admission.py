@@ -8,7 +8,7 @@ from typing import Any
 
 from pragnosia.errors import CheckpointError, UnsupportedArchitectureError
 
-_OURS = "pragnosia"
+OURS = "pragnosia"
 
 # An export of a model that came from nowhere takes the first that can express it.
 FAMILIES: dict[str, str] = {
@@ -33,7 +33,7 @@ def check_source(source: Path) -> None:
         return
     if not source.exists():
         raise CheckpointError(f"{source} does not exist; expected a model directory or a llama2.c .bin file")
-    if read_json(source / "config.json").get("model_type") == _OURS:
+    if read_json(source / "config.json").get("model_type") == OURS:
         raise CheckpointError(
             f"{source} is a pragnosia model already: use it as it is, copy the directory, or turn it into another "
             f"family's with: pragnosia export {source} OUT"

@@ -94,6 +94,18 @@ def foreign_config(folder: str | Path) -> PragnosiaConfig:
     return read_config(read_json(path), str(path))
 
 
+def described_config(folder: str | Path) -> PragnosiaConfig:
+    """Our configuration of a directory, ours or another family's. Raises CheckpointError or ConfigError."""
+    path = Path(folder) / "config.json"
+    values = read_json(path)
+    if values.get("model_type") != PragnosiaConfig.model_type:
+        return read_config(values, str(path))
+    try:
+        return PragnosiaConfig.from_dict(values)
+    except (ConfigError, StrictDataclassError, TypeError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+
+
 def blueprint(folder: str | Path) -> Blueprint:
     """Of a directory of ours or of a supported family. Raises CheckpointError or ConfigError; reads no weights."""
     folder = Path(folder)
@@ -104,15 +116,12 @@ def blueprint(folder: str | Path) -> Blueprint:
     quantised = bool(values.get("quantization_config"))
     known = {} if quantised else places(folder)
     if values.get("model_type") == PragnosiaConfig.model_type:
-        try:
-            config = PragnosiaConfig.from_dict(values)
-        except (ConfigError, StrictDataclassError, TypeError) as error:
-            raise ConfigError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
+        config = described_config(folder)
         shapes = parameter_shapes(config)
         rules: list[Rule] = [same(name, name) for name in shapes]
     else:
         family = read_family(values)
-        config = read_config(values, str(folder / "config.json"))
+        config = described_config(folder)
         source = Unpacked(source) if quantised else source
         if config.tie_word_embeddings and has_own_head(source):
             config.tie_word_embeddings = False

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pragnosia.data.batches import Batches, Place, shorten, validation_batches
+    from pragnosia.data.conversations import Dialogue, Document, Message, read_conversations
     from pragnosia.data.corpus import Corpus, build_corpus
     from pragnosia.data.mixture import DataSpec, Mixture
     from pragnosia.data.packing import PackingOptions, tokenize
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
         save_tokenizer,
         vocabulary_size,
     )
+    from pragnosia.data.tuning_batches import TuningBatch, TuningBatches, segment_mask
+    from pragnosia.data.tuning_examples import TuningExamples, tokenize_conversations
     from pragnosia.data.vocabulary import vocabulary_digest
 
 __all__ = [
@@ -33,7 +36,10 @@ __all__ = [
     "Batches",
     "Corpus",
     "DataSpec",
+    "Dialogue",
+    "Document",
     "Joined",
+    "Message",
     "Mixture",
     "PackingOptions",
     "Place",
@@ -44,16 +50,22 @@ __all__ = [
     "TokenShards",
     "TokenStream",
     "TokenizerReport",
+    "TuningBatch",
+    "TuningBatches",
+    "TuningExamples",
     "build_corpus",
     "bytes_per_token",
     "check_vocabulary",
     "documents",
     "fingerprint",
     "load_tokenizer",
+    "read_conversations",
     "resolve",
     "save_tokenizer",
+    "segment_mask",
     "shorten",
     "tokenize",
+    "tokenize_conversations",
     "train_tokenizer",
     "validation_batches",
     "vocabulary_digest",
@@ -62,6 +74,7 @@ __all__ = [
 
 _HOMES = {
     "batches": ("Batches", "Place", "shorten", "validation_batches"),
+    "conversations": ("Dialogue", "Document", "Message", "read_conversations"),
     "corpus": ("Corpus", "build_corpus"),
     "mixture": ("DataSpec", "Mixture"),
     "packing": ("PackingOptions", "tokenize"),
@@ -73,6 +86,8 @@ _HOMES = {
     "tokenizers": (
         "bytes_per_token", "check_vocabulary", "fingerprint", "load_tokenizer", "save_tokenizer", "vocabulary_size",
     ),
+    "tuning_batches": ("TuningBatch", "TuningBatches", "segment_mask"),
+    "tuning_examples": ("TuningExamples", "tokenize_conversations"),
     "vocabulary": ("vocabulary_digest",),
 }  # fmt: skip
 

@@ -13,7 +13,8 @@ import json
 import lzma
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
@@ -29,6 +30,7 @@ _BEGINNING = 64 * 1024
 
 _OPENERS: dict[str, Callable[[Path], Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 _TABLES = (".jsonl", ".ndjson", ".parquet")
+Row = Mapping[str, object]
 _TEXTS = (
     ".txt", ".text", ".md", ".rst", ".tex", ".org", ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs",
     ".go", ".java", ".kt", ".js", ".ts", ".rb", ".sh", ".sql", ".r", ".jl", ".hs", ".lua", ".toml", ".yaml", ".yml",
@@ -75,6 +77,25 @@ class Files:
         if empty:
             raise DataError(f"{self.root} is empty: it holds no text")
 
+    def records(self) -> Iterator[tuple[str, Row | str]]:
+        """Where each row of a table stands and the whole row; of a text file, each document.
+
+        Raises DataError for a file that is neither by its suffix: other tables would pass for prose.
+        """
+        for path in self.paths():
+            kind = _kind(path)
+            if kind not in ("", ".json", *_TABLES, *_TEXTS):
+                raise DataError(f"cannot read {path}: unknown suffix {kind!r}; expected .jsonl, .parquet or .txt")
+            with _told(path):
+                if kind == ".parquet":
+                    yield from _parquet_rows(path)
+                elif kind == ".json":
+                    yield from _json_array(path)
+                elif kind in _TABLES:
+                    yield from _json_rows(path)
+                else:
+                    yield from ((str(path), text) for text in _text_documents(path))
+
     def identity(self) -> dict[str, object]:
         stats = [(path, path.stat()) for path in self.paths()]
         files = [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
@@ -102,13 +123,20 @@ def _kind(path: Path) -> str:
 
 def _read(path: Path, rows: Rows) -> Iterator[str]:
     kind = _kind(path)
-    try:
+    with _told(path):
         if kind == ".parquet":
             yield from rows.documents(_parquet_rows(path, rows))
         elif kind in _TABLES:
             yield from rows.documents(_json_rows(path))
         else:
             yield from _text_documents(path)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Whatever keeps `path` from being read within the block, said as a DataError."""
+    try:
+        yield
     except UnicodeDecodeError:
         _refuse_binary(path)
     except (EOFError, lzma.LZMAError, zlib.error) as error:
@@ -148,16 +176,10 @@ def _document(path: Path, lines: list[str], *, before_separator: bool) -> Iterat
 
 
 def _check_beginning(path: Path) -> None:
-    try:
+    with _told(path):
         with _open_bytes(path) as stream:
             block = stream.read(_BEGINNING)
         codecs.getincrementaldecoder("utf-8")().decode(block)
-    except UnicodeDecodeError:
-        _refuse_binary(path)
-    except (EOFError, lzma.LZMAError, zlib.error) as error:
-        raise DataError(f"cannot read {path}: damaged or cut short ({error})") from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     if b"\0" in block:
         _refuse_binary(path)
 
@@ -183,30 +205,51 @@ def _refuse_binary(path: Path) -> NoReturn:
     raise DataError(f"{path} is not UTF-8 text: it ends inside a character, at offset {offset}; convert it")
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
+def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
     # newline="\n": U+2028 and U+0085 are text inside a JSON line, not its end.
     with io.TextIOWrapper(_open_bytes(path), encoding="utf-8-sig", newline="\n") as stream:
         for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{where} is not JSON: {str(error).splitlines()[0]}") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{where} holds {type(row).__name__}, expected a JSON object")
-            yield where, row
+            if line.strip():
+                where = f"{path}, line {number}"
+                yield where, _object(_parsed(line, where), where)
 
 
-def _parquet_rows(path: Path, rows: Rows) -> Iterator[tuple[str, Mapping[str, object]]]:
+def _json_array(path: Path) -> Iterator[tuple[str, Row]]:
+    """The rows of one array that fills a file, as `json.dump` of a list writes it."""
+    with io.TextIOWrapper(_open_bytes(path), encoding="utf-8-sig") as stream:
+        rows = _parsed(stream.read(), str(path))
+    if not isinstance(rows, list):
+        raise DataError(f"{path} holds {type(rows).__name__}, expected an array of objects; or use .jsonl")
+    for number, row in enumerate(rows):
+        where = f"{path}, row {number}"
+        yield where, _object(row, where)
+
+
+def _parsed(text: str, where: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not JSON: {str(error).splitlines()[0]}") from None
+
+
+def _object(row: object, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise DataError(f"{where} holds {type(row).__name__}, expected a JSON object")
+    return row
+
+
+def _parquet_rows(path: Path, rows: Rows | None = None) -> Iterator[tuple[str, Row]]:
+    """Those columns that `rows` needs; without it, all."""
     from pyarrow import ArrowException, parquet
 
     try:
         with parquet.ParquetFile(path) as table:
-            rows.check(table.schema_arrow.names, str(path))
+            columns: Sequence[str] | None = None
+            if rows is not None:
+                rows.check(table.schema_arrow.names, str(path))
+                columns = list(rows.columns)
             number = 0
-            for batch in table.iter_batches(batch_size=1024, columns=list(rows.columns)):
+            for batch in table.iter_batches(batch_size=1024, columns=columns):
                 for row in batch.to_pylist():
                     yield f"{path}, row {number}", row
                     number += 1

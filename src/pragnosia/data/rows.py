@@ -47,7 +47,7 @@ class Rows:
             if not isinstance(text, str):
                 raise DataError(f"{where}: column {self.column!r} holds {type(text).__name__}, expected a text")
             if not text.isascii():
-                _check_encodable(text, where)
+                check_encodable(text, where)
             yield text
 
     def _joined(self, texts: Iterable[str]) -> Iterator[str]:
@@ -65,8 +65,8 @@ class Rows:
 PLAIN = Rows()
 
 
-def _check_encodable(text: str, where: str) -> None:
-    # JSON can escape half a surrogate pair, which no encoder takes.
+def check_encodable(text: str, where: str) -> None:
+    """Raise DataError for half a surrogate pair, which JSON can escape and no encoder takes."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -6,14 +6,13 @@ from collections.abc import Generator, Iterator
 
 from tokenizers.decoders import DecodeStream
 
+from pragnosia.data.plain_form import PLAIN
 from pragnosia.errors import PromptError
 from pragnosia.inference.decode import Decoder
 from pragnosia.inference.ending import Ending, Spoken
 from pragnosia.inference.sampling import Sampling, check_text
 from pragnosia.inference.speaker import Pragnosia
 from pragnosia.model.state import State
-
-PLAIN = {"system": "{}\n", "user": "User: {}\nAssistant:", "assistant": "{}\n"}
 
 
 class Conversation:

@@ -1,1 +1,1 @@
-"""Tuning: a frozen model learns through small additions."""
+"""Tuning: low-rank adapters on a frozen model, their files, and how they are folded in."""
