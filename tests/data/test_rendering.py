@@ -243,6 +243,12 @@ def test_a_template_without_an_end(tokenizer: PreTrainedTokenizerFast) -> None:
     assert f"{SAID[0]}\nuser: 고마워" in text(made, tokenizer)
 
 
+def test_spaces_count_as_characters(tokenizer: PreTrainedTokenizerFast) -> None:
+    """A post-processor may trim spaces off a token's place in the text; they are learned all the same."""
+    made = examples(with_template(tokenizer, ENDLESS.replace("\n", "  ")), *TALK[:3])
+    assert learned(made, tokenizer) == [f" {SAID[0]}  </s>"]
+
+
 def test_learning_prompts_too(tokenizer: PreTrainedTokenizerFast) -> None:
     for template, end in ((CHATML, "<|im_end|>"), (ENDLESS, "</s>"), (MARKED, "<|im_end|>"), (None, "</s>")):
         made = examples(with_template(tokenizer, template), *TALK, learn_prompts=True)
