@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from pragnosia.checkpoints.blueprint import blueprint
 from pragnosia.errors import CheckpointError
-from pragnosia.inference.budget import Plan, make_plan
+from pragnosia.inference.budget import Plan, Tuning, make_plan
 from pragnosia.inference.layers import OnDisk, put_layers
 from pragnosia.inference.shelf import EMBEDDING, AsItLies, Shelf, open_shelf
 from pragnosia.kernels.activations import ACTIVATIONS
-from pragnosia.kernels.pool import Extent, PooledBank, UnitPool
+from pragnosia.kernels.pool import HALF_LIFE, Extent, PooledBank, UnitPool
 from pragnosia.model.modeling import PragnosiaForCausalLM
 
 UNLIMITED = 1 << 60
@@ -61,10 +61,12 @@ def load_streamed(
     return build(*planned(folder, budget, context=context), progress=progress)
 
 
-def planned(folder: str | Path, budget: int, *, context: int | None = None) -> tuple[Shelf, Plan]:
+def planned(
+    folder: str | Path, budget: int, *, context: int | None = None, tuning: Tuning | None = None
+) -> tuple[Shelf, Plan]:
     """What lies in a directory, and the plan for it; nothing is loaded yet."""
     shelf = open_shelf(folder)
-    return shelf, make_plan(shelf, budget, context=context)
+    return shelf, make_plan(shelf, budget, context=context, tuning=tuning)
 
 
 def build(shelf: Shelf, plan: Plan, *, progress: Progress | None = None) -> tuple[PragnosiaForCausalLM, Plan]:
@@ -115,7 +117,9 @@ def _put_units(model: PragnosiaForCausalLM, shelf: Shelf, plan: Plan) -> None:
     """Put a streamed bank in every sparse layer."""
     organ = shelf.config.experts
     assert organ is not None
-    pool = UnitPool(len(shelf.sparse), organ.num_units, plan.record, plan.slots)
+    # a model that learns goes up and down through its layers: what was used last is used first
+    half_life = 0.5 if plan.learning else HALF_LIFE
+    pool = UnitPool(len(shelf.sparse), organ.num_units, plan.record, plan.slots, half_life=half_life)
     for number, name in enumerate(shelf.sparse):
         for unit in range(organ.num_units):
             extents, sums = shelf.unit(name, number, unit)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pragnosia.errors import ConfigError
+from pragnosia.training.eight_bit import AdamW8bit
 from pragnosia.training.muon import Muon
 
 KINDS = ("matrices", "router", "embeddings", "vectors")
@@ -30,7 +31,8 @@ Named = tuple[str, nn.Parameter]
 class OptimiserConfig:
     """How weights move."""
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """`adamw8bit` keeps AdamW's moments in 8 bits each (eight_bit.py)."""
     learning_rate: float = 2e-3
     router_multiplier: float = 1.0
     """Learning rate of the routers, as a multiple of `learning_rate`."""
@@ -83,8 +85,11 @@ class Optimisers:
         self.parts: list[torch.optim.Optimizer] = []
         if by_adamw:
             betas = (config.beta1, config.beta2)
-            adamw = torch.optim.AdamW(by_adamw, lr=1.0, betas=betas, eps=config.epsilon, fused=True)
-            self.parts.append(adamw)
+            kept: dict[str, Any] = {"lr": 1.0, "betas": betas, "eps": config.epsilon}
+            narrow = config.name == "adamw8bit"
+            self.parts.append(
+                AdamW8bit(by_adamw, **kept) if narrow else torch.optim.AdamW(by_adamw, **kept, fused=True)
+            )
         if by_muon:
             self.parts.append(Muon(by_muon, lr=1.0, momentum=config.momentum))
 

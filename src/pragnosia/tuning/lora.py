@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pragnosia.errors import CheckpointError, ConfigError
 from pragnosia.model.attention import Attention
 from pragnosia.model.bank import Bank
+from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.feed_forward import FeedForward
 from pragnosia.model.modeling import PragnosiaForCausalLM
 from pragnosia.tuning.configuration import LoraConfig
@@ -81,6 +82,32 @@ def load_adapters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                 "it belongs to another model"
             )
         weight.copy_(tensors[name])
+
+
+def attach_tensors(model: PragnosiaForCausalLM, tensors: Mapping[str, Tensor], config: LoraConfig) -> None:
+    """Give a model the adapters of a file, of whatever ranks, at the places it names and no others."""
+    chosen = {name.rpartition(".")[0] for name in tensors}
+    model.requires_grad_(requires_grad=False)
+    for name, linear in list(_linears(model, config)):
+        place = name.replace(".piece", "")
+        if place in chosen:
+            model.set_submodule(name, LoraLinear(linear, 1, config.scale))
+    if "units" in config.targets:
+        _attach_units(model, config)
+    for path, module in model.named_modules():
+        if isinstance(module, LoraLinear | LoraBank):
+            place = path.replace(".piece", "")
+            for name, weight in module.named_parameters(recurse=False):
+                learned = tensors.get(f"{place}.{name}")
+                # a file may adapt one of a bank's two matrices: the other's adapter adds nothing
+                weight.data = torch.zeros_like(weight) if learned is None else learned
+
+
+def count_parameters(shape: PragnosiaConfig, config: LoraConfig) -> int:
+    """Numbers that adapters of a model have."""
+    with torch.device("meta"):
+        attached = attach(PragnosiaForCausalLM(shape), config)
+    return sum(weight.numel() for weight in attached.values())
 
 
 def _linears(model: PragnosiaForCausalLM, config: LoraConfig) -> Iterator[tuple[str, nn.Module]]:
