@@ -282,6 +282,11 @@ def test_files_that_are_missing_pickled_or_broken(made: tuple[Path, Path, Any], 
         "no low-rank factor": tensors | {"base_model.model.lm_head.modules_to_save.weight": torch.ones(2, 2)},
         "it adapts lm_head": tensors
         | {f"base_model.model.lm_head.lora_{letter}.weight": torch.ones(3, 3) for letter in "AB"},
+        "twice, under two names": tensors
+        | {
+            f"base_model.model.model.layers.0.feed_forward.down.lora_{letter}.weight": torch.ones(shape)
+            for letter, shape in (("A", (3, 48)), ("B", (32, 3)))
+        },
         "holds no adapters": {},
     }
     for words, changed in broken.items():
