@@ -15,8 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import pragnosia  # noqa: F401  (its models join transformers' Auto classes)
+from pragnosia import kernels
 from pragnosia.checkpoints import import_model
+from pragnosia.checkpoints.blueprint import blueprint, described_config
 from pragnosia.errors import CheckpointError, ConfigError
+from pragnosia.quantisation.packing import pack_model
 from pragnosia.tuning import peft_format
 from pragnosia.tuning.configuration import LoraConfig
 from pragnosia.tuning.peft_format import read_adapter, write_adapter
@@ -282,6 +285,11 @@ def test_files_that_are_missing_pickled_or_broken(made: tuple[Path, Path, Any], 
         "no low-rank factor": tensors | {"base_model.model.lm_head.modules_to_save.weight": torch.ones(2, 2)},
         "it adapts lm_head": tensors
         | {f"base_model.model.lm_head.lora_{letter}.weight": torch.ones(3, 3) for letter in "AB"},
+        "twice, under two names": tensors
+        | {
+            f"base_model.model.model.layers.0.feed_forward.down.lora_{letter}.weight": torch.ones(shape)
+            for letter, shape in (("A", (3, 48)), ("B", (32, 3)))
+        },
         "holds no adapters": {},
     }
     for words, changed in broken.items():
@@ -340,8 +348,6 @@ def test_a_write_that_fails_leaves_the_adapter_before(
 
 
 def test_a_configuration_is_enough_to_read(made: tuple[Path, Path, Any], tmp_path: Path) -> None:
-    from pragnosia.checkpoints.blueprint import described_config
-
     folder, adapter, tensors = made
     assert same(read_adapter(adapter, described_config(folder))[0], tensors)
     shutil.copytree(folder, tmp_path / "bare")
@@ -362,3 +368,17 @@ def test_a_configuration_is_enough_to_read(made: tuple[Path, Path, Any], tmp_pat
 def test_a_wrong_configuration(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         LoraConfig(**values)
+
+
+@pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
+@pytest.mark.parametrize("family", ["mixtral", "olmoe", "gpt_oss"])
+def test_an_adapter_of_a_packed_model_is_one_of_its_source(
+    family: str, family_folder: Callable[..., Path], tools: Any, tmp_path: Path
+) -> None:
+    folder, config = family_folder(family), LoraConfig(rank=3, targets=("attention", "units"))
+    pack_model(blueprint(folder), tmp_path / "packed", "int8")
+    tensors = tools.adapters(folder, config)
+    write_adapter(tmp_path / "adapter", tensors, config, tmp_path / "packed")
+    theirs = tools.their_logits(wrapped(folder, tmp_path / "adapter"))
+    torch.testing.assert_close(theirs, tools.adapted_logits(folder, tensors, config), atol=1e-5, rtol=1e-5)
+    assert same(read_adapter(tmp_path / "adapter", tmp_path / "packed")[0], tensors)

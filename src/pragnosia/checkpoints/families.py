@@ -41,6 +41,7 @@ _NO_FUNCTION = {
     "architectures",
     "dtype",
     "initializer_range",
+    "quantization_config",
     "tokenizer_digest",
     "transformers_version",
     "use_cache",

@@ -173,14 +173,15 @@ def read_adapter(folder: str | Path, model: str | Path | PragnosiaConfig) -> tup
     family = fitting(described) if isinstance(model, PragnosiaConfig) else family_of(Path(model), described)
     known = sites(described)
     config = LoraConfig(rank=peft.rank, alpha=peft.alpha * (math.sqrt(peft.rank) if peft.rslora else 1))
-    places = [spot for rule in readable_rules(described, known, family) for spot in spots(known[rule.ours], rule)]
+    rules = readable_rules(described, known, family)
+    places = _Map((spot for rule in rules for spot in spots(known[rule.ours], rule)), peft)
     found: dict[str, list[tuple[Spot, Factors]]] = {}
     for key, factors in _pairs(folder / WEIGHTS).items():
-        spot = _spot(key, places, peft, folder)
+        spot = places.spot(key)
         called = f"{spot.name}.weight" if peft.targets_parameter(f"{spot.name}.weight") else spot.name
         a, b = taken_in(key, spot, factors, peft.rank_of(called), turned=peft.parameters_lie_turned)
         change = peft.scale_of(called) / config.scale
-        found.setdefault(spot.site.tensor, []).append((spot, (a, b if change == 1 else b * change)))
+        found.setdefault(spot.site.tensor, []).append((spot, (a, b if math.isclose(change, 1) else b * change)))
     tensors: dict[str, Tensor] = {}
     for name, site in known.items():
         if name in found:
@@ -209,14 +210,24 @@ def _pairs(path: Path) -> dict[str, Factors]:
     return {key: (pair["A"], pair["B"]) for key, pair in halves.items()}
 
 
-def _spot(key: str, places: list[Spot], peft: PeftConfig, folder: Path) -> Spot:
-    """What stands under a key."""
-    container = key.removesuffix(".base_layer")
-    wrapped = [spot for spot in places if spot.is_parameter and spot.container == container]
-    targeted = list(dict.fromkeys(spot for spot in wrapped if peft.targets_parameter(spot.name)))
-    if targeted and (key == container or len(targeted) == 2):
-        return targeted[-1] if key == container else targeted[0]
-    for spot in places:
-        if not spot.is_parameter and spot.name == key:
-            return spot
-    raise foreign(f"it adapts {key}, where this model has no matrix we adapt ({folder})")
+class _Map:
+    """What stands under which key."""
+
+    def __init__(self, known: Iterable[Spot], peft: PeftConfig) -> None:
+        self._modules: dict[str, Spot] = {}
+        self._parameters: dict[str, list[Spot]] = {}
+        for spot in dict.fromkeys(known):  # a layout may come from two rules
+            if not spot.is_parameter:
+                self._modules[spot.name] = spot
+            elif peft.targets_parameter(spot.name):
+                self._parameters.setdefault(spot.container, []).append(spot)
+
+    def spot(self, key: str) -> Spot:
+        """Raises CheckpointError for a key that means nothing in this model."""
+        if key in self._modules:
+            return self._modules[key]
+        container = key.removesuffix(".base_layer")
+        targeted = self._parameters.get(container, [])
+        if targeted and (key == container or len(targeted) == 2):
+            return targeted[-1] if key == container else targeted[0]
+        raise foreign(f"it adapts {key}, where this model has no matrix we adapt")

@@ -55,7 +55,13 @@ def taken_in(key: str, spot: Spot, factors: Factors, rank: int, *, turned: bool)
 
 
 def joined(site: Site, found: list[tuple[Spot, Factors]]) -> Factors:
-    """A site's factors of those of its parts; a part that is not adapted adds nothing."""
+    """A site's factors of those of its parts; a part that is not adapted adds nothing.
+
+    Raises CheckpointError for a part that is there twice.
+    """
+    kinds = {(spot.is_parameter, spot.num_parts) for spot, _ in found}
+    if len(kinds) > 1 or len({(spot.unit, spot.part) for spot, _ in found}) < len(found):
+        raise CheckpointError(f"the adapter adapts {site.tensor} twice, under two names; it is broken")
     if found[0][0].is_parameter:
         return found[0][1]
     units: dict[int, list[tuple[Spot, Factors]]] = {}

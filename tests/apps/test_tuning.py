@@ -1,0 +1,76 @@
+"""`merge`: what it says, what it leaves, and what it refuses before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pragnosia import kernels
+from pragnosia.tuning.configuration import LoraConfig
+from pragnosia.tuning.peft_format import write_adapter
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def adapter(model: Path, tmp_path: Path) -> Path:
+    """An adapter of the tiny model: one matrix of the first layer, and a bank."""
+    shapes = {
+        "model.layers.0.mixer.q_proj.lora_a": (2, 32),
+        "model.layers.0.mixer.q_proj.lora_b": (32, 2),
+        "model.layers.1.feed_forward.bank.down_a": (8, 2, 16),
+        "model.layers.1.feed_forward.bank.down_b": (8, 32, 2),
+    }
+    tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
+    write_adapter(tmp_path / "adapter", tensors, LoraConfig(rank=2, alpha=4.0), model)
+    return tmp_path / "adapter"
+
+
+def test_merge_says_what_it_did(run: Run, model: Path, adapter: Path, tmp_path: Path) -> None:
+    said = run("merge", model, adapter, tmp_path / "words")
+    assert said.code == 0, said.err
+    for words in (f"{adapter} into {model}", "rank 2, alpha 4", "2 tensors of attention, units"):
+        assert words in said.out
+    values = run("merge", model, adapter, tmp_path / "out", "--json").values
+    assert (values["num_adapted"], values["targets"], values["rank"]) == (2, ["attention", "units"], 2)
+    assert values["num_adapter_parameters"] == 2 * 32 + 32 * 2 + 8 * 2 * 16 + 8 * 32 * 2
+    assert set(values["files"]) == {path.name for path in (tmp_path / "out").iterdir()}
+    before, after = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "out"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"model.layers.0.mixer.q_proj.weight", "model.layers.1.feed_forward.bank.down"}
+    assert run("generate", tmp_path / "out", "Once", "--max-new-tokens", 3, "--json").code == 0
+
+
+def test_merge_refuses_at_once(at_once: Run, model: Path, adapter: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    at_once("merge", tmp_path / "none", adapter, out).refused("no model directory at")
+    at_once("merge", model, tmp_path / "none", out).refused("no adapter at")
+    at_once("merge", model, model, out).refused("holds no adapter_config.json")
+    at_once("merge", model, adapter, model).refused("already exists")
+    config = adapter / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
+    at_once("merge", model, adapter, out).refused("use_dora is True", "merge_and_unload")
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    at_once("merge", model, adapter, out).refused("pickled adapter (adapter_model.bin)")
+    foreign = Path(shutil.copytree(model, tmp_path / "foreign"))
+    (foreign / "config.json").write_text('{"model_type": "gemma2"}')
+    at_once("merge", foreign, adapter, out).refused("'gemma2' is not supported")
+    assert not out.exists()
+
+
+def test_merge_refuses_anothers_adapter(run: Run, trained: Path, adapter: Path, tmp_path: Path) -> None:
+    run("merge", trained, adapter, tmp_path / "out").refused("this adapter was made for another model: ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
+def test_a_packed_model_is_not_merged_into(run: Run, at_once: Run, model: Path, adapter: Path, tmp_path: Path) -> None:
+    assert run("pack", model, tmp_path / "packed", "--json").code == 0
+    at_once("merge", tmp_path / "packed", adapter, tmp_path / "out").refused("merge into the model it was packed from")
