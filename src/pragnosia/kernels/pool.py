@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
@@ -103,12 +103,12 @@ class UnitPool:
             *((ctypes.c_uint32 * len(sums))(*sums), len(sums)),
         )
 
-    def turns(self, layer: int, units: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
-        """Each unit in order with its record, (record_bytes,) uint8, which is there for its turn only.
+    def turns(self, layer: int, units: Iterable[int], *, stay: int = 0) -> Generator[tuple[int, Tensor], None, None]:
+        """Each unit in order with its record, (record_bytes,) uint8, there for its turn and the next `stay` ones.
 
-        Those of the next ones that are not here are read meanwhile. Raises OSError where one cannot be read.
+        Those of the units to come that are not here are read meanwhile. Raises OSError where one cannot be read.
         """
-        waiting, asked = deque(units), deque[tuple[int, bool]]()
+        waiting, asked, had = deque(units), deque[tuple[int, bool]](), deque[int]()
         try:
             while waiting or asked:
                 while waiting and sum(missed for _, missed in asked) < AHEAD:
@@ -119,11 +119,14 @@ class UnitPool:
                 if not asked:
                     raise MemoryError(_FULL)
                 unit = asked[0][0]
-                yield unit, self._record(layer, unit)
+                record = self._record(layer, unit)
+                had.append(unit)
                 asked.popleft()
-                self.release(layer, unit)
+                yield unit, record
+                if len(had) > stay:
+                    self.release(layer, had.popleft())
         finally:
-            for unit, _ in asked:
+            for unit in (*had, *(unit for unit, _ in asked)):
                 self.release(layer, unit)
 
     def hold(self, layer: int, unit: int) -> Tensor:

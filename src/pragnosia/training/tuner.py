@@ -96,7 +96,8 @@ class Tuner:
     def run(self) -> TuneReport:
         """From wherever the run stands to its end."""
         config, course, record = self.config, self.course, None
-        kernels.keep_freed_memory()
+        if self.config.memory is None:
+            kernels.keep_freed_memory()  # within a budget what is freed goes back
         with (
             self._whatever_happens(),
             RunLog(self.out, tensorboard=False, after=course.step) as log,

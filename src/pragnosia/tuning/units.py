@@ -9,8 +9,9 @@ unit's hidden values are computed again beside its slopes. Hu et al. 2022, arXiv
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, final
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Protocol, TypeVar, final
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,12 @@ from pragnosia.errors import CheckpointError
 from pragnosia.kernels.activations import ACTIVATIONS, Activation
 from pragnosia.kernels.pool import PooledBank
 from pragnosia.model.bank import Bank
+from pragnosia.tuning.side_by_side import side_by_side
 
+T = TypeVar("T")
+Work = Callable[[int, Tensor, Tensor], T]
 ADAPTERS = ("up_a", "up_b", "down_a", "down_b")
+ROWS = 16  # that a unit's tokens are filled up to
 ASK_AHEAD = 32  # units of the next bank that are asked for while attention computes
 
 
@@ -35,8 +40,11 @@ class FrozenUnits(Protocol):
     unit_width: int
     activation: Activation
 
-    def turns(self, units: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Each unit with its up (R, D) and down (D, F), there for its turn only. Raises CheckpointError."""
+    def each(self, units: Sequence[int], work: Work[T]) -> Iterator[tuple[int, T]]:
+        """What `work(unit, up, down)` gives for each, in order; several are at work side by side.
+
+        Raises CheckpointError where a unit cannot be read.
+        """
 
     def ask(self, units: Sequence[int]) -> None:
         """These will be wanted soon."""
@@ -50,9 +58,10 @@ class UnitsInMemory:
         self.bank, self.activation = bank, ACTIVATIONS[bank.activation]
         self.num_units, self.width, self.unit_width = bank.down.shape
 
-    def turns(self, units: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Views."""
-        return ((unit, self.bank.up.detach()[unit], self.bank.down.detach()[unit]) for unit in units)
+    def each(self, units: Sequence[int], work: Work[T]) -> Iterator[tuple[int, T]]:
+        """On views."""
+        up, down = self.bank.up.detach(), self.bank.down.detach()
+        return side_by_side((unit, partial(work, unit, up[unit], down[unit])) for unit in units)
 
     def ask(self, units: Sequence[int]) -> None:
         """They are here."""
@@ -66,14 +75,22 @@ class UnitsOnDisk:
         self.bank, self.activation = bank, bank.activation
         self.num_units, self.width, self.unit_width = bank.num_units, bank.width, bank.unit_width
 
-    def turns(self, units: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def each(self, units: Sequence[int], work: Work[T]) -> Iterator[tuple[int, T]]:
         """Read as their turn comes near."""
-        self.bank.pool.tick()
+        pool = self.bank.pool
+        pool.tick()
+        # whoever's result has been taken is done with its record
+        turns = pool.turns(self.bank.layer, units, stay=torch.get_num_threads())
+
+        def on(unit: int, record: Tensor) -> T:
+            return work(unit, *self.bank.matrices(record))
+
         try:
-            for unit, record in self.bank.pool.turns(self.bank.layer, units):
-                yield unit, *self.bank.matrices(record)
+            yield from side_by_side((unit, partial(on, unit, record)) for unit, record in turns)
         except OSError as error:
             raise CheckpointError(str(error)) from error
+        finally:
+            turns.close()
 
     def ask(self, units: Sequence[int]) -> None:
         """As many as leave most of the pool alone."""
@@ -149,11 +166,17 @@ class _AdaptedUnits(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, units: Tensor, strengths: Tensor, *rest: Any) -> Tensor:
         *adapters, bank = rest
         slots, share = _Slots(units, bank.num_units), strengths.float().flatten()
-        out = torch.zeros_like(x, dtype=torch.float32)
-        for unit, up, down in bank.units.turns(slots.woken):
+
+        @torch.no_grad()
+        def work(unit: int, up: Tensor, down: Tensor) -> Tensor:
             mine, tokens = slots.of(unit)
-            said = bank.unit(unit, x[tokens], (up, down), [part[unit] for part in adapters])
-            out.index_add_(0, tokens, said.float() * share[mine, None])
+            said = bank.unit(unit, padded(x[tokens]), (up, down), [part[unit] for part in adapters])
+            weighted: Tensor = said[: len(mine)].float() * share[mine, None]
+            return weighted
+
+        out = torch.zeros_like(x, dtype=torch.float32)
+        for unit, said in bank.units.each(slots.woken, work):
+            out.index_add_(0, slots.of(unit)[1], said)
         bank.woken = slots.woken
         for following in bank.after:
             following.units.ask(following.woken)
@@ -168,18 +191,31 @@ class _AdaptedUnits(torch.autograd.Function):
         bank, slots, share = ctx.bank, ctx.slots, strengths.float().flatten()
         grad_x, grad_share = torch.zeros_like(x, dtype=torch.float32), torch.zeros_like(share)
         slopes = [torch.zeros_like(part) for part in adapters]
-        for unit, up, down in bank.units.turns(slots.woken[::-1]):
+
+        def work(unit: int, up: Tensor, down: Tensor) -> Tensor:
+            """A unit's slots and slices are its own; the slope of x is not."""
             mine, tokens = slots.of(unit)
             with torch.enable_grad():
-                given = [t.detach().requires_grad_() for t in (x[tokens], *(part[unit] for part in adapters))]
+                given = [t.detach().requires_grad_() for t in (padded(x[tokens]), *(part[unit] for part in adapters))]
                 said = bank.unit(unit, given[0], (up, down), given[1:])
             wanted = grad[tokens].float()
-            grad_share[mine] = (said.detach().float() * wanted).sum(-1)
-            its = torch.autograd.grad(said, given, (wanted * share[mine, None]).to(said.dtype))
-            grad_x.index_add_(0, tokens, its[0].float())
+            grad_share[mine] = (said.detach()[: len(mine)].float() * wanted).sum(-1)
+            its = torch.autograd.grad(said, given, padded((wanted * share[mine, None]).to(said.dtype)))
             for total, slope in zip(slopes, its[1:], strict=True):
                 total[unit] = slope
+            slope_x: Tensor = its[0][: len(mine)].float()
+            return slope_x
+
+        for unit, slope in bank.units.each(slots.woken[::-1], work):
+            grad_x.index_add_(0, slots.of(unit)[1], slope)
         for preceding in bank.before:
             preceding.units.ask(preceding.woken[::-1])
         grad_strengths = grad_share.view_as(strengths).to(strengths.dtype)
         return grad_x.to(x.dtype), None, grad_strengths, *slopes, None
+
+
+def padded(rows: Float[Tensor, "N D"]) -> Float[Tensor, "M D"]:
+    """With rows of zeros to a number that comes often: torch builds and keeps a product for every shape it meets."""
+    count = len(rows)
+    step = ROWS if count <= 8 * ROWS else 4 * ROWS
+    return F.pad(rows, (0, 0, 0, -count % step))
