@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _peers import Mixture, large
@@ -59,8 +60,19 @@ def write(out: Path, mixture: Mixture) -> None:
     save(layers + 1, ends | {"model.embed_tokens.weight": normal(mixture.vocabulary, hidden, std=1.0)})
     (out / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     config = mixture.theirs(bos_token_id=0, eos_token_id=1, dtype=torch.bfloat16)
-    config.save_pretrained(out)
+    (out / "config.json").write_text(json.dumps(_as_on_a_hub(config), indent=1))
     _tokenizer(mixture.vocabulary).save_pretrained(out)
+    about = out / "tokenizer_config.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+
+
+def _as_on_a_hub(config: Qwen3MoeConfig) -> dict[str, Any]:
+    """With the keys that Qwen3-MoE was published with, which every version of every engine knows."""
+    values: dict[str, Any] = json.loads(config.to_json_string())
+    values["num_experts"] = values.pop("num_local_experts", config.num_experts)
+    values["torch_dtype"] = values.pop("dtype")
+    values["rope_theta"] = values.pop("rope_parameters")["rope_theta"]
+    return values
 
 
 def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
