@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _bench import publish
+from _bench import earlier, publish
 from _engines import FREE, GIB, make_checkpoint, run_llama, run_ours
 
 # name -> (our directory, llama.cpp's file, cap in GiB (0: none), prompt, new tokens, aim)
@@ -64,8 +64,7 @@ def theirs(work: Path, case: str) -> dict[str, Any]:
 def main(work: Path, cases: list[str]) -> None:
     """Run every case, ours and theirs in turn; results of other cases in the JSON stay."""
     prepare(work)
-    path = Path(__file__).with_suffix(".json")
-    results: dict[str, Any] = json.loads(path.read_text())["cases"] if path.exists() else {}
+    results = earlier(__file__, "cases")
     for case in cases or CASES:
         mine, peer = ours(work, case), theirs(work, case)
         results[case] = {"ours": mine, "llama.cpp": peer, "aim": CASES[case][-1]}

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _bench import median, publish
+from _bench import earlier, median, publish
 from _engines import GIB, make_checkpoint, run_llama, run_ours
 from _peers import large
 
@@ -77,11 +77,9 @@ def main(work: Path, words: list[str]) -> None:
     """Measure each size; results of other sizes in the JSON stay."""
     given = dict(word.split("=", 1) for word in words if "=" in word)
     sizes = [float(word) for word in words if "=" not in word] or [1.0, 2.0, 4.0, 8.0]
-    path = Path(__file__).with_suffix(".json")
-    results: dict[str, Any] = json.loads(path.read_text())["sizes"] if path.exists() else {}
-    for times in sizes:
-        results[f"{times:g}"] = measure(work, times, int(given.get("rounds", 2)), int(given.get("tokens", 96)))
-    results = dict(sorted(results.items(), key=lambda one: float(one[0])))
+    rounds, new = int(given.get("rounds", 2)), int(given.get("tokens", 96))
+    measured = {f"{times:g}": measure(work, times, rounds, new) for times in sizes}
+    results = dict(sorted((earlier(__file__, "sizes") | measured).items(), key=lambda one: float(one[0])))
     header = ["GB", "of 2 GiB", "cached", "ours tok/s", "llama.cpp tok/s", "ratio", "MB read per token", "hits"]
     rows = [_row(times, found) for times, found in results.items()]
     publish("A model that grows beyond its memory", header, rows, {"sizes": results, "cap": CAP}, __file__)

@@ -18,7 +18,6 @@ usage: locality.py WORK [KIND…]
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import sys
@@ -34,7 +33,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _bench import publish
+from _bench import earlier, publish
 from _engines import make_checkpoint
 from _tokens import tokens
 from transformers import AutoTokenizer
@@ -253,10 +252,8 @@ def main(work: Path, kinds: list[str]) -> None:
     """Measure each kind; results of other kinds in the JSON stay."""
     torch.manual_seed(0)
     logging.disable_progress_bar()
-    path = Path(__file__).with_suffix(".json")
-    results: dict[str, Any] = json.loads(path.read_text())["kinds"] if path.exists() else {}
-    for kind in kinds or READING:
-        results[kind] = measure(work, kind)
+    measured = {kind: measure(work, kind) for kind in kinds or READING}
+    results = earlier(__file__, "kinds") | measured
     results = {kind: results[kind] for kind in READING if kind in results}
     rows = [
         [kind, f"{float(share):.0%}", *(f"{at[name]:.3f}" for name in ("ours", "lru", "lfu", "best")),

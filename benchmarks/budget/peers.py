@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _bench import median, publish
+from _bench import earlier, median, publish
 from _engines import GIB, make_checkpoint, run_ours, run_transformers
 
 Runs = dict[str, list[dict[str, Any]]]
@@ -83,10 +83,8 @@ def main(work: Path, words: list[str]) -> None:
     if unknown := given.keys() - CASES.keys():
         sys.exit(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(CASES)}, each with =PYTHON")
     make_checkpoint(work / "ckpt")
-    path = Path(__file__).with_suffix(".json")
-    results: dict[str, Any] = json.loads(path.read_text())["cases"] if path.exists() else {}
-    for case, python in given.items():
-        results[case] = CASES[case](work, python, rounds, new)
+    measured = {case: CASES[case](work, python, rounds, new) for case, python in given.items()}
+    results = earlier(__file__, "cases") | measured
     header = ["peer at 4 GiB", "ours tok/s", "its tok/s", "ratio (aim)", "MB read per token", "ready s", "peak MiB"]
     rows = [_row(case, runs) for case, runs in results.items()]
     publish("A model larger than memory: ours beside Python's ways", header, rows, {"cases": results}, __file__)
