@@ -53,6 +53,13 @@ def spread(values: dict[str, float]) -> str:
     return f"{values['median']:.2f}x ({values['min']:.2f}-{values['max']:.2f})"
 
 
+def earlier(script: str, key: str) -> dict[str, Any]:
+    """What the JSON beside the script holds under `key`: a benchmark asked for one case keeps the others."""
+    path = Path(script).with_suffix(".json")
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))[key] if path.exists() else {}
+    return found
+
+
 def publish(question: str, header: list[str], rows: list[list[Any]], values: dict[str, Any], script: str) -> None:
     """Print the table and write the JSON beside the script."""
     table = [header, *([str(cell) for cell in row] for row in rows)]

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from _bench import Arm, in_turn, median, publish, ratio, spread
+from _peers import IMPLEMENTATIONS, small
 from transformers.generation import BaseStreamer
 
-from pragnosia import Pragnosia
+from pragnosia import Pragnosia, PragnosiaForCausalLM
 from pragnosia.inference.sampler import Sampling
-from training import SHAPES, best, ours, theirs
+from training import SHAPES, best
 
 PROMPT, NEW = 32, 128
 
@@ -78,9 +79,10 @@ def main(rounds: int) -> None:
     for shape in SHAPES[1:]:
         arms: dict[str, Arm] = {}
         for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-            arms[f"ours {precision}"] = speaking(ours(*shape).to(dtype))
-            for implementation in ("eager", "grouped_mm"):
-                model = theirs(*shape, implementation).to(dtype)
+            arms[f"ours {precision}"] = speaking(PragnosiaForCausalLM(small(*shape).ours()).to(dtype))
+            for implementation in IMPLEMENTATIONS:
+                model: Any = small(*shape).their_model(implementation)
+                model.to(dtype)
                 arms[f"transformers {implementation} {precision}"] = generating(model, implementation)
         rates = in_turn(arms, rounds=rounds)
         mine, peer = best(rates, "ours"), best(rates, "transformers")
@@ -106,7 +108,10 @@ def growth_cost(rounds: int) -> dict[str, dict[str, float]]:
     """Time per token with 16 times the units over time with few, at the same number awake."""
     costs = {}
     for (few, many), awake, width in (((4, 64), 2, 128), ((16, 256), 8, 32), ((16, 256), 2, 512)):
-        arms = {str(units): speaking(ours(units, awake, width).to(torch.bfloat16)) for units in (few, many)}
+        arms = {}
+        for units in (few, many):
+            model = PragnosiaForCausalLM(small(units, awake, width).ours())
+            arms[str(units)] = speaking(model.to(torch.bfloat16))
         rates = in_turn(arms, rounds=3 * rounds)
         costs[f"{few} -> {many} units of {width}, {awake} awake"] = ratio(rates[str(few)], rates[str(many)])
     return costs

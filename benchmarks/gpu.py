@@ -13,56 +13,22 @@ from typing import Any
 
 import torch
 from _bench import in_turn, median, publish, ratio, spread
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from _peers import IMPLEMENTATIONS, middling
 
-from pragnosia import PragnosiaConfig, PragnosiaForCausalLM
+from pragnosia import PragnosiaForCausalLM
 from pragnosia.measure.accounting import account
 from pragnosia.training.optimisers import OptimiserConfig, Optimisers
 
-WIDTH, LAYERS, VOCABULARY, BATCH, LENGTH, STEPS = 1024, 8, 32_768, 16, 1024, 4
+BATCH, LENGTH, STEPS = 16, 1024, 4
 SHAPES = [(16, 2, 512), (64, 8, 128)]
-
-
-def ours(units: int, awake: int, width: int) -> PragnosiaForCausalLM:
-    """Our mixture, routed like Qwen3-MoE."""
-    thalamus = {"kind": "softmax", "num_awake": awake, "balance_rate": 1e-3}
-    config = PragnosiaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        attention={"num_heads": 16, "num_key_value_heads": 4, "head_dim": 64, "qk_norm": "head"},
-        experts={"num_units": units, "unit_width": width, "thalamus": thalamus},
-    )
-    return PragnosiaForCausalLM(config).cuda()
-
-
-def theirs(units: int, awake: int, width: int, implementation: str) -> Qwen3MoeForCausalLM:
-    """transformers' model."""
-    config = Qwen3MoeConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=16,
-        num_key_value_heads=4,
-        head_dim=64,
-        moe_intermediate_size=width,
-        num_experts=units,
-        num_experts_per_tok=awake,
-        norm_topk_prob=True,
-        tie_word_embeddings=True,
-        max_position_embeddings=2048,
-    )
-    model = Qwen3MoeForCausalLM(config).cuda()
-    model.set_experts_implementation(implementation)
-    return model
 
 
 def training(model: Any) -> Any:
     """An arm that takes optimiser steps on the same random tokens."""
-    model.train()
+    model.cuda().train()
     ends = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     optimisers = Optimisers(model.named_parameters(), ends, OptimiserConfig(learning_rate=1e-3))
-    tokens = torch.randint(VOCABULARY, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0)).cuda()
+    tokens = torch.randint(model.config.vocab_size, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0)).cuda()
 
     def arm() -> tuple[float, float]:
         torch.cuda.synchronize()
@@ -89,13 +55,14 @@ def main(rounds: int, peak: float) -> None:
     torch.manual_seed(0)
     rows, results = [], {}
     for shape in SHAPES:
-        arms = {"ours": training(ours(*shape))}
-        for implementation in ("eager", "grouped_mm"):
-            arms[f"transformers {implementation}"] = training(theirs(*shape, implementation))
+        mixture = middling(*shape)
+        arms = {"ours": training(PragnosiaForCausalLM(mixture.ours()))}
+        for implementation in IMPLEMENTATIONS:
+            arms[f"transformers {implementation}"] = training(mixture.their_model(implementation))
         rates = in_turn(arms, rounds=rounds)
         peer = max(list(rates)[1:], key=lambda name: median(rates[name]))
         against = ratio(rates["ours"], rates[peer])
-        per_token = 3 * account(ours(*shape).config, precision="bfloat16", context=LENGTH).operations_per_token
+        per_token = 3 * account(mixture.ours(), precision="bfloat16", context=LENGTH).operations_per_token
         used = median(rates["ours"]) * per_token / (peak * 1e12)
         name = "/".join(map(str, shape))
         results[name] = {

@@ -11,34 +11,19 @@ import time
 
 import torch
 from _bench import in_turn, median, publish, ratio, spread
+from _peers import IMPLEMENTATIONS, large
 from decode import generating, speaking
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import Qwen3MoeForCausalLM
 
 from pragnosia import PragnosiaForCausalLM
 from pragnosia.checkpoints.families import read_config
 from pragnosia.measure.accounting import account
 
-IMPLEMENTATIONS = ("eager", "grouped_mm")
-
 
 def peer() -> Qwen3MoeForCausalLM:
     """transformers' model with random bf16 weights."""
-    config = Qwen3MoeConfig(
-        vocab_size=32_000,
-        hidden_size=2048,
-        num_hidden_layers=12,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-        head_dim=128,
-        moe_intermediate_size=768,
-        num_experts=64,
-        num_experts_per_tok=4,
-        norm_topk_prob=True,
-        max_position_embeddings=4096,
-        architectures=["Qwen3MoeForCausalLM"],
-    )
     with torch.device("meta"):
-        model = Qwen3MoeForCausalLM(config).to(torch.bfloat16)
+        model = Qwen3MoeForCausalLM(large().theirs()).to(torch.bfloat16)
     model.to_empty(device="cpu")
     # One block of random numbers repeated: filling 8 GB with fresh ones takes minutes and changes no timing.
     block = (torch.randn(1 << 22) * 0.02).to(torch.bfloat16)

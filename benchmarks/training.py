@@ -12,56 +12,13 @@ from typing import Any
 
 import torch
 from _bench import Arm, in_turn, median, publish, ratio, spread, timed
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from _peers import IMPLEMENTATIONS, small
 
-from pragnosia import PragnosiaConfig, PragnosiaForCausalLM, kernels
+from pragnosia import PragnosiaForCausalLM, kernels
 from pragnosia.training.optimisers import OptimiserConfig, Optimisers
 
-WIDTH, LAYERS, VOCABULARY, BATCH, LENGTH = 256, 4, 8192, 8, 256
+BATCH, LENGTH = 8, 256
 SHAPES = [(4, 2, 128), (16, 2, 128), (64, 2, 128), (64, 8, 32)]
-ATTENTION = {"num_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "qk_norm": "head"}
-
-
-def ours(units: int, awake: int, width: int) -> PragnosiaForCausalLM:
-    """Our mixture, routed like Qwen3-MoE."""
-    experts = {
-        "num_units": units,
-        "unit_width": width,
-        "thalamus": {"kind": "softmax", "num_awake": awake, "balance_rate": 1e-3},
-    }
-    return PragnosiaForCausalLM(_config(experts=experts))
-
-
-def dense(hidden: int) -> PragnosiaForCausalLM:
-    """Our dense model of the same active size."""
-    return PragnosiaForCausalLM(_config(feed_forward={"width": hidden}))
-
-
-def _config(**feed_forward: Any) -> PragnosiaConfig:
-    return PragnosiaConfig(
-        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, attention=ATTENTION, **feed_forward
-    )
-
-
-def theirs(units: int, awake: int, width: int, implementation: str) -> Qwen3MoeForCausalLM:
-    """transformers' Qwen3-MoE."""
-    config = Qwen3MoeConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        moe_intermediate_size=width,
-        num_experts=units,
-        num_experts_per_tok=awake,
-        norm_topk_prob=True,
-        tie_word_embeddings=True,
-        max_position_embeddings=2048,
-    )
-    model = Qwen3MoeForCausalLM(config)
-    model.set_experts_implementation(implementation)
-    return model
 
 
 def training(model: Any, *, bf16: bool, steps: int = 2) -> Arm:
@@ -69,7 +26,7 @@ def training(model: Any, *, bf16: bool, steps: int = 2) -> Arm:
     model.train()
     ends = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     optimisers = Optimisers(model.named_parameters(), ends, OptimiserConfig(learning_rate=1e-3))
-    tokens = torch.randint(VOCABULARY, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(model.config.vocab_size, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
 
     def work() -> float:
         for _ in range(steps):
@@ -95,19 +52,20 @@ def main(rounds: int) -> None:
     torch.manual_seed(0)
     kernels.keep_freed_memory()
     rows, results, fastest = [], {}, {}
-    for units, awake, width in SHAPES:
+    for numbers in SHAPES:
+        mixture = small(*numbers)
         arms: dict[str, Arm] = {}
         for precision in ("fp32", "bf16"):
             bf16 = precision == "bf16"
-            arms[f"ours {precision}"] = training(ours(units, awake, width), bf16=bf16)
-            arms[f"dense {precision}"] = training(dense(awake * width), bf16=bf16)
-            for implementation in ("eager", "grouped_mm"):
-                model = theirs(units, awake, width, implementation)
+            arms[f"ours {precision}"] = training(PragnosiaForCausalLM(mixture.ours()), bf16=bf16)
+            arms[f"dense {precision}"] = training(PragnosiaForCausalLM(mixture.dense()), bf16=bf16)
+            for implementation in IMPLEMENTATIONS:
+                model = mixture.their_model(implementation)
                 arms[f"transformers {implementation} {precision}"] = training(model, bf16=bf16)
         rates = in_turn(arms, rounds=rounds)
         mine, peer, solid = (best(rates, name) for name in ("ours", "transformers", "dense"))
         against_peer, against_dense = ratio(rates[mine], rates[peer]), ratio(rates[mine], rates[solid])
-        shape = f"{units}/{awake}/{width}"
+        shape = "/".join(map(str, numbers))
         fastest[shape] = median(rates[mine])
         results[shape] = {
             "tokens_per_second": {name: median(values) for name, values in rates.items()},
@@ -130,7 +88,10 @@ def growth_cost(rounds: int) -> dict[str, dict[str, float]]:
     """Time per token with 16 times the units over time with few, at the same number awake."""
     costs = {}
     for (few, many), awake, width in (((4, 64), 2, 128), ((16, 256), 8, 32)):
-        arms = {str(units): training(ours(units, awake, width), bf16=True) for units in (few, many)}
+        arms = {}
+        for units in (few, many):
+            model = PragnosiaForCausalLM(small(units, awake, width).ours())
+            arms[str(units)] = training(model, bf16=True)
         rates = in_turn(arms, rounds=3 * rounds)
         costs[f"{few} -> {many} units of {width}, {awake} awake"] = ratio(rates[str(few)], rates[str(many)])
     return costs

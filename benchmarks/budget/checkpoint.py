@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -15,13 +16,14 @@ from tokenizers import Tokenizer, decoders, models
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig
 
-SHAPE = (12, 64, 4, 2048, 768, 32_000)
-HEADS, KEY_HEADS, HEAD_WIDTH = 32, 4, 128
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from _peers import Mixture, large
 
 
-def write(out: Path, shape: tuple[int, ...] = SHAPE) -> None:
+def write(out: Path, mixture: Mixture) -> None:
     """One file per layer, so that no more than a layer is ever in memory."""
-    layers, experts, awake, hidden, width, vocabulary = shape
+    layers, experts, hidden, width = mixture.layers, mixture.units, mixture.width, mixture.unit_width
+    queries, keys = mixture.heads * mixture.head_width, mixture.key_heads * mixture.head_width
     out.mkdir(parents=True, exist_ok=True)
     generator, places = torch.Generator().manual_seed(0), {}
 
@@ -41,12 +43,12 @@ def write(out: Path, shape: tuple[int, ...] = SHAPE) -> None:
         tensors = {
             f"{name}.input_layernorm.weight": ones(hidden),
             f"{name}.post_attention_layernorm.weight": ones(hidden),
-            f"{name}.self_attn.q_proj.weight": normal(HEADS * HEAD_WIDTH, hidden),
-            f"{name}.self_attn.k_proj.weight": normal(KEY_HEADS * HEAD_WIDTH, hidden),
-            f"{name}.self_attn.v_proj.weight": normal(KEY_HEADS * HEAD_WIDTH, hidden),
-            f"{name}.self_attn.o_proj.weight": normal(hidden, HEADS * HEAD_WIDTH),
-            f"{name}.self_attn.q_norm.weight": ones(HEAD_WIDTH),
-            f"{name}.self_attn.k_norm.weight": ones(HEAD_WIDTH),
+            f"{name}.self_attn.q_proj.weight": normal(queries, hidden),
+            f"{name}.self_attn.k_proj.weight": normal(keys, hidden),
+            f"{name}.self_attn.v_proj.weight": normal(keys, hidden),
+            f"{name}.self_attn.o_proj.weight": normal(hidden, queries),
+            f"{name}.self_attn.q_norm.weight": ones(mixture.head_width),
+            f"{name}.self_attn.k_norm.weight": ones(mixture.head_width),
             f"{name}.mlp.gate.weight": normal(experts, hidden),
         }
         for expert in range(experts):
@@ -54,28 +56,23 @@ def write(out: Path, shape: tuple[int, ...] = SHAPE) -> None:
                 tensors[f"{name}.mlp.experts.{expert}.{part}_proj.weight"] = normal(*size)
         save(layer + 1, tensors)
         print(f"layer {layer + 1}/{layers}", flush=True)
-    ends = {"model.norm.weight": ones(hidden), "lm_head.weight": normal(vocabulary, hidden)}
-    save(layers + 1, ends | {"model.embed_tokens.weight": normal(vocabulary, hidden, std=1.0)})
+    ends = {"model.norm.weight": ones(hidden), "lm_head.weight": normal(mixture.vocabulary, hidden)}
+    save(layers + 1, ends | {"model.embed_tokens.weight": normal(mixture.vocabulary, hidden, std=1.0)})
     (out / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    config = Qwen3MoeConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KEY_HEADS,
-        head_dim=HEAD_WIDTH,
-        moe_intermediate_size=width,
-        num_experts=experts,
-        num_experts_per_tok=awake,
-        norm_topk_prob=True,
-        max_position_embeddings=4096,
-        bos_token_id=0,
-        eos_token_id=1,
-        architectures=["Qwen3MoeForCausalLM"],
-        dtype=torch.bfloat16,
-    )
-    config.save_pretrained(out)
-    _tokenizer(vocabulary).save_pretrained(out)
+    config = mixture.theirs(bos_token_id=0, eos_token_id=1, dtype=torch.bfloat16)
+    (out / "config.json").write_text(json.dumps(_as_on_a_hub(config), indent=1))
+    _tokenizer(mixture.vocabulary).save_pretrained(out)
+    about = out / "tokenizer_config.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+
+
+def _as_on_a_hub(config: Qwen3MoeConfig) -> dict[str, Any]:
+    """With the keys that Qwen3-MoE was published with, which every version of every engine knows."""
+    values: dict[str, Any] = json.loads(config.to_json_string())
+    values["num_experts"] = values.pop("num_local_experts", config.num_experts)
+    values["torch_dtype"] = values.pop("dtype")
+    values["rope_theta"] = values.pop("rope_parameters")["rope_theta"]
+    return values
 
 
 def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
@@ -89,4 +86,4 @@ def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]), tuple(int(word) for word in sys.argv[2:]) or SHAPE)
+    write(Path(sys.argv[1]), large(*(int(word) for word in sys.argv[2:])))

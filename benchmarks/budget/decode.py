@@ -11,17 +11,15 @@ The cap counts the page cache; files are dropped from it before each run. 32 tok
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _bench import publish
-from _capped import capped, forget
+from _bench import earlier, publish
+from _engines import FREE, GIB, make_checkpoint, run_llama, run_ours
 
-HERE, GIB = Path(__file__).parent, 1 << 30
 # name -> (our directory, llama.cpp's file, cap in GiB (0: none), prompt, new tokens, aim)
 CASES: dict[str, tuple[str, str, int, int, int, str]] = {
     "bf16, 2 GiB": ("ckpt", "bf16.gguf", 2, 32, 96, "8x"),
@@ -35,8 +33,7 @@ CASES: dict[str, tuple[str, str, int, int, int, str]] = {
 
 def prepare(work: Path) -> None:
     """What is missing and can be made."""
-    if not (work / "ckpt").is_dir():
-        subprocess.run([sys.executable, str(HERE / "checkpoint.py"), str(work / "ckpt")], check=True)
+    make_checkpoint(work / "ckpt")
     for name in ("int8", "int4"):
         if not (work / name).is_dir():
             command = [
@@ -55,34 +52,19 @@ def prepare(work: Path) -> None:
 def ours(work: Path, case: str) -> dict[str, Any]:
     """One run of ours."""
     folder, _, cap, prompt, new, _ = CASES[case]
-    forget(work / folder)
-    limit = cap * GIB or 22 * GIB
-    budget = limit - (limit >> 7)  # what the kernel charges for sockets, page tables and the like
-    command = [sys.executable, str(HERE / "ours.py"), str(work / folder), str(budget), str(prompt), str(new)]
-    return capped(command, limit)
+    return run_ours(work / folder, cap * GIB or FREE, prompt, new)
 
 
 def theirs(work: Path, case: str) -> dict[str, Any]:
     """One run of llama.cpp; empty where it is not there."""
     _, file, cap, prompt, new, _ = CASES[case]
-    python = os.environ.get("LLAMA_PYTHON")
-    if not python or not (work / file).is_file():
-        return {}
-    forget(work / file)
-    threads = str(len(os.sched_getaffinity(0)))
-    command = [*python.split(), str(HERE / "peer_llama.py"), str(work / file), threads, str(prompt), str(new)]
-    return capped(
-        command,
-        cap * GIB or 22 * GIB,
-        environment={"MOST_SECONDS": "40", "PYTHONPATH": os.environ.get("LLAMA_PATH", "")},
-    )
+    return run_llama(work / file, cap * GIB or FREE, prompt, new)
 
 
 def main(work: Path, cases: list[str]) -> None:
     """Run every case, ours and theirs in turn; results of other cases in the JSON stay."""
     prepare(work)
-    path = Path(__file__).with_suffix(".json")
-    results: dict[str, Any] = json.loads(path.read_text())["cases"] if path.exists() else {}
+    results = earlier(__file__, "cases")
     for case in cases or CASES:
         mine, peer = ours(work, case), theirs(work, case)
         results[case] = {"ours": mine, "llama.cpp": peer, "aim": CASES[case][-1]}
