@@ -35,6 +35,7 @@ PROMPT_PIECE = 1024
 CONTEXT = 4096
 """Tokens that a conversation has room for, unless it is said otherwise."""
 _RESIDENTS = "attention, norms, routers, output head"
+_PRODUCTS = 96 * MIB  # the code that torch's library of products writes for each shape, and keeps
 _MARGIN = 24 * MIB  # what malloc keeps and nobody counts
 # Hit rate by share of the units that have a slot, measured on benchmarks/budget's checkpoint: its routing is random
 # and yet not even; real text repeats itself more.
@@ -248,8 +249,9 @@ def _tuning_scratch(shelf: Shelf, tokens: int) -> int:
         organ = config.experts
         parts = ACTIVATIONS[organ.activation].num_parts + 1
         unit = 2 * 2 * parts * organ.unit_width * width + tokens * 4 * (6 * width + 6 * parts * organ.unit_width)
+        unit *= torch.get_num_threads()
     head = int(config.vocab_size) * width * 2 if shelf.format.plain_dtype is None else 0
-    return kept + at_work + unit + head + 2 * CHUNK_BYTES + _MARGIN
+    return kept + at_work + unit + head + 2 * CHUNK_BYTES + _PRODUCTS + _MARGIN
 
 
 def _too_small(plan: Plan, each: int, least: int) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -132,6 +133,7 @@ def prepare(config: TuneConfig, reporter: Reporter) -> Pupil:
     parameters = count_parameters(shape, config.lora)
     pool = None
     if config.memory is not None:
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # of 1,024 megabytes pile up
         narrow = config.optimiser.name == "adamw8bit"
         tokens = config.batch_size * config.sequence_length
         tuning = Tuning(tokens=tokens, parameters=parameters, moment_bytes=2 + 8 / 256 if narrow else 8)
