@@ -23,6 +23,10 @@ Memory = Annotated[
 Context = Annotated[
     int | None, typer.Option(min=1, help="With --memory: tokens to have room for; default 4096 or all the model holds.")
 ]
+Adapter = Annotated[
+    Path | None,
+    typer.Option(help="An adapter of this model in PEFT's format, as `tune` writes it; added, not folded in."),
+]
 Stats = Annotated[bool, typer.Option("--stats", help="With --memory: say what was here and what was read.")]
 
 
@@ -68,14 +72,20 @@ def check_memory(memory: str | None) -> None:
         raise ConfigError(f"--memory is {memory}; it must be more than nothing, as in 4GiB")
 
 
-def open_speaker(model: Path, memory: str | None, context: int | None, *, quiet: bool) -> Pragnosia:
+def open_speaker(
+    model: Path, memory: str | None, context: int | None, adapter: Path | None = None, *, quiet: bool
+) -> Pragnosia:
     """The model, with its plan printed first where there is a budget."""
+    if adapter is not None:
+        from pragnosia.tuning.peft_config import check_adapter
+
+        check_adapter(adapter)
     from pragnosia.inference.speaker import Pragnosia
 
     if memory is None:
-        return Pragnosia.from_pretrained(model)
+        return Pragnosia.from_pretrained(model, adapter=adapter)
     speaker = Pragnosia.from_pretrained(
-        model, memory=memory, context=context, progress=None if quiet else bar("loading")
+        model, memory=memory, context=context, adapter=adapter, progress=None if quiet else bar("loading")
     )
     if not quiet:
         assert speaker.plan is not None

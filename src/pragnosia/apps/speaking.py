@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, answering, one_line
-from pragnosia.apps.budgeting import Context, Memory, Stats, check_memory, open_speaker, streamed, streamed_line
+from pragnosia.apps.budgeting import (
+    Adapter,
+    Context,
+    Memory,
+    Stats,
+    check_memory,
+    open_speaker,
+    streamed,
+    streamed_line,
+)
 from pragnosia.errors import PromptError
 from pragnosia.units import format_bytes, format_count, format_joules
 
@@ -46,6 +55,7 @@ def generate(
     energy: Energy = 1.0,
     memory: Memory = None,
     context: Context = None,
+    adapter: Adapter = None,
     stats: Stats = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -76,7 +86,7 @@ def generate(
     from pragnosia.inference.ending import Spoken
     from pragnosia.measure.meter import EnergyMeter
 
-    speaker, trace = open_speaker(model, memory, context, quiet=as_json), Trace()
+    speaker, trace = open_speaker(model, memory, context, adapter, quiet=as_json), Trace()
     ids = speaker.encode(prompt)
     decoder = speaker.decoder(len(ids) + max_new_tokens, energy, trace)
     decoder.read(ids)
@@ -117,6 +127,7 @@ def chat(
     energy: Energy = 1.0,
     memory: Memory = None,
     context: Context = None,
+    adapter: Adapter = None,
     system: Annotated[str | None, typer.Option(help="What the model is told before the first turn.")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -144,7 +155,7 @@ def chat(
 
     from pragnosia.inference.chat import Conversation
 
-    speaker = open_speaker(model, memory, context, quiet=as_json)
+    speaker = open_speaker(model, memory, context, adapter, quiet=as_json)
     conversation = Conversation(speaker, sampling=sampling, max_new_tokens=max_new_tokens, system=system, energy=energy)
     turns: list[dict[str, str]] = []
     if isinstance(sys.stdin, TextIOWrapper):

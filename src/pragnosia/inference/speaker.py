@@ -24,6 +24,8 @@ from pragnosia.inference.loading import load_model, load_tokenizer
 from pragnosia.inference.sampling import Sampling, check_room, check_text
 from pragnosia.inference.stream import Progress, load_streamed
 from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.tuning.lora import attach_tensors
+from pragnosia.tuning.peft_format import read_adapter
 
 # Options of `stream` that are not Sampling's.
 _OWN = ("max_new_tokens", "energy", "trace")
@@ -52,13 +54,17 @@ class Pragnosia:
         device: str = "cpu",
         memory: int | str | None = None,
         context: int | None = None,
+        adapter: str | Path | None = None,
         progress: Progress | None = None,
     ) -> Pragnosia:
         """Load a model directory, ours or a supported family's; a tokenizer matters only once text is asked for.
 
         With `memory` ("4GiB", or bytes) units stay on disk and come when they wake, so that the whole process keeps to
-        that budget, with room for `context` tokens. Raises CheckpointError, ConfigError, BudgetError.
+        that budget, with room for `context` tokens. `adapter` is a directory in PEFT's format, as `tune` writes it;
+        it is added as it is, not folded in. Raises CheckpointError, ConfigError, BudgetError.
         """
+        # before the plan, which counts what is there already
+        learned = None if adapter is None else read_adapter(adapter, directory)
         plan = None
         if memory is not None:
             if dtype != "auto" or device != "cpu":
@@ -66,6 +72,8 @@ class Pragnosia:
             model, plan = load_streamed(directory, as_bytes(memory), context=context, progress=progress)
         else:
             model = load_model(directory, dtype, device)
+        if learned is not None:
+            attach_tensors(model, *learned)
         config, tokenizer = model.config, None
         if has_tokenizer(directory):
             tokenizer = load_tokenizer(directory, config.vocab_size, config.tokenizer_digest)

@@ -21,6 +21,7 @@ from pragnosia.inference.shelf import EMBEDDING, AsItLies, Shelf, open_shelf
 from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.kernels.pool import HALF_LIFE, Extent, PooledBank, UnitPool
 from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.tuning.units import LoraBank, UnitsOnDisk
 
 UNLIMITED = 1 << 60
 """A budget in which every unit has a slot."""
@@ -110,6 +111,8 @@ def pool_of(model: PragnosiaForCausalLM) -> UnitPool | None:
             return module.bank.pool
         if isinstance(module, OnDisk):
             return module.weights.layers.pool
+        if isinstance(module, LoraBank) and isinstance(module.units, UnitsOnDisk):
+            return module.units.bank.pool
     return None
 
 

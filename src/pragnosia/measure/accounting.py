@@ -23,6 +23,7 @@ from pragnosia.inference.stream import pool_of
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.modeling import PragnosiaForCausalLM
 from pragnosia.model.thalamus import Thalamus
+from pragnosia.tuning.lora import adapters
 
 # Bits, since some precisions are finer than a byte.
 PRECISIONS = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 4}
@@ -142,7 +143,8 @@ def account(
     """
     bytes_of(0, precision)
     model = subject if isinstance(subject, nn.Module) else on_meta(subject)
-    if pool_of(model) is not None:  # most of what it has lies on disk
+    # most of it lies on disk, or behind adapters, which add a percent or so and are left out
+    if pool_of(model) is not None or adapters(model):
         described: Any = model.config
         model = on_meta(described)
     limit = int(model.config.max_position_embeddings)
