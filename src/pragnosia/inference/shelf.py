@@ -68,8 +68,13 @@ class Shelf(ABC):
 
 
 def open_shelf(folder: str | Path) -> Shelf:
-    """Of a model directory. Raises CheckpointError or ConfigError; reads no weights."""
-    return AsPacked(Path(folder)) if is_packed(Path(folder)) else AsItLies(blueprint(folder))
+    """Of a model whose units can be read alone. Raises CheckpointError or ConfigError; reads no weights."""
+    if is_packed(Path(folder)):
+        return AsPacked(Path(folder))
+    shelf = AsItLies(blueprint(folder))
+    if shelf.sparse:
+        shelf.unit(shelf.sparse[0], 0, 0)
+    return shelf
 
 
 @final

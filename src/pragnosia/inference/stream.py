@@ -47,9 +47,14 @@ class StreamedBank(nn.Module):
             raise CheckpointError(f"{error}; what was said so far stays") from error
 
 
-def load_whole(folder: str | Path, *, progress: Progress | None = None) -> PragnosiaForCausalLM:
-    """A directory of ours or of a supported family, whole in memory. Raises CheckpointError or ConfigError."""
-    shelf = AsItLies(blueprint(folder))
+def load_whole(
+    folder: str | Path, dtype: torch.dtype | None = None, *, progress: Progress | None = None
+) -> PragnosiaForCausalLM:
+    """A directory of ours or of a supported family, whole in memory; `dtype` is what quantised numbers become.
+
+    Raises CheckpointError or ConfigError.
+    """
+    shelf = AsItLies(blueprint(folder, dtype))
     return _built(shelf, {name: shelf.print_.num_bytes(name) for name in shelf.print_.shapes}, progress)
 
 
