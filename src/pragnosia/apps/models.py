@@ -110,7 +110,9 @@ def _description(values: dict[str, Any], config: PragnosiaConfig) -> list[str]:
 
 @answering
 def import_model(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A Hugging Face directory, a GGUF or a llama2.c file.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A Hugging Face directory, a GGUF or a llama2.c file.")
+    ],
     out: Out,
     tokenizer: Annotated[Path | None, typer.Option(help="A llama2.c tokenizer that lies elsewhere.")] = None,
     as_json: AsJson = False,

@@ -35,7 +35,9 @@ def check_source(source: Path) -> None:
             )
         return
     if not source.exists():
-        raise CheckpointError(f"{source} does not exist; expected a model directory, a .gguf file or a llama2.c .bin file")
+        raise CheckpointError(
+            f"{source} does not exist; expected a model directory, a .gguf file or a llama2.c .bin file"
+        )
     if file is not None:
         read_header(file)
         return

@@ -7,6 +7,7 @@ OLMoE's do not, gpt-oss slides in every other layer. Architectures: llama.cpp, s
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -109,11 +110,14 @@ def _frame(keys: _Keys, read: Callable[[str], list[float]]) -> dict[str, Any]:
     tensors = keys.header.tensors
     if _EMBEDDINGS not in tensors:
         raise CheckpointError(f"{keys.path}: tensor {_EMBEDDINGS} is missing; it holds no language model")
+    _check_counts(keys)
     heads, width = keys["attention.head_count"], keys["embedding_length"]
     head_dim = keys.get("attention.key_length") or width // max(1, heads)
     for name in ("rope.dimension_count", "attention.value_length"):
         if keys.get(name, head_dim) != head_dim:
-            raise CheckpointError(f"{keys.path}: {name} is {keys[name]}, the heads' width {head_dim}; expected the same")
+            raise CheckpointError(
+                f"{keys.path}: {name} is {keys[name]}, the heads' width {head_dim}; expected the same"
+            )
     ends = [token for name in ("eos", "eot", "eom") if (token := keys.token(name)) is not None]
     ends = list(dict.fromkeys(ends))
     return {
@@ -134,11 +138,33 @@ def _frame(keys: _Keys, read: Callable[[str], list[float]]) -> dict[str, Any]:
     }
 
 
+def _check_counts(keys: _Keys) -> None:
+    """Raise CheckpointError where the metadata count what the file does not hold: nothing is built by such numbers."""
+    held = keys.header.tensors
+    router = held.get("blk.0.ffn_gate_inp.weight")
+    present = {int(name.split(".")[1]) for name in held if re.match(r"blk\.\d+\.", name)}
+    counts = {
+        "block_count": (keys["block_count"], len(present)),
+        "embedding_length": (keys["embedding_length"], held[_EMBEDDINGS].shape[-1]),
+        "expert_count": (keys.get("expert_count", 0), router.shape[0] if router is not None else 0),
+    }
+    for name, (told, found) in counts.items():
+        if told != found:
+            raise CheckpointError(
+                f"{keys.path}: its metadata say {name} is {told}, its tensors say {found}; fetch it again"
+            )
+    for name in ("attention.head_count", "attention.head_count_kv", "attention.key_length", "context_length"):
+        if not 0 < keys.get(name, 1) < 1 << 24:
+            raise CheckpointError(f"{keys.path}: its metadata say {name} is {keys.get(name)}; fetch it again")
+
+
 def _rope(keys: _Keys, head_dim: int, read: Callable[[str], list[float]]) -> dict[str, Any]:
     theta = keys.get("rope.freq_base", 10000.0)
     kind = keys.get("rope.scaling.type", "none")
     base = {"rope_theta": float(theta)}
     if ROPE in keys.header.tensors:
+        if keys.header.tensors[ROPE].shape != (head_dim // 2,):
+            raise CheckpointError(f"{keys.path}: {ROPE} does not fit heads of width {head_dim}; fetch it again")
         return base | _by_factors(read(ROPE), float(theta), head_dim, keys["context_length"])
     if kind == "none":
         return base | {"rope_type": "default"}
@@ -206,7 +232,6 @@ def _mixtral(keys: _Keys) -> dict[str, Any]:
 
 
 def _qwen3_moe(keys: _Keys) -> dict[str, Any]:
-    dense = [layer for layer in range(keys["block_count"]) if f"blk.{layer}.ffn_up.weight" in keys.header.tensors]
     return {
         "attention_bias": keys.has("attn_q.bias"),
         "num_experts": keys["expert_count"],
@@ -214,7 +239,7 @@ def _qwen3_moe(keys: _Keys) -> dict[str, Any]:
         "moe_intermediate_size": keys["expert_feed_forward_length"],
         "norm_topk_prob": keys.get("expert_weights_norm", True),
         "decoder_sparse_step": 1,
-        "mlp_only_layers": dense,
+        "mlp_only_layers": [],
     }
 
 
@@ -235,7 +260,5 @@ def _gpt_oss(keys: _Keys) -> dict[str, Any]:
         "num_experts_per_tok": keys["expert_used_count"],
         "intermediate_size": keys["expert_feed_forward_length"],
         "sliding_window": keys["attention.sliding_window"],
-        "layer_types": [
-            "full_attention" if layer % 2 else "sliding_attention" for layer in range(keys["block_count"])
-        ],
+        "layer_types": ["full_attention" if layer % 2 else "sliding_attention" for layer in range(keys["block_count"])],
     }

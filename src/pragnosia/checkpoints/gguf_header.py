@@ -168,7 +168,13 @@ class _Parser:
         return name, shape, self.number("I"), self.number("Q")
 
     def placed(
-        self, name: str, shape: tuple[int, ...], kind: int, offset: int, start: int, sizes: dict[int, tuple[str, int, int]]
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        kind: int,
+        offset: int,
+        start: int,
+        sizes: dict[int, tuple[str, int, int]],
     ) -> Tensor:
         """Where a tensor lies in the file."""
         if kind not in sizes:
@@ -189,12 +195,13 @@ class _Parser:
 
     def take(self, count: int) -> bytes:
         """So many bytes."""
-        if count > self.size:
-            raise self.damaged(f"a part of {count} bytes")
-        data = self.file.read(count)
-        if len(data) < count:
-            raise CheckpointError(f"{self.path} is truncated: it ends inside its header; fetch it again")
-        return data
+        self.check_left(count)
+        return self.file.read(count)
+
+    def check_left(self, count: int) -> None:
+        """Raise CheckpointError unless so many bytes follow."""
+        if self.file.tell() + count > self.size:
+            raise CheckpointError(f"{self.path} is truncated or damaged: it ends inside its header; fetch it again")
 
     def number(self, code: str) -> Any:
         """One number."""
@@ -207,8 +214,7 @@ class _Parser:
     def skip_string(self) -> None:
         """Over one text."""
         length = self.number("Q")
-        if self.file.tell() + length > self.size:
-            raise CheckpointError(f"{self.path} is truncated: it ends inside its header; fetch it again")
+        self.check_left(length)
         self.file.seek(length, os.SEEK_CUR)
 
     def damaged(self, what: str) -> CheckpointError:

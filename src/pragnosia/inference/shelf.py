@@ -156,14 +156,7 @@ class AsPacked(Shelf):
             return
         entry, depth = FORMATS[known.format], known.shape[-1]
         rows = self._read(name, torch.uint8).view(known.shape[0], -1)
-        owner = name.rpartition(".")[0]
-        if name == EMBEDDING:
-            model.set_submodule(owner, PackedEmbedding(rows, entry, depth, self.dtype))
-            if self.config.tie_word_embeddings:
-                model.set_submodule("lm_head", PackedLinear(rows, entry, depth))
-        else:
-            bias = self._bias(f"{owner}.bias")
-            model.set_submodule(owner, PackedLinear(rows, entry, depth, bias))
+        put_rows(model, name, rows, entry, depth, self.dtype, self._bias(f"{name.rpartition('.')[0]}.bias"))
 
     def _bias(self, name: str) -> Tensor | None:
         known = self.index.tensors.get(name)
@@ -179,6 +172,20 @@ class AsPacked(Shelf):
 def is_streamed(name: str) -> bool:
     """Whether a tensor of ours is made of units that are fetched when they wake."""
     return name.endswith((".bank.up", ".bank.down"))
+
+
+def put_rows(
+    model: nn.Module, name: str, rows: Tensor, entry: Format, depth: int, dtype: torch.dtype, bias: Tensor | None
+) -> None:
+    """Packed rows in the place of a linear layer or of the token table (and of an output head that shares it)."""
+    owner = name.rpartition(".")[0]
+    if name != EMBEDDING:
+        model.set_submodule(owner, PackedLinear(rows, entry, depth, bias))
+        return
+    model.set_submodule(owner, PackedEmbedding(rows, entry, depth, dtype))
+    config: Any = model.config
+    if config.tie_word_embeddings:
+        model.set_submodule("lm_head", PackedLinear(rows, entry, depth))
 
 
 def put_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -126,6 +126,7 @@ void pragnosia_pool_place(Pool* pool, int64_t layer, int64_t unit, const Extent*
                           int64_t num_sums) {
     pool->place(layer, unit, extents, count, sums, num_sums);
 }
+void* pragnosia_pool_hold(Pool* pool, int64_t layer, int64_t unit) { return pool->hold(layer, unit); }
 void pragnosia_pool_report(Pool* pool, PoolStats* stats) { *stats = pool->report(); }
 
 // One token through a model, its logits left in `step`; the likeliest next token, or -1 out of memory, or -2 where a
