@@ -1,7 +1,7 @@
 """The metadata of a GGUF file as the config.json of the Hugging Face model it was made from.
 
-What llama.cpp does not write down it computes always in the same way, and so do these: Qwen3-MoE's strengths sum to one,
-OLMoE's do not, gpt-oss slides in every other layer. Architectures: llama.cpp, src/models/.
+What llama.cpp does not write down it computes always in the same way, and so does this: Qwen3-MoE's strengths sum to
+one, OLMoE's do not, gpt-oss slides in every other layer. Architectures: llama.cpp, src/models/.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def _rope(keys: _Keys, head_dim: int, read: Callable[[str], list[float]]) -> dic
 
 
 def _by_factors(factors: list[float], theta: float, head_dim: int, context: int) -> dict[str, Any]:
-    """Llama 3's scaling, of which the file keeps what it does to each frequency; by factors where it is none of hers."""
+    """Llama 3's scaling, of which the file keeps only what each frequency is divided by; else those numbers."""
     llama3 = {
         "rope_type": "llama3",
         "factor": max(factors),

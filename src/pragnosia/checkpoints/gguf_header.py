@@ -137,7 +137,7 @@ class _Parser:
         if not isinstance(alignment, int) or alignment < 1:
             raise self.damaged(f"general.alignment is {alignment!r}")
         start = -(-self.file.tell() // alignment) * alignment
-        return Header(metadata, {name: self.placed(name, *rest, start, sizes) for name, *rest in laid})
+        return Header(metadata, {name: self.placed(name, told, start, sizes) for name, told in laid})
 
     def value(self, kind: int) -> Any:
         """One entry's value; the length alone of a long array of strings."""
@@ -159,24 +159,19 @@ class _Parser:
         values = [read() for _ in range(count)]
         return values if count < _LONG else count
 
-    def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
-        """A tensor's name, shape, type and offset."""
+    def tensor(self) -> tuple[str, tuple[tuple[int, ...], int, int]]:
+        """A tensor's name; its shape, type and offset."""
         name, sides = self.string(), self.number("I")
         if sides > 4:
             raise self.damaged(f"tensor {name} of {sides} axes")
         shape = tuple(self.number("Q") for _ in range(sides))[::-1]  # the quickest axis comes first there
-        return name, shape, self.number("I"), self.number("Q")
+        return name, (shape, self.number("I"), self.number("Q"))
 
     def placed(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        kind: int,
-        offset: int,
-        start: int,
-        sizes: dict[int, tuple[str, int, int]],
+        self, name: str, told: tuple[tuple[int, ...], int, int], start: int, sizes: dict[int, tuple[str, int, int]]
     ) -> Tensor:
         """Where a tensor lies in the file."""
+        shape, kind, offset = told
         if kind not in sizes:
             raise CheckpointError(
                 f"{self.path}: tensor {name} is of quantisation type {kind}, which the installed gguf library does not "

@@ -143,22 +143,22 @@ class GgufSource:
     def _numbers(self, name: str, index: Index) -> torch.Tensor:
         """A part of one of the file's tensors, contiguous there but for what `index` says of its last axis."""
         known = self._header.tensors[name]
-        first, axes, left = 0, list(known.shape[:-1]), list(index)
-        while left and axes and not isinstance(left[0], slice):
-            first, axes, left = first + int(left.pop(0)) * math.prod(axes[1:]), axes[1:], left  # type: ignore[call-overload]
-        if left and axes:
-            rows = left.pop(0)
-            assert isinstance(rows, slice)
-            start, stop, _ = rows.indices(axes[0])
-            first, axes = first + start * math.prod(axes[1:]), [stop - start, *axes[1:]]
+        first, axes, left, whole_axes = 0, known.shape[:-1], index, 0
+        while left and axes:
+            part, left, inner = left[0], left[1:], math.prod(axes[1:])
+            if isinstance(part, slice):  # what follows it is whole
+                start, stop, _ = part.indices(axes[0])
+                first, axes, whole_axes = first + start * inner, (stop - start, *axes[1:]), 1
+                break
+            first, axes = first + part * inner, axes[1:]
         count, depth = math.prod(axes), known.shape[-1]
         out = torch.empty(count, depth, dtype=self._dtype)
         step = max(1, _AT_ONCE // depth)
         for at in range(0, count, step):
-            part = out[at : at + step]
-            part.copy_(self._rows(known, first + at, len(part)))
+            rows = out[at : at + step]
+            rows.copy_(self._rows(known, first + at, len(rows)))
         whole = out.view(*axes, depth)
-        return whole[(..., *left)] if left else whole
+        return whole[(slice(None),) * whole_axes + left] if left else whole
 
     def _rows(self, known: Tensor, first: int, count: int) -> torch.Tensor:
         """So many rows, in the type they lie in or in single precision."""

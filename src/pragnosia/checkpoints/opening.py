@@ -1,4 +1,4 @@
-"""Another family's checkpoint, opened: its config.json and its tensors as plain numbers, whatever they are packed in."""
+"""Another family's checkpoint, opened: its config.json and its tensors as numbers, whatever they are packed in."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pragnosia.checkpoints.dequantised import EMBEDDINGS, SCHEMES, Dequantised
 from pragnosia.checkpoints.families import read_family
 from pragnosia.checkpoints.gguf_header import gguf_in
 from pragnosia.checkpoints.gguf_source import GgufSource
@@ -26,9 +27,12 @@ def opened(path: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, Any]
         return source.config_json, source
     values = read_json(path / "config.json")
     read_family(values)  # an unsupported model should hear that before anything about its files
-    return values, unpacked(values, SafetensorsSource(path))
-
-
-def unpacked(values: Mapping[str, Any], tensors: TensorSource) -> TensorSource:
-    """The same tensors, with those that are quantised as the numbers they stand for."""
-    return Unpacked(tensors) if values.get("quantization_config") else tensors
+    tensors, settings = SafetensorsSource(path), values.get("quantization_config")
+    method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+    if not settings or not isinstance(settings, Mapping) or method not in (*SCHEMES, "mxfp4"):
+        return values, tensors  # what cannot be unpacked is told when the configuration is read
+    if method == "mxfp4":
+        return values, Unpacked(tensors)
+    numbers = Dequantised(tensors, settings, dtype)
+    key = "torch_dtype" if "torch_dtype" in values else "dtype"
+    return values | {key: str(numbers.dtype(EMBEDDINGS)).removeprefix("torch.")}, numbers

@@ -40,8 +40,8 @@ def _mapped(device_map: DeviceMap, in_budget: bool) -> str:
         named = {_named(place) for place in device_map.values()}
         if len(named) != 1 or not named.isdisjoint({"disk", "meta"}):
             raise UserError(
-                f"device_map spreads the model over {', '.join(sorted(named)) or 'nothing'}; a model runs on one device "
-                'here: name one ("cpu", "cuda:0", "auto"), or give memory="4GiB" to leave units on disk'
+                f"device_map spreads the model over {', '.join(sorted(named)) or 'nothing'}; here a model runs on one "
+                'device: name one ("cpu", "cuda:0", "auto"), or give memory="4GiB" to leave units on disk'
             )
         return named.pop()
     if device_map in _AUTOMATIC:

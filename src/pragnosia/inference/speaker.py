@@ -46,7 +46,7 @@ class Pragnosia:
         """How the memory is shared out, where a budget was given."""
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # noqa: PLR0913  each is an option that people give by name
         cls,
         directory: str | Path,
         *,
