@@ -21,7 +21,9 @@ Out = Annotated[Path, typer.Argument(help="A directory to make.", metavar="OUT")
 
 @answering
 def inspect(
-    model: Annotated[str, typer.Argument(metavar="MODEL|PRESET", help="A model directory or the name of a preset.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL|PRESET", help="A model directory, a GGUF file or the name of a preset.")
+    ],
     context: Annotated[
         int | None, typer.Option(min=1, help="Tokens remembered; default 2048 or all the model holds.")
     ] = None,

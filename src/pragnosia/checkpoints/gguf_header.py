@@ -67,9 +67,10 @@ def gguf_in(path: str | Path) -> Path | None:
     path = Path(path)
     if path.suffix.lower() == ".gguf" and not path.is_dir():
         return path
-    if not path.is_dir():
+    try:
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() == ".gguf")
+    except OSError:  # no directory, or none that can be read: whoever reads on will say what is wrong
         return None
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() == ".gguf")
     if not found or any(path.glob("*.safetensors")) or (path / "packed.json").exists():
         return None
     if len(found) > 1:
