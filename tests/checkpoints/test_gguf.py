@@ -86,13 +86,20 @@ def test_weights_become_bfloat16_unless_all_are_single(written) -> None:
     assert torch.equal(ours.model.embed_tokens.weight, theirs.model.embed_tokens.weight.bfloat16())
 
 
-def test_llama3_scaling_is_recognised(written) -> None:
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+def test_llama3_scaling_is_recognised(written, kind: str) -> None:
     rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     rope["original_max_position_embeddings"] = 8192
-    theirs, path = written("llama", "F32", rope_parameters=rope, head_dim=64)
-    ours = load_model(path)
-    assert ours.config.rope_parameters == rope
-    check_logits(theirs, ours)
+    theirs, path = written("llama", kind, rope_parameters=rope, head_dim=64)
+    assert load_model(path).config.rope_parameters == rope
+    check_logits(theirs, load_model(path, torch.float32))
+
+
+def test_other_scalings_by_frequency_are_kept_exactly(written) -> None:
+    theirs, path = written("llama", "Q8_0")  # another length of pre-training than Llama 3's
+    factors = load_model(path).config.rope_parameters["long_factor"]
+    plain = 500.0 ** -(torch.arange(0, 12, 2) / 12)
+    assert torch.allclose(plain / torch.tensor(factors), theirs.model.rotary_emb.inv_freq, rtol=1e-6)
 
 
 def test_import_pack_and_run(written, tmp_path: Path) -> None:
@@ -116,12 +123,13 @@ WORDS = ["<pad>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "
 MERGES = ["t h", "th e", "Ġ the"]
 
 
-def byte_pairs(writer: Any) -> None:
+def byte_pairs(writer: Any, split: str = "qwen2", *more: str) -> None:
     """A vocabulary of bytes, a few merges and control tokens."""
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(WORDS)
-    writer.add_token_types([3 if word.startswith("<") and len(word) > 1 else 1 for word in WORDS])
+    words = [*WORDS, *more]
+    writer.add_tokenizer_pre(split)
+    writer.add_token_list(words)
+    writer.add_token_types([3 if word.startswith("<") and len(word) > 1 else 1 for word in words])
     writer.add_token_merges(MERGES)
     writer.add_chat_template(TEMPLATE)
     writer.add_eot_token_id(len(WORDS) - 1)
@@ -165,6 +173,14 @@ def test_the_tokenizer_comes_with_the_file(written, tmp_path: Path, capsys: pyte
     (tmp_path / "text.txt").write_text("the end of the beginning " * 20)
     assert main(["eval", str(path), "--data", str(tmp_path / "text.txt"), "--json"]) == 0
     assert main(["import", str(path), str(tmp_path / "second")]) == 0
+
+
+def test_a_vocabulary_like_llama3s(written) -> None:
+    def words(writer: Any) -> None:
+        byte_pairs(writer, "llama-bpe", "begin")  # a word that no merges lead to
+
+    _, path = written("llama", "F32", words, vocab_size=len(WORDS) + 1)
+    assert Pragnosia.from_pretrained(path).encode("begin") == [1, len(WORDS)]
 
 
 def test_a_vocabulary_of_pieces_with_scores(written) -> None:

@@ -84,7 +84,7 @@ class GgufSource:
     @cached_property
     def config_json(self) -> dict[str, Any]:
         """The model's config.json."""
-        values = config_json(self._header, self.path, lambda name: self._numbers(name, ()).float().tolist())
+        values = config_json(self._header, self.path, self._exactly)
         return values | {"dtype": str(self._dtype).removeprefix("torch.")}
 
     @property
@@ -159,6 +159,11 @@ class GgufSource:
             rows.copy_(self._rows(known, first + at, len(rows)))
         whole = out.view(*axes, depth)
         return whole[(slice(None),) * whole_axes + left] if left else whole
+
+    def _exactly(self, name: str) -> list[float]:
+        """A vector's numbers as they lie there."""
+        values: list[float] = self._rows(self._header.tensors[name], 0, 1).view(-1).float().tolist()
+        return values
 
     def _rows(self, known: Tensor, first: int, count: int) -> torch.Tensor:
         """So many rows, in the type they lie in or in single precision."""

@@ -17,6 +17,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from pragnosia.checkpoints.gguf_header import KIND, TOKENS, Header, has_vocabulary, read_header
 from pragnosia.errors import CheckpointError
 
+# Where a file says nothing else, these begin with the first token, and take a word of the vocabulary whole: llama.cpp,
+# src/llama-vocab.cpp.
+_LIKE_LLAMA3 = ("llama3", "llama-v3", "llama-bpe", "pixtral", "tekken")
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
@@ -58,7 +61,10 @@ def _own_words_only(made: Any, header: Header) -> PreTrainedTokenizerBase:
         for end in ("bos", "eos")
         if f"tokenizer.ggml.add_{end}_token" in header.metadata
     }
-    if header.metadata[KIND] == "llama":
+    like_llama3 = header.metadata.get("tokenizer.ggml.pre") in _LIKE_LLAMA3
+    if like_llama3 and content["model"]["type"] == "BPE":
+        content["model"]["ignore_merges"] = True
+    if like_llama3 or header.metadata[KIND] == "llama":
         adds.setdefault("add_bos_token", True)
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(content)),
