@@ -15,9 +15,15 @@ from pragnosia.errors import CheckpointError, UnsupportedArchitectureError
 def test_sources(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         check_source(tmp_path / "none")
-    (tmp_path / "model.gguf").touch()
-    with pytest.raises(UnsupportedArchitectureError, match=r"expected a directory of safetensors or a llama2.c \.bin"):
-        check_source(tmp_path / "model.gguf")
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(
+        UnsupportedArchitectureError, match=r"expected a directory of safetensors, a \.gguf file or a llama2"
+    ):
+        check_source(tmp_path / "model.onnx")
+    (tmp_path / "empty.gguf").touch()
+    with pytest.raises(CheckpointError, match="truncated"):
+        check_source(tmp_path / "empty.gguf")
+    (tmp_path / "empty.gguf").unlink()
     with pytest.raises(CheckpointError, match=r"config\.json is missing"):
         check_source(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "pragnosia"}')

@@ -176,9 +176,9 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, kind: str) -> None:
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").touch()
-    with pytest.raises(UnsupportedArchitectureError, match=r"model\.gguf"):
-        import_model(tmp_path / "model.gguf", tmp_path / "ours")
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(UnsupportedArchitectureError, match=r"model\.onnx"):
+        import_model(tmp_path / "model.onnx", tmp_path / "ours")
     with pytest.raises(CheckpointError, match="does not exist"):
         import_model(tmp_path / "absent.bin", tmp_path / "ours")
 

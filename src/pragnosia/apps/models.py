@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
+from pragnosia.checkpoints.gguf_header import gguf_in
 from pragnosia.units import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ Out = Annotated[Path, typer.Argument(help="A directory to make.", metavar="OUT")
 
 @answering
 def inspect(
-    model: Annotated[str, typer.Argument(metavar="MODEL|PRESET", help="A model directory or the name of a preset.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL|PRESET", help="A model directory, a GGUF file or the name of a preset.")
+    ],
     context: Annotated[
         int | None, typer.Option(min=1, help="Tokens remembered; default 2048 or all the model holds.")
     ] = None,
@@ -32,7 +35,7 @@ def inspect(
 
     Nothing is loaded: the model is built without storage, so 450b works on any machine.
     """
-    if Path(model).is_dir():
+    if Path(model).is_dir() or gguf_in(model) is not None:
         _check_outside(Path(model))
     from pragnosia.measure.accounting import account
     from pragnosia.measure.memory import memory_to_run, memory_to_train, memory_to_tune
@@ -109,7 +112,9 @@ def _description(values: dict[str, Any], config: PragnosiaConfig) -> list[str]:
 
 @answering
 def import_model(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A Hugging Face directory or a llama2.c file.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A Hugging Face directory, a GGUF or a llama2.c file.")
+    ],
     out: Out,
     tokenizer: Annotated[Path | None, typer.Option(help="A llama2.c tokenizer that lies elsewhere.")] = None,
     as_json: AsJson = False,

@@ -15,7 +15,9 @@ from pragnosia.units import format_bytes
 
 @answering
 def pack(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A model directory, ours or a supported family's.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A model directory, ours or a supported family's, or a GGUF file.")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A directory to make.")],
     format: Annotated[str, typer.Option(help="bf16, int8, int4, int3, int2 or nf4.")] = "int4",  # noqa: A002
     data: Annotated[

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pragnosia.inference.decode import Trace
     from pragnosia.inference.speaker import Pragnosia
 
-Model = Annotated[Path, typer.Argument(help="A model directory.", metavar="MODEL")]
+Model = Annotated[Path, typer.Argument(help="A model directory or a GGUF file.", metavar="MODEL")]
 MaxNewTokens = Annotated[int, typer.Option(help="Most tokens to say.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy; higher is bolder.")]
 TopK = Annotated[int | None, typer.Option(help="Choose among the K likeliest tokens.")]

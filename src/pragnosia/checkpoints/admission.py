@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pragnosia.checkpoints.gguf_header import gguf_in, read_header
 from pragnosia.errors import CheckpointError, UnsupportedArchitectureError
 
 OURS = "pragnosia"
@@ -25,14 +26,21 @@ FAMILIES: dict[str, str] = {
 
 def check_source(source: Path) -> None:
     """Raise CheckpointError unless a model of another family may stand at `source`."""
-    if source.is_file():
+    file = gguf_in(source)
+    if source.is_file() and file is None:
         if source.suffix != ".bin":
             raise UnsupportedArchitectureError(
-                f"{source} is no checkpoint we read; expected a directory of safetensors or a llama2.c .bin file"
+                f"{source} is no checkpoint we read; expected a directory of safetensors, a .gguf file or a llama2.c "
+                ".bin file"
             )
         return
     if not source.exists():
-        raise CheckpointError(f"{source} does not exist; expected a model directory or a llama2.c .bin file")
+        raise CheckpointError(
+            f"{source} does not exist; expected a model directory, a .gguf file or a llama2.c .bin file"
+        )
+    if file is not None:
+        read_header(file)
+        return
     if read_json(source / "config.json").get("model_type") == OURS:
         raise CheckpointError(
             f"{source} is a pragnosia model already: use it as it is, copy the directory, or turn it into another "
@@ -43,7 +51,7 @@ def check_source(source: Path) -> None:
 def unsupported(what: str) -> UnsupportedArchitectureError:
     """The error that names what we cannot read, and lists what we can."""
     return UnsupportedArchitectureError(
-        f"{what} is not supported. Supported: {', '.join(FAMILIES)}, llama2.c .bin files"
+        f"{what} is not supported. Supported: {', '.join(FAMILIES)}, also as GGUF; llama2.c .bin files"
     )
 
 

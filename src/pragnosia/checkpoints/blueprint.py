@@ -1,18 +1,20 @@
-"""A model directory as it lies, ours or another family's: its configuration, and where each tensor comes from."""
+"""A model as it lies, ours or another family's: its configuration, and where each tensor comes from."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from pragnosia.checkpoints.families import read_config, read_family
+from pragnosia.checkpoints.gguf_header import gguf_in
 from pragnosia.checkpoints.matching import check_tensors, common_dtype, has_own_head, parameter_shapes
-from pragnosia.checkpoints.mxfp4 import Unpacked
+from pragnosia.checkpoints.opening import opened
 from pragnosia.checkpoints.places import Extents, Place, places, read_place, unit_extents
 from pragnosia.checkpoints.rules import Joined, Rule, same
 from pragnosia.checkpoints.source import SafetensorsSource, Shape, TensorSource, read_json
@@ -78,7 +80,7 @@ class Blueprint:
         if not self.known:
             raise CheckpointError(
                 f"the weights in {self.folder} are quantised in a form that is not read unit by unit; "
-                "turn it once: pragnosia import SOURCE OUT, then run OUT"
+                f"pack it once: pragnosia pack {self.folder} OUT, then run OUT"
             )
         return unit_extents(self.rules[name], unit, self.known, self.shapes[name][0])
 
@@ -91,6 +93,8 @@ def is_unit(name: str) -> bool:
 def foreign_config(folder: str | Path) -> PragnosiaConfig:
     """Our configuration of another family's directory. Raises CheckpointError or ConfigError."""
     path = Path(folder) / "config.json"
+    if (file := gguf_in(folder)) is not None:
+        return read_config(opened(file)[0], str(file))
     return read_config(read_json(path), str(path))
 
 
@@ -106,26 +110,43 @@ def described_config(folder: str | Path) -> PragnosiaConfig:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
 
 
-def blueprint(folder: str | Path) -> Blueprint:
-    """Of a directory of ours or of a supported family. Raises CheckpointError or ConfigError; reads no weights."""
+def blueprint(folder: str | Path, dtype: torch.dtype | None = None) -> Blueprint:
+    """Of a directory of ours or of a supported family, or a GGUF file; `dtype` is what quantised numbers become.
+
+    Raises CheckpointError or ConfigError; reads no weights.
+    """
     folder = Path(folder)
+    if (file := gguf_in(folder)) is not None:
+        return _foreign(file, *opened(file, dtype), {})
     if not folder.is_dir():
         raise CheckpointError(f"no model directory at {folder}; train one (pragnosia train) or name one")
     values = read_json(folder / "config.json")
-    source: TensorSource = SafetensorsSource(folder)
-    quantised = bool(values.get("quantization_config"))
-    known = {} if quantised else places(folder)
-    if values.get("model_type") == PragnosiaConfig.model_type:
-        config = described_config(folder)
-        shapes = parameter_shapes(config)
-        rules: list[Rule] = [same(name, name) for name in shapes]
-    else:
-        family = read_family(values)
-        config = described_config(folder)
-        source = Unpacked(source) if quantised else source
-        if config.tie_word_embeddings and has_own_head(source):
-            config.tie_word_embeddings = False
-        rules, shapes = family.weights(config, source.names), parameter_shapes(config)
+    known = {} if values.get("quantization_config") else places(folder)
+    if values.get("model_type") != PragnosiaConfig.model_type:
+        return _foreign(folder, *opened(folder, dtype), known)
+    config = described_config(folder)
+    shapes = parameter_shapes(config)
+    return _fitting(folder, config, [same(name, name) for name in shapes], shapes, SafetensorsSource(folder), known)
+
+
+def _foreign(path: Path, values: dict[str, Any], source: TensorSource, known: dict[str, Place]) -> Blueprint:
+    """Of another family's."""
+    config = read_config(values, str(path / "config.json" if path.is_dir() else path))
+    if config.tie_word_embeddings and has_own_head(source):
+        config.tie_word_embeddings = False
+    rules = read_family(values).weights(config, source.names)
+    return _fitting(path, config, rules, parameter_shapes(config), source, known)
+
+
+def _fitting(
+    folder: Path,
+    config: PragnosiaConfig,
+    rules: list[Rule],
+    shapes: dict[str, Shape],
+    source: TensorSource,
+    known: dict[str, Place],
+) -> Blueprint:
+    """With every tensor there, and none left over."""
     expected = {name: shape for rule in rules for name, shape in rule.their_shapes(shapes[rule.ours]).items()}
     check_tensors(expected, source, ignored=("lm_head.weight",) if config.tie_word_embeddings else ())
     return Blueprint(folder, config, {rule.ours: rule for rule in rules}, shapes, source, known)

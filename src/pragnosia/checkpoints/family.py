@@ -38,7 +38,7 @@ class Family(ABC):
     aliases: ClassVar[frozenset[str]] = frozenset()
     """Fields in this family's files that transformers' configuration class does not list, and we understand."""
 
-    quantisations: ClassVar[frozenset[str]] = frozenset()
+    quantisations: ClassVar[frozenset[str]] = frozenset({"bitsandbytes", "gptq", "awq"})
     """Names of quantisation methods we can unpack for it."""
 
     @abstractmethod

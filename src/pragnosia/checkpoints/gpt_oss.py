@@ -29,7 +29,7 @@ class GptOss(Family):
     architecture = "GptOssForCausalLM"
     # They repeat num_experts_per_tok and original_max_position_embeddings.
     aliases = frozenset({"experts_per_token", "initial_context_length"})
-    quantisations = frozenset({"mxfp4"})
+    quantisations = Family.quantisations | {"mxfp4"}
 
     def read(self, source: PreTrainedConfig) -> PragnosiaConfig:
         # Fields by these names came with transformers 5.2x; before, the numbers were fixed.

@@ -10,8 +10,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from pragnosia.checkpoints.admission import check_source, check_tokenizer_size, read_json
+from pragnosia.checkpoints.admission import check_source, check_tokenizer_size
 from pragnosia.checkpoints.families import read_config, read_family
+from pragnosia.checkpoints.gguf_header import gguf_in
 from pragnosia.checkpoints.llama2c import Llama2cSource
 from pragnosia.checkpoints.llama2c_tokenizer import find_tokenizer, read_tokenizer
 from pragnosia.checkpoints.matching import (
@@ -21,9 +22,9 @@ from pragnosia.checkpoints.matching import (
     has_own_head,
     parameter_shapes,
 )
-from pragnosia.checkpoints.mxfp4 import Unpacked
+from pragnosia.checkpoints.opening import opened
 from pragnosia.checkpoints.rules import Rule
-from pragnosia.checkpoints.source import SafetensorsSource, Shape, TensorSource
+from pragnosia.checkpoints.source import Shape, TensorSource
 from pragnosia.checkpoints.travel import carry
 from pragnosia.checkpoints.writer import SHARD_BYTES, Entry, new_directory, write_json, write_weights
 from pragnosia.data import vocabulary_digest
@@ -56,7 +57,7 @@ def import_model(
     tokenizer: str | Path | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> ImportReport:
-    """Turn a Hugging Face directory, or a llama2.c file, into a model directory of ours.
+    """Turn a Hugging Face directory, a GGUF file or a llama2.c file into a model directory of ours.
 
     `tokenizer` is for llama2.c files whose tokenizer does not lie beside them. Raises CheckpointError (also
     UnsupportedArchitectureError) or ConfigError; then nothing is left at `out`.
@@ -94,13 +95,10 @@ def import_model(
 def _open(source: Path) -> tuple[Mapping[str, Any], TensorSource]:
     """The config.json and the tensors at `source`."""
     check_source(source)
-    if source.is_file():
+    if source.is_file() and gguf_in(source) is None:
         file = Llama2cSource(source)
         return file.header.config_json(), file
-    theirs = read_json(source / "config.json")
-    read_family(theirs)  # an unsupported model should hear that before anything about its files
-    tensors: TensorSource = SafetensorsSource(source)
-    return theirs, Unpacked(tensors) if theirs.get("quantization_config") else tensors
+    return opened(source)
 
 
 def _entries(
@@ -120,7 +118,7 @@ def _entries(
 def _check_tokenizer(source: Path, config: PragnosiaConfig) -> None:
     """Raise CheckpointError for a tokenizer that the imported model could not speak with."""
     file = source / "tokenizer.json"
-    if not file.is_file():
+    if gguf_in(source) is not None or not file.is_file():
         return
     try:
         tokenizer = Tokenizer.from_file(str(file))
@@ -131,7 +129,7 @@ def _check_tokenizer(source: Path, config: PragnosiaConfig) -> None:
 
 
 def _carry(source: Path, folder: Path, config: PragnosiaConfig, tokenizer: Path | None) -> None:
-    if source.is_dir():
+    if source.is_dir() or gguf_in(source) is not None:
         carry(source, folder)
         return
     tokenizer = tokenizer or find_tokenizer(source, config.vocab_size)

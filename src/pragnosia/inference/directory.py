@@ -9,6 +9,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from pragnosia.checkpoints.admission import FAMILIES, check_readable, unsupported
+from pragnosia.checkpoints.gguf_config import known_architecture
+from pragnosia.checkpoints.gguf_header import gguf_in, has_vocabulary, read_header
 from pragnosia.data import vocabulary_digest
 from pragnosia.errors import CheckpointError
 from pragnosia.quantisation.index import is_packed, read_index
@@ -35,7 +37,9 @@ def check_directory(directory: str | Path) -> None:
 
 def check_speaker(directory: str | Path) -> None:
     """As `check_directory`, for what reads or says text: with a tokenizer; other families run as they lie."""
-    if is_foreign(directory):
+    if (file := gguf_in(directory)) is not None:
+        known_architecture(read_header(file), file)
+    elif is_foreign(directory):
         family = _read_values(directory)["model_type"]
         if family not in FAMILIES:
             raise unsupported(f"model family {family!r}")
@@ -47,11 +51,13 @@ def check_speaker(directory: str | Path) -> None:
 
 def is_foreign(directory: str | Path) -> bool:
     """Whether a model directory was written by another library. Raises CheckpointError where it is none."""
-    return bool(_read_values(directory)["model_type"] != _FAMILY)
+    return gguf_in(directory) is not None or bool(_read_values(directory)["model_type"] != _FAMILY)
 
 
 def has_tokenizer(directory: str | Path) -> bool:
-    """Whether a tokenizer lies there; tokenizer_config.json alone only describes one."""
+    """Whether a tokenizer lies there, or a GGUF file holds one; tokenizer_config.json alone only describes one."""
+    if (file := gguf_in(directory)) is not None:
+        return has_vocabulary(read_header(file))
     return any(all((Path(directory) / name).is_file() for name in names) for names in _TOKENIZERS)
 
 
@@ -109,11 +115,14 @@ def _instead(folder: Path) -> str:
 
 def has_weights(folder: Path) -> bool:
     """Whether there is anything for `check_weights` to look at."""
-    return is_packed(folder) or (folder / INDEX).exists() or (folder / WEIGHTS).exists()
+    return gguf_in(folder) is not None or is_packed(folder) or (folder / INDEX).exists() or (folder / WEIGHTS).exists()
 
 
 def check_weights(folder: Path) -> None:
     """Every shard the index names is there and whole. Raises CheckpointError naming the file."""
+    if (file := gguf_in(folder)) is not None:
+        known_architecture(read_header(file), file)
+        return
     if is_packed(folder):
         read_index(folder)
         return

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from pragnosia.checkpoints.admission import check_tokenizer_size
 from pragnosia.checkpoints.blueprint import foreign_config
+from pragnosia.checkpoints.gguf_header import gguf_in
 from pragnosia.errors import CheckpointError, ConfigError, PragnosiaError, UserError
 from pragnosia.inference.directory import (
     check_vocabulary,
@@ -40,8 +41,9 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto", device:
             raise UserError("a packed model runs on the CPU, in the type it computes in")
         return load_streamed(folder, UNLIMITED)[0]
     if is_foreign(folder):
-        foreign: Any = load_whole(folder)
-        return foreign.to(device) if dtype == "auto" else foreign.to(device, dtype)  # type: ignore[no-any-return]
+        asked = dtype if isinstance(dtype, torch.dtype) else None
+        foreign: Any = load_whole(folder, asked)
+        return foreign.to(device, asked)  # type: ignore[no-any-return]
     load_config(folder)
     check_weights(folder)
     bars = transformers_logging.is_progress_bar_enabled()
@@ -98,6 +100,12 @@ def load_tokenizer(directory: str | Path, vocab_size: int, digest: str | None = 
     """
     folder = Path(directory)
     require_tokenizer(folder)
+    if (file := gguf_in(folder)) is not None:
+        from pragnosia.checkpoints.gguf_tokenizer import gguf_tokenizer
+
+        made = gguf_tokenizer(file)
+        check_tokenizer_size(file, len(made), vocab_size)
+        return made
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises bare Exception for a corrupt file

@@ -118,8 +118,13 @@ class Shelf(ABC):
 
 
 def open_shelf(folder: str | Path) -> Shelf:
-    """Of a model directory. Raises CheckpointError or ConfigError; reads no weights."""
-    return AsPacked(Path(folder)) if is_packed(Path(folder)) else AsItLies(blueprint(folder))
+    """Of a model whose units can be read alone. Raises CheckpointError or ConfigError; reads no weights."""
+    if is_packed(Path(folder)):
+        return AsPacked(Path(folder))
+    shelf = AsItLies(blueprint(folder))
+    if shelf.sparse:
+        shelf.unit(shelf.sparse[0], 0, 0)
+    return shelf
 
 
 @final
@@ -220,14 +225,7 @@ class AsPacked(Shelf):
             return
         entry, depth = FORMATS[known.format], known.shape[-1]
         rows = self._read(name, torch.uint8).view(known.shape[0], -1)
-        owner = name.rpartition(".")[0]
-        if name == EMBEDDING:
-            model.set_submodule(owner, PackedEmbedding(rows, entry, depth, self.dtype))
-            if self.config.tie_word_embeddings:
-                model.set_submodule("lm_head", PackedLinear(rows, entry, depth))
-        else:
-            bias = self._bias(f"{owner}.bias")
-            model.set_submodule(owner, PackedLinear(rows, entry, depth, bias))
+        put_rows(model, name, rows, entry, depth, self.dtype, self._bias(f"{name.rpartition('.')[0]}.bias"))
 
     def _bias(self, name: str) -> Tensor | None:
         known = self.index.tensors.get(name)
@@ -240,6 +238,20 @@ class AsPacked(Shelf):
         if known.sums and known.sums != checksums(flat.view(torch.uint8).numpy()):
             raise CheckpointError(f"{file} is damaged ({name} has a wrong checksum); copy or pack it again")
         return flat
+
+
+def put_rows(
+    model: nn.Module, name: str, rows: Tensor, entry: Format, depth: int, dtype: torch.dtype, bias: Tensor | None
+) -> None:
+    """Packed rows in the place of a linear layer or of the token table (and of an output head that shares it)."""
+    owner = name.rpartition(".")[0]
+    if name != EMBEDDING:
+        model.set_submodule(owner, PackedLinear(rows, entry, depth, bias))
+        return
+    model.set_submodule(owner, PackedEmbedding(rows, entry, depth, dtype))
+    config: Any = model.config
+    if config.tie_word_embeddings:
+        model.set_submodule("lm_head", PackedLinear(rows, entry, depth))
 
 
 def put_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:

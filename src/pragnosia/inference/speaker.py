@@ -16,10 +16,12 @@ import torch
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
-from pragnosia.errors import BudgetError, CheckpointError, PromptError
+from pragnosia.errors import BudgetError, CheckpointError, PromptError, UserError
 from pragnosia.inference.budget import Plan, as_bytes
+from pragnosia.inference.choices import DeviceMap, chosen_device, chosen_dtype
 from pragnosia.inference.decode import Decoder, Trace
 from pragnosia.inference.directory import has_tokenizer
+from pragnosia.inference.few_bits import load_in_few_bits
 from pragnosia.inference.loading import load_model, load_tokenizer
 from pragnosia.inference.sampling import Sampling, check_room, check_text
 from pragnosia.inference.stream import Progress, load_streamed
@@ -46,32 +48,46 @@ class Pragnosia:
         """How the memory is shared out, where a budget was given."""
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # noqa: PLR0913  each is an option that people give by name
         cls,
         directory: str | Path,
         *,
         dtype: torch.dtype | str = "auto",
-        device: str = "cpu",
+        device: str | torch.device | int | None = None,
         memory: int | str | None = None,
         context: int | None = None,
         adapter: str | Path | None = None,
+        load_in_8bit: bool = False,
+        load_in_4bit: bool = False,
+        torch_dtype: torch.dtype | str | None = None,
+        device_map: DeviceMap = None,
         progress: Progress | None = None,
     ) -> Pragnosia:
-        """Load a model directory, ours or a supported family's; a tokenizer matters only once text is asked for.
+        """Load a model directory, ours or a supported family's, or a GGUF file; a tokenizer matters only for text.
 
         With `memory` ("4GiB", or bytes) units stay on disk and come when they wake, so that the whole process keeps to
         that budget, with room for `context` tokens. `adapter` is a directory in PEFT's format, as `tune` writes it;
-        it is added as it is, not folded in. Raises CheckpointError, ConfigError, BudgetError.
+        it is added as it is, not folded in. With `load_in_8bit` or `load_in_4bit` the matrices are packed as
+        they are loaded, into our formats int8 or int4 (kernels/formats.py; not bitsandbytes' ones), on the CPU; the
+        token table and the output head take int8 in either. `torch_dtype` is another name of `dtype`, and `device_map`
+        may name one device, or "auto": the GPU if there is one. Raises CheckpointError, ConfigError, BudgetError,
+        UserError.
         """
         # before the plan, which counts what is there already
         learned = None if adapter is None else read_adapter(adapter, directory)
         plan = None
+        dtype = chosen_dtype(dtype, torch_dtype)
+        place = chosen_device(device, device_map, in_budget=memory is not None or load_in_8bit or load_in_4bit)
         if memory is not None:
-            if dtype != "auto" or device != "cpu":
+            if dtype != "auto" or place != "cpu":
                 raise BudgetError("within a memory budget a model runs on the CPU, in the type it is stored in")
+            if load_in_8bit or load_in_4bit:
+                raise BudgetError("units are read from disk as they lie there; pack the model first: pragnosia pack")
             model, plan = load_streamed(directory, as_bytes(memory), context=context, progress=progress)
+        elif load_in_8bit or load_in_4bit:
+            model = _in_few_bits(directory, dtype, place, (load_in_8bit, load_in_4bit), progress)
         else:
-            model = load_model(directory, dtype, device)
+            model = load_model(directory, dtype, place)
         if learned is not None:
             attach_tensors(model, *learned)
         config, tokenizer = model.config, None
@@ -173,6 +189,18 @@ class Pragnosia:
                 held = held[safe:]
         if held:
             yield held
+
+
+def _in_few_bits(
+    directory: str | Path, dtype: torch.dtype | str, place: str, bits: tuple[bool, bool], progress: Progress | None
+) -> PragnosiaForCausalLM:
+    """Packed as it is loaded. Raises UserError for wishes that exclude each other."""
+    if all(bits):
+        raise UserError("load_in_8bit and load_in_4bit exclude each other; give one")
+    if place != "cpu":
+        raise UserError(f"packed weights run on the CPU, and {place!r} was asked for; leave the device out")
+    asked = dtype if isinstance(dtype, torch.dtype) else None
+    return load_in_few_bits(directory, "int8" if bits[0] else "int4", asked, progress=progress)
 
 
 def _token_ids(what: str, given: Any) -> list[int]:

@@ -19,7 +19,9 @@ from pragnosia.inference.budget import Plan, Tuning, make_plan
 from pragnosia.inference.layers import OnDisk, put_layers
 from pragnosia.inference.shelf import EMBEDDING, AsItLies, Shelf, open_shelf
 from pragnosia.kernels.activations import ACTIVATIONS
+from pragnosia.kernels.formats import Format
 from pragnosia.kernels.pool import HALF_LIFE, Extent, PooledBank, UnitPool
+from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.modeling import PragnosiaForCausalLM
 from pragnosia.tuning.units import LoraBank, UnitsOnDisk
 
@@ -49,10 +51,17 @@ class StreamedBank(nn.Module):
             raise CheckpointError(f"{error}; what was said so far stays") from error
 
 
-def load_whole(folder: str | Path, *, progress: Progress | None = None) -> PragnosiaForCausalLM:
-    """A directory of ours or of a supported family, whole in memory. Raises CheckpointError or ConfigError."""
-    shelf = AsItLies(blueprint(folder))
-    return _built(shelf, {name: shelf.print_.num_bytes(name) for name in shelf.print_.shapes}, progress)
+def load_whole(
+    folder: str | Path, dtype: torch.dtype | None = None, *, progress: Progress | None = None
+) -> PragnosiaForCausalLM:
+    """A directory of ours or of a supported family, whole in memory; `dtype` is what quantised numbers become.
+
+    Raises CheckpointError or ConfigError.
+    """
+    shelf = AsItLies(blueprint(folder, dtype))
+    return built(
+        shelf.config, shelf.put, {name: shelf.print_.num_bytes(name) for name in shelf.print_.shapes}, progress
+    )
 
 
 def load_streamed(
@@ -78,7 +87,7 @@ def build(shelf: Shelf, plan: Plan, *, progress: Progress | None = None) -> tupl
     if plan.slots >= plan.num_units:  # nothing has to go: the layers are as resident as the rest
         names |= {part.name: part.num_bytes for layer in layers for part in layer}
         layers = []
-    model = _built(shelf, names, progress)
+    model = built(shelf.config, shelf.put, names, progress)
     if table is not None:
         model.model.embed_tokens = table
     if layers:
@@ -88,13 +97,18 @@ def build(shelf: Shelf, plan: Plan, *, progress: Progress | None = None) -> tupl
     return model, plan
 
 
-def _built(shelf: Shelf, names: Mapping[str, int], progress: Progress | None) -> PragnosiaForCausalLM:
-    """A model of which only these tensors are there."""
+def built(
+    config: PragnosiaConfig,
+    put: Callable[[PragnosiaForCausalLM, str], None],
+    names: Mapping[str, int],
+    progress: Progress | None,
+) -> PragnosiaForCausalLM:
+    """A model of which only these tensors are there; `put` reads one into its place."""
     with torch.device("meta"):
-        model = PragnosiaForCausalLM(shelf.config)
+        model = PragnosiaForCausalLM(config)
     done, total = 0, sum(names.values())
     for name, num_bytes in names.items():
-        shelf.put(model, name)
+        put(model, name)
         done += num_bytes
         if progress is not None:
             progress(done, total)
@@ -127,11 +141,17 @@ def _put_units(model: PragnosiaForCausalLM, shelf: Shelf, plan: Plan) -> None:
         for unit in range(organ.num_units):
             extents, sums = shelf.unit(name, number, unit)
             pool.place(number, unit, [Extent(*extent) for extent in extents], sums)
-        experts: Any = model.get_submodule(name.rpartition(".")[0])
-        shape = (organ.num_units, shelf.config.hidden_size, organ.unit_width)
-        bank = PooledBank(pool, number, *shape, shelf.format, ACTIVATIONS[organ.activation])
-        old = experts.bank
-        experts.bank = StreamedBank(bank, *(_data(bias) for bias in (old.up_bias, old.down_bias)))
+        put_bank(model, name, number, pool, shelf.format)
+
+
+def put_bank(model: PragnosiaForCausalLM, name: str, number: int, pool: UnitPool, entry: Format) -> None:
+    """The `number`th bank of a pool, in the place of the bank of this name."""
+    organ = model.config.experts
+    experts: Any = model.get_submodule(name.rpartition(".")[0])
+    shape = (organ.num_units, model.config.hidden_size, organ.unit_width)
+    bank = PooledBank(pool, number, *shape, entry, ACTIVATIONS[organ.activation])
+    old = experts.bank
+    experts.bank = StreamedBank(bank, *(_data(bias) for bias in (old.up_bias, old.down_bias)))
 
 
 def _data(tensor: Tensor | None) -> Tensor | None:

@@ -84,6 +84,7 @@ def _declare(library: ctypes.CDLL) -> None:
     library.pragnosia_pool_delete.argtypes = [pointer]
     library.pragnosia_pool_open.argtypes, library.pragnosia_pool_open.restype = [pointer, ctypes.c_char_p], whole
     library.pragnosia_pool_place.argtypes = [pointer, whole, whole, pointer, whole, pointer, whole]
+    library.pragnosia_pool_hold.argtypes, library.pragnosia_pool_hold.restype = [pointer, whole, whole], pointer
     library.pragnosia_pool_report.argtypes = [pointer, pointer]
     for name in ("request", "wait", "release", "ready"):
         getattr(library, f"pragnosia_pool_{name}").argtypes = [pointer, whole, whole]

@@ -163,6 +163,18 @@ class UnitPool:
             raise OSError(self.failure())
         return torch.frombuffer((ctypes.c_uint8 * self.record_bytes).from_address(address), dtype=torch.uint8)
 
+    def keep(self, layer: int, unit: int, record: Tensor) -> None:
+        """Put a unit here that lies nowhere else: its bytes are copied into a slot that it keeps.
+
+        Raises ValueError for a wrong size, or where every slot is taken.
+        """
+        if record.dtype is not torch.uint8 or record.numel() != self.record_bytes or not record.is_contiguous():
+            raise ValueError(f"unit {unit} of layer {layer} is no record of {self.record_bytes} bytes")
+        address = self._library.pragnosia_pool_hold(self.address, layer, unit)
+        if not address:
+            raise ValueError(f"there is no slot left for unit {unit} of layer {layer}; all {self.slots} are taken")
+        ctypes.memmove(address, record.data_ptr(), self.record_bytes)
+
     def stats(self) -> PoolStats:
         """Counts so far."""
         stats = self._report()

@@ -139,7 +139,7 @@ class _Work:
                 ups, downs = units_of(self.print_, f"{bank}.up"), units_of(self.print_, f"{bank}.down")
                 for unit, (up, down) in enumerate(zip(ups, downs, strict=True)):
                     file.seek((layer * self.num_units + unit) * self.stride)
-                    record = self.record_of(up, down)
+                    record = _bytes(self.record_of(up, down))
                     self.sums.append(list(checksums(record)))
                     file.write(record)
                     self.advance(up.nbytes + down.nbytes)
@@ -148,16 +148,9 @@ class _Work:
                 self.note()
             file.truncate(self.stride * self.num_units * len(self.banks))
 
-    def record_of(self, up: Tensor, down: Tensor) -> bytes:
-        """A unit: its up rows, then its down rows."""
-        return b"".join(_bytes(self.packed(matrix, self.entry)) for matrix in (up, down))
-
-    def packed(self, matrix: Tensor, entry: Format) -> Tensor:
-        """Rows of a format; plain numbers without gaps."""
-        try:
-            return matrix.to(entry.plain_dtype) if entry.plain_dtype else pack(matrix, entry.name)
-        except ValueError as error:
-            raise CheckpointError(f"cannot pack {self.print_.folder}: {error}") from error
+    def record_of(self, up: Tensor, down: Tensor) -> Tensor:
+        """As below."""
+        return record_of(self.print_, up, down, self.entry)
 
     def pack_residents(self) -> None:
         """Everything that is no unit: matrices in the format, the ends in 8 bits at least, small things as they are."""
@@ -177,31 +170,18 @@ class _Work:
         total = 0
         for name, shape in self.print_.shapes.items():
             if not is_unit(name):
-                entry = self.resident_format(name, shape, self.print_.dtype(name))
+                entry = resident_format(name, shape, self.print_.dtype(name), self.entry)
                 total += self.print_.num_bytes(name) if entry is None else shape[0] * entry.row_bytes(shape[1])
         return total
 
     def append(self, file: BinaryIO, name: str, tensor: Tensor) -> Packed:
         """One resident tensor, in its format."""
-        entry = self.resident_format(name, tensor.shape, tensor.dtype)
+        entry = resident_format(name, tensor.shape, tensor.dtype, self.entry)
         offset = file.seek(-(-file.tell() // _LINE) * _LINE)
-        data = _bytes(tensor if entry is None else self.packed(tensor, entry))
+        data = _bytes(tensor if entry is None else packed_rows(self.print_, tensor, entry))
         file.write(data)
         kind = str(tensor.dtype).removeprefix("torch.") if entry is None else entry.name
         return Packed(offset, len(data), tuple(tensor.shape), kind, checksums(data))
-
-    def resident_format(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Format | None:
-        """None: as it is. A rounded router wakes the wrong unit; a model's ends bear less rounding than its middle."""
-        if (
-            len(shape) != 2
-            or ".thalamus." in name
-            or "bias" in name.rsplit(".", 1)[-1]
-            or self.entry.plain_dtype is not None
-            or not dtype.is_floating_point
-        ):
-            return None
-        ends = name in ("model.embed_tokens.weight", "lm_head.weight")
-        return FORMATS["int8"] if ends else self.entry
 
     def finish(self) -> None:
         """Configuration, tokenizer, and the index last of all."""
@@ -222,6 +202,37 @@ class _Work:
         self.done += num_bytes
         if self.progress is not None:
             self.progress(self.done, self.total)
+
+
+def resident_format(name: str, shape: Sequence[int], dtype: torch.dtype, entry: Format) -> Format | None:
+    """Of what is no unit, in a model whose units are in `entry`; None: as it is.
+
+    A rounded router wakes the wrong unit; a model's ends bear less rounding than its middle.
+    """
+    if (
+        len(shape) != 2
+        or ".thalamus." in name
+        or "bias" in name.rsplit(".", 1)[-1]
+        or entry.plain_dtype is not None
+        or not dtype.is_floating_point
+    ):
+        return None
+    ends = name in ("model.embed_tokens.weight", "lm_head.weight")
+    return FORMATS["int8"] if ends else entry
+
+
+def packed_rows(print_: Blueprint, matrix: Tensor, entry: Format) -> Tensor:
+    """Rows of a format; plain numbers without gaps. Raises CheckpointError for numbers that cannot be packed."""
+    try:
+        return matrix.to(entry.plain_dtype) if entry.plain_dtype else pack(matrix, entry.name)
+    except ValueError as error:
+        raise CheckpointError(f"cannot pack {print_.folder}: {error}") from error
+
+
+def record_of(print_: Blueprint, up: Tensor, down: Tensor, entry: Format) -> Tensor:
+    """A unit's bytes: its up rows, then its down rows."""
+    rows = (packed_rows(print_, matrix, entry) for matrix in (up, down))
+    return torch.cat([matrix.contiguous().view(-1).view(torch.uint8) for matrix in rows])
 
 
 def units_of(print_: Blueprint, name: str) -> Iterator[Tensor]:

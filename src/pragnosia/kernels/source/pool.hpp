@@ -141,6 +141,20 @@ class Pool {
         checksums[layer * units + unit].assign(sums, sums + num_sums);
     }
 
+    // Where the record of a unit goes that comes from memory, and stays for good; null where every slot is taken.
+    char* hold(int64_t layer, int64_t unit) {
+        std::lock_guard<std::mutex> guard(lock);
+        Unit& held = all[layer * units + unit];
+        if (held.slot < 0) {
+            held.slot = free_slot();
+            if (held.slot < 0) return nullptr;
+            holder[held.slot] = layer * units + unit;
+        }
+        ++held.users;  // nobody releases it
+        held.state.store(READY, std::memory_order_release);
+        return memory + held.slot * record;
+    }
+
     void tick() {
         std::lock_guard<std::mutex> guard(lock);
         ++clock;

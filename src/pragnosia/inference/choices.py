@@ -1,0 +1,72 @@
+"""Where a model runs and in which type, as users of transformers and accelerate say it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from pragnosia.errors import UserError
+
+DeviceMap = str | int | torch.device | Mapping[str, Any] | None
+_AUTOMATIC = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+def chosen_device(device: str | torch.device | int | None, device_map: DeviceMap, *, in_budget: bool = False) -> str:
+    """The one device that is meant: "cpu" where nothing is said.
+
+    An automatic map means the GPU if there is one, within a memory budget the CPU. Raises UserError for a map that
+    names several devices, or the disk.
+    """
+    if device_map is None:
+        return "cpu" if device is None else _named(device)
+    mapped = _mapped(device_map, in_budget)
+    if device is not None and torch.device(_named(device)) != torch.device(mapped):
+        raise UserError(f"device is {device!r} and device_map says {mapped!r}; give one of the two")
+    return mapped
+
+
+def chosen_dtype(dtype: torch.dtype | str | None, torch_dtype: torch.dtype | str | None = None) -> torch.dtype | str:
+    """A type of torch's, or "auto": as stored. `torch_dtype` is transformers' older name for the same."""
+    first, second = (_dtype(given) for given in (dtype, torch_dtype))
+    if "auto" not in (first, second) and first != second:
+        raise UserError(f"dtype is {dtype} and torch_dtype is {torch_dtype}; give one of the two")
+    return second if first == "auto" else first
+
+
+def _mapped(device_map: DeviceMap, in_budget: bool) -> str:
+    if isinstance(device_map, Mapping):
+        named = {_named(place) for place in device_map.values()}
+        if len(named) != 1 or not named.isdisjoint({"disk", "meta"}):
+            raise UserError(
+                f"device_map spreads the model over {', '.join(sorted(named)) or 'nothing'}; here a model runs on one "
+                'device: name one ("cpu", "cuda:0", "auto"), or give memory="4GiB" to leave units on disk'
+            )
+        return named.pop()
+    if device_map in _AUTOMATIC:
+        return "cuda" if torch.cuda.is_available() and not in_budget else "cpu"
+    if device_map == "disk":
+        raise UserError(
+            'device_map is "disk"; give memory="4GiB" instead: units then stay on disk and come when they wake'
+        )
+    assert device_map is not None
+    return _named(device_map)
+
+
+def _named(place: Any) -> str:
+    """A number is a GPU's."""
+    if isinstance(place, int) and not isinstance(place, bool):
+        return f"cuda:{place}"
+    if not isinstance(place, str | torch.device):
+        raise UserError(f"a device is {place!r}; expected a name, as cpu or cuda:0, or a GPU's number")
+    return str(place)
+
+
+def _dtype(given: torch.dtype | str | None) -> torch.dtype | str:
+    if given is None or given == "auto":
+        return "auto"
+    found = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UserError(f"dtype is {given!r}; expected auto, float32 or bfloat16")
+    return found

@@ -1,0 +1,78 @@
+"""Devices and types as users of transformers and accelerate give them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pragnosia import Pragnosia
+from pragnosia.errors import UserError
+from pragnosia.inference.choices import chosen_device, chosen_dtype
+
+
+@pytest.mark.parametrize(
+    ("device", "device_map", "expected"),
+    [
+        (None, None, "cpu"),
+        ("cuda:1", None, "cuda:1"),
+        (None, "cpu", "cpu"),
+        (None, {"": "cpu"}, "cpu"),
+        (None, {"": 0}, "cuda:0"),
+        (None, 1, "cuda:1"),
+        (None, torch.device("cuda", 2), "cuda:2"),
+        (None, {"model": 0, "lm_head": "cuda:0"}, "cuda:0"),
+        ("cpu", {"": "cpu"}, "cpu"),
+    ],
+)
+def test_one_device(device: Any, device_map: Any, expected: str) -> None:
+    assert chosen_device(device, device_map) == expected
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("kind", ["auto", "balanced", "sequential"])
+def test_automatic(there: bool, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert chosen_device(None, kind) == ("cuda" if there else "cpu")
+    assert chosen_device(None, kind, in_budget=True) == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("device", "device_map", "words"),
+    [
+        (None, {"model.layers.0": 0, "model.layers.1": 1}, 'spreads the model over cuda:0, cuda:1.*memory="4GiB"'),
+        (None, {"model": "cpu", "lm_head": "disk"}, "spreads the model over cpu, disk"),
+        (None, {"": "disk"}, "spreads the model over disk"),
+        (None, {}, "spreads the model over nothing"),
+        (None, "disk", 'give memory="4GiB" instead'),
+        ("cuda", {"": "cpu"}, "device is 'cuda' and device_map says 'cpu'"),
+        (None, {"": 1.5}, r"a device is 1\.5"),
+    ],
+)
+def test_what_is_refused(device: Any, device_map: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words) as told:
+        chosen_device(device, device_map)
+    assert "\n" not in str(told.value)
+
+
+def test_types() -> None:
+    assert chosen_dtype("auto") == chosen_dtype(None, None) == "auto"
+    assert chosen_dtype("auto", torch.bfloat16) == chosen_dtype("bfloat16", "auto") == torch.bfloat16
+    assert chosen_dtype("torch.float32", torch.float32) == torch.float32
+    with pytest.raises(UserError, match=r"torch_dtype is torch\.float32; give one"):
+        chosen_dtype("bfloat16", torch.float32)
+    for wrong in ("float99", "int8", 3):
+        with pytest.raises(UserError, match="expected auto, float32 or bfloat16"):
+            chosen_dtype(wrong)  # type: ignore[arg-type]
+
+
+def test_a_model_is_loaded_as_asked(directory: Path) -> None:
+    for wishes in ({"torch_dtype": torch.bfloat16}, {"dtype": "bfloat16", "device_map": {"": "cpu"}}):
+        assert Pragnosia.from_pretrained(directory, **wishes).model.dtype == torch.bfloat16
+    with pytest.raises(UserError, match="spreads the model"):
+        Pragnosia.from_pretrained(directory, device_map={"model": "cpu", "lm_head": "disk"})
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="cannot use the device 'cuda:0'"):
+            Pragnosia.from_pretrained(directory, device_map={"": 0})
