@@ -91,7 +91,10 @@ class Decoder:
         self._fold()  # the model may have changed since we last spoke
         single = writable(self.model, self._state)
         for _ in range(min(max_new_tokens, limit - len(self.ids))):
-            chosen = self._step(sampler, single)
+            try:
+                chosen = self._step(sampler, single)
+            except CheckpointError as error:
+                raise CheckpointError(f"{error}; what was said so far stays") from error
             self.ids.append(chosen)
             if chosen in stop_tokens:
                 return

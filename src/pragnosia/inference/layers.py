@@ -42,7 +42,7 @@ class LayersOnDisk:
         try:
             record = self.pool.hold(number, 0)
         except OSError as error:
-            raise CheckpointError(f"{error}; what was said so far stays") from error
+            raise CheckpointError(f"{error}") from error
         if number != self.last:
             self.step, self.last = (1 if number == 0 or number > self.last else -1), number
             following = (number + self.step) % self.count

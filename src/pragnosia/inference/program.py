@@ -72,7 +72,7 @@ class Program:
             return steps.run(self._step, token, self.length)
         except steps.UnitUnreadableError:
             assert self._pen.pool is not None
-            raise CheckpointError(f"{self._pen.pool.failure()}; what was said so far stays") from None
+            raise CheckpointError(f"{self._pen.pool.failure()}") from None
 
     @property
     def state(self) -> State:

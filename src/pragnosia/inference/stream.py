@@ -48,7 +48,7 @@ class StreamedBank(nn.Module):
         try:
             return self.bank(x, units, strengths, self.up_bias, self.down_bias)
         except OSError as error:
-            raise CheckpointError(f"{error}; what was said so far stays") from error
+            raise CheckpointError(f"{error}") from error
 
 
 def load_whole(

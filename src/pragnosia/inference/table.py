@@ -44,9 +44,9 @@ class TableOnDisk(nn.Module):
         try:
             got = os.preadv(self.descriptor, [memoryview(out.numpy())], self.offset + token * self.row_bytes)  # type: ignore[arg-type]
         except OSError as error:
-            raise CheckpointError(f"cannot read {self.file}: {error.strerror}; what was said so far stays") from error
+            raise CheckpointError(f"cannot read {self.file}: {error.strerror}") from error
         if got != self.row_bytes:
-            raise CheckpointError(f"{self.file} ends too soon; what was said so far stays")
+            raise CheckpointError(f"{self.file} ends too soon")
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """The tokens' rows; each is read once."""
