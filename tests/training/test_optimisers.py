@@ -170,3 +170,21 @@ def test_impossible_options(bad: dict[str, Any], says: str) -> None:
 def test_nothing_to_train_is_an_error() -> None:
     with pytest.raises(ConfigError, match="no parameter"):
         Optimisers([], set(), OptimiserConfig())
+
+
+def test_moments_of_8_bits_take_the_steps_of_adamw() -> None:
+    moved = []
+    for name in ("adamw", "adamw8bit"):
+        torch.manual_seed(0)
+        weight = nn.Parameter(torch.randn(3, 1000))  # no whole number of blocks
+        start = weight.detach().clone()
+        config = OptimiserConfig(name=name, learning_rate=1e-2, weight_decay=0.1)  # type: ignore[arg-type]
+        optimisers = Optimisers([("weight", weight)], set(), config)
+        for _ in range(30):
+            weight.grad = torch.randn_like(weight) * torch.logspace(-6, 0, 1000) + 0.1 * weight.detach()
+            optimisers.step(1.0)
+        moved.append(weight.detach() - start)
+    assert (moved[0] - moved[1]).norm() < 0.1 * moved[0].norm()
+    state = optimisers.state()
+    assert sum(value.nbytes for value in state.values()) < 2.1 * 3000 + 200
+    assert {value.dtype for value in state.values()} == {torch.float8_e4m3fn, torch.float32}
