@@ -55,7 +55,7 @@ def test_overrides_reach_into_the_model_and_do_not_change_their_source() -> None
         ({"steps": 1, "optimiser": {"lerning_rate": 1}}, r"optimiser\.learning_rate"),
         ({"steps": 1, "ema": {"decai": 1}}, r"ema\.decay"),
         ({"steps": "many"}, "steps is 'many'"),
-        ({"steps": 1, "optimiser": {"name": "sgd"}}, "'adamw' or 'muon'"),
+        ({"steps": 1, "optimiser": {"name": "sgd"}}, "'adamw', 'adamw8bit' or 'muon'"),
         ({"steps": 1, "precision": "fp8"}, "'fp32' or 'bf16'"),
         ({"steps": 1, "batch": {"batch_size": 0}}, "batch_size is 0"),
         ({"steps": 1, "data": 3}, "data is 3"),

@@ -173,6 +173,7 @@ def test_what_cannot_be_tuned(configure: Callable[..., TuneConfig], folder: Path
         tune(configure(lora=LoraConfig(targets=("dense",))), out=tmp_path / "b", **quiet)
     with pytest.raises(DataError, match="no such file"):
         tune(configure(data=["nowhere.jsonl"]), out=tmp_path / "c", **quiet)
+    assert not any((tmp_path / name).exists() for name in "abc"), "what never began leaves nothing"
     with pytest.raises(ConfigError, match="not empty and holds no tuning run"):
         tune(configure(), out=folder, **quiet)
     tune(configure(steps=2), out=tmp_path / "d", **quiet)

@@ -30,7 +30,9 @@ def tune(
     epochs: Annotated[float, typer.Option(help="How often the conversations are read.")] = 1.0,
     steps: Annotated[int | None, typer.Option(help="Instead of epochs.")] = None,
     batch_size: Annotated[int, typer.Option(help="Rows that pass through the model together.")] = 1,
-    sequence_length: Annotated[int, typer.Option(help="Tokens of a row.")] = 1024,
+    sequence_length: Annotated[
+        int | None, typer.Option(help="Tokens of a row; default 1024, or all the model holds.")
+    ] = None,
     accumulation: Annotated[int, typer.Option(help="Batches to a step.")] = 1,
     learning_rate: Annotated[float, typer.Option(help="At its peak.")] = 2e-4,
     optimiser: Annotated[str, typer.Option(help="adamw, or adamw8bit, whose moments take a quarter of the memory.")] = (
@@ -69,7 +71,10 @@ def tune(
     from pragnosia.training.tuning import TuneConfig, all_targets
     from pragnosia.tuning.configuration import LoraConfig
 
-    chosen = all_targets(load_config(model)) if targets == "auto" else tuple(targets.split(","))
+    shape = load_config(model)
+    chosen = all_targets(shape) if targets == "auto" else tuple(targets.split(","))
+    if sequence_length is None:
+        sequence_length = min(1024, shape.max_position_embeddings)
     config = TuneConfig(
         model=str(model),
         data=data,

@@ -14,24 +14,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, Literal, final, get_args
 
 import torch
 from torch import Tensor, nn
 
-from pragnosia.errors import ConfigError
+from pragnosia.errors import ConfigError, unknown_name
 from pragnosia.training.eight_bit import AdamW8bit
 from pragnosia.training.muon import Muon
 
 KINDS = ("matrices", "router", "embeddings", "vectors")
 Named = tuple[str, nn.Parameter]
+Name = Literal["adamw", "adamw8bit", "muon"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserConfig:
     """How weights move."""
 
-    name: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    name: Name = "adamw"
     """`adamw8bit` keeps AdamW's moments in 8 bits each (eight_bit.py)."""
     learning_rate: float = 2e-3
     router_multiplier: float = 1.0
@@ -46,6 +47,8 @@ class OptimiserConfig:
     """Largest norm of the whole gradient; None does not clip."""
 
     def __post_init__(self) -> None:
+        if self.name not in get_args(Name):
+            raise ConfigError(unknown_name("optimiser.name", self.name, get_args(Name)))
         for key in ("learning_rate", "router_multiplier", "epsilon"):
             if not getattr(self, key) > 0:
                 raise ConfigError(f"optimiser.{key} is {getattr(self, key)}; it must be greater than 0")

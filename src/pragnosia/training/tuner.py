@@ -33,7 +33,7 @@ from pragnosia.training.progress import Bar, Reporter
 from pragnosia.training.run_folder import CHECKPOINTS, REPORT
 from pragnosia.training.schedules import rate_factor
 from pragnosia.training.snapshot import MOMENTS, RANDOM, STATE, Course
-from pragnosia.training.tuning import Pupil, TuneConfig, open_tuning, prepare
+from pragnosia.training.tuning import SETTINGS, Pupil, TuneConfig, open_tuning, prepare
 from pragnosia.training.window import Window
 from pragnosia.tuning.lora import load_adapters
 from pragnosia.tuning.peft_format import write_adapter
@@ -69,10 +69,18 @@ def tune(config: TuneConfig, *, out: Path | str, resume: bool = False, reporter:
     Raises UserError (bad input) or TrainingError.
     """
     folder, reporter = Path(out), reporter or Bar()
+    there_before = folder.exists()
     checkpoint = open_tuning(folder, config, resume=resume)
     if resume and checkpoint is None:
         reporter.note(f"nothing to resume: {folder} holds no checkpoint; beginning at step 0")
-    tuner = Tuner(config, prepare(config, reporter), folder, reporter)
+    try:
+        tuner = Tuner(config, prepare(config, reporter), folder, reporter)
+    except Exception:
+        if checkpoint is None:  # a run that never began leaves nothing
+            (folder / SETTINGS).unlink(missing_ok=True)
+            if not there_before:
+                folder.rmdir()
+        raise
     if checkpoint is not None:
         tuner.read(checkpoint)
         reporter.note(f"resuming at step {tuner.course.step}")
