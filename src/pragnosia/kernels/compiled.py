@@ -85,7 +85,8 @@ def _declare(library: ctypes.CDLL) -> None:
     library.pragnosia_pool_open.argtypes, library.pragnosia_pool_open.restype = [pointer, ctypes.c_char_p], whole
     library.pragnosia_pool_place.argtypes = [pointer, whole, whole, pointer, whole, pointer, whole]
     library.pragnosia_pool_report.argtypes = [pointer, pointer]
-    for name in ("request", "wait", "release", "ready"):
+    library.pragnosia_pool_close.argtypes = [pointer, whole]
+    for name in ("request", "wait", "release", "ready", "forget"):
         getattr(library, f"pragnosia_pool_{name}").argtypes = [pointer, whole, whole]
     library.pragnosia_pool_wait.restype = pointer
     library.pragnosia_pool_tick.argtypes = [pointer]
