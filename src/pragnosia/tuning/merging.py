@@ -25,6 +25,7 @@ from pragnosia.tuning.peft_format import read_adapter
 from pragnosia.tuning.rewriting import Pieces, changed_entries, fill
 from pragnosia.tuning.sites import Site, sites
 
+
 @dataclass(frozen=True)
 class MergeReport:
     """What was folded into what."""
