@@ -78,6 +78,11 @@ class LayerWeights:
         # by the module and not by its name: an adapter may come to stand between
         self.owners: list[nn.Module] = [model.get_submodule(part.name.rpartition(".")[0]) for part in parts]
 
+    @property
+    def names(self) -> list[str]:
+        """Of all its matrices."""
+        return [part.name for part in self.parts]
+
     @contextmanager
     def present(self) -> Iterator[None]:
         """Within the context the layer can compute. Raises CheckpointError where it cannot be read."""
@@ -96,7 +101,7 @@ class LayerWeights:
     def take(self, name: str) -> nn.Parameter:
         """A copy of one of its matrices, which stands in its place from now on."""
         with self.present():
-            owner = self.owners[[part.name for part in self.parts].index(name)]
+            owner = self.owners[self.names.index(name)]
             weight: Any = owner._parameters[name.rpartition(".")[2]]
             own = nn.Parameter(weight.detach().clone(), requires_grad=False)
         self.own[name] = own
@@ -155,6 +160,12 @@ def put_layers(model: PragnosiaForCausalLM, layers: Sequence[Sequence[Stored]], 
         _make_room(model, parts)
         weights = LayerWeights(on_disk, number, parts, model)
         layer.mixer, layer.feed_forward = OnDisk(layer.mixer, weights), OnDisk(layer.feed_forward, weights)
+
+
+def coming_and_going(model: nn.Module) -> list[LayerWeights]:
+    """The layers of a model that lie on disk."""
+    found = {id(module.weights): module.weights for module in model.modules() if isinstance(module, OnDisk)}
+    return list(found.values())
 
 
 def _make_room(model: nn.Module, parts: Sequence[Stored]) -> None:

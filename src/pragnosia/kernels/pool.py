@@ -104,7 +104,7 @@ class UnitPool:
         )
 
     def move(self, layer: int, unit: int, extents: Sequence[Extent]) -> None:
-        """A unit has changed and lies elsewhere: what is here of it is forgotten. Raises ValueError while it is held."""
+        """A unit has changed and lies elsewhere: what is here of it is forgotten. Raises ValueError while held."""
         if not self._library.pragnosia_pool_forget(self.address, layer, unit):
             raise ValueError(f"unit {unit} of layer {layer} is held and cannot change; release it first")
         self.place(layer, unit, extents)

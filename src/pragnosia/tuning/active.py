@@ -9,16 +9,15 @@ Everything that is not resident stays where it lies, in memory or on disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor, nn
 
-from pragnosia.checkpoints.places import Place, places_in, read_place
-from pragnosia.inference.layers import LayerWeights, OnDisk
+from pragnosia.checkpoints.places import Extents, Place, places_in, read_place
 from pragnosia.kernels.pool import Extent
 from pragnosia.model.bank import Bank
 from pragnosia.model.experts import Experts
@@ -32,11 +31,25 @@ from pragnosia.tuning.units import UnitsInMemory, UnitsOnDisk
 MATRICES = ("up", "down")
 
 
+class ComingAndGoing(Protocol):
+    """Matrices that are in their places only while something computes with them (inference/layers.py)."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """Of all of them."""
+
+    def take(self, name: str) -> nn.Parameter:
+        """A copy of one, which stands in its place from now on."""
+
+    def move(self, extents: Mapping[str, Extents]) -> None:
+        """Some have changed and lie elsewhere; no copy stands anywhere any more."""
+
+
 @final
 class TunedModel:
     """A model, resident or streamed, that learns block by block. Its layers keep only what goes into them."""
 
-    def __init__(self, model: PragnosiaForCausalLM) -> None:
+    def __init__(self, model: PragnosiaForCausalLM, layers: Iterable[ComingAndGoing] = ()) -> None:
         model.requires_grad_(requires_grad=False)
         self.model = model
         self.banks: dict[str, TunedBank] = {}
@@ -47,8 +60,7 @@ class TunedModel:
             former.after, latter.before = (latter,), (former,)
         # by the module and not by its name: others will come to stand between
         self.owners = {_plain(path): module for path, module in model.named_modules()}
-        on_disk = [module.weights for module in model.modules() if isinstance(module, OnDisk)]
-        self.layers: dict[str, LayerWeights] = {part.name: weights for weights in on_disk for part in weights.parts}
+        self.layers = {name: layer for layer in layers for name in layer.names}
         recompute(model)
         self._undo: list[Callable[[], Any]] = []
         self._pairs: list[tuple[Tensor, Tensor]] = []
@@ -96,7 +108,7 @@ class TunedModel:
     def put(self, block: Block, path: Path) -> None:
         """Take a block's weights from a file, now and whenever they are wanted. Raises CheckpointError."""
         places = places_in(path)
-        moved: dict[int, tuple[LayerWeights, dict[str, Any]]] = {}
+        moved: dict[int, tuple[ComingAndGoing, dict[str, Extents]]] = {}
         banks: dict[str, Part] = {}
         for part in block.parts:
             place = places[part.tensor]
