@@ -1,9 +1,8 @@
-"""Blocks: every weight is in one of them, their slopes are those of plain back-propagation, and what they learn stays."""
+"""Blocks: every weight is in one of them, slopes are those of plain back-propagation, and what is learned stays."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,18 +82,12 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def cases() -> Iterator[Any]:
-    for name, all_slots in SLOTS.items():
-        for slots in all_slots:
-            yield pytest.param(name, slots, id=f"{name}-{slots}")
-
-
 def skip_without_kernels(slots: int | None) -> None:
     if slots is not None and kernels.native_library() is None:
         pytest.skip("no compiled kernels here")
 
 
-@pytest.mark.parametrize(("name", "slots"), cases())
+@pytest.mark.parametrize(("name", "slots"), [(name, slots) for name, several in SLOTS.items() for slots in several])
 def test_slopes_are_those_of_plain_back_propagation(tmp_path: Path, name: str, slots: int | None) -> None:
     skip_without_kernels(slots)
     folder = made(tmp_path / "model", name)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pragnosia.checkpoints.blueprint import Blueprint
 from pragnosia.data import TuningBatches, read_conversations, tokenize_conversations
-from pragnosia.errors import CheckpointError, ConfigError
+from pragnosia.errors import BudgetError, CheckpointError, ConfigError
 from pragnosia.inference.budget import Plan, Tuning, as_bytes, make_plan
 from pragnosia.inference.directory import check_speaker
 from pragnosia.inference.layers import PASSING
@@ -125,7 +125,10 @@ def _extra(config: TuneConfig, shelf: Shelf) -> int:
 
 def _room(config: TuneConfig, shelf: Shelf, budget: int) -> int:
     """Parameters that a block may have: half of what is free goes to the block, half to units that stay here."""
-    plan = make_plan(shelf, budget, tuning=_needs(config, 0, "one block"))
+    try:
+        plan = make_plan(shelf, budget, tuning=_needs(config, 0, "one block"))
+    except BudgetError:
+        return 0  # the plan of the finest cut says what is missing
     least = UnitPool.bytes_for(plan.record, min(PASSING if plan.dense else 2 * plan.awake, plan.num_units))
     free = budget - plan.total + plan.pool
     return min(free // 2, free - least) // _needs(config, 1, "one block", _extra(config, shelf)).learning
