@@ -19,6 +19,7 @@ import transformers
 from safetensors.torch import load_file
 
 from pragnosia import PragnosiaConfig, PragnosiaForCausalLM, kernels
+from pragnosia.checkpoints.blueprint import blueprint
 from pragnosia.errors import BudgetError, CheckpointError, ConfigError
 from pragnosia.inference.loading import load_model
 from pragnosia.training.block_learner import BLOCKS
@@ -43,8 +44,8 @@ def with_tokenizer(folder: Path, corner: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=str)
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, corner: Path) -> Path:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, corner: Path) -> Path:
     """A sparse model with a dense layer in it, and the corner's tokenizer."""
     made = tmp_path_factory.mktemp("models") / "sparse"
     torch.manual_seed(0)
@@ -60,7 +61,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         feed_forwards=["experts", "dense", "experts"],
         experts={"num_units": 6, "unit_width": 8, "bias": True, "thalamus": {"kind": "softmax", "num_awake": 2}},
     )
-    PragnosiaForCausalLM(config).to(request.param).save_pretrained(made)
+    PragnosiaForCausalLM(config).to(torch.bfloat16).save_pretrained(made)
     return with_tokenizer(made, corner)
 
 
@@ -184,16 +185,15 @@ class Stopping:
 
 
 @needs_kernels
-@pytest.mark.parametrize("memory", [None, "2GiB"])
-@pytest.mark.parametrize("every", [4, 9])
+@pytest.mark.parametrize(("memory", "every"), [(None, 9), ("2GiB", 4)])
 def test_a_broken_run_ends_as_an_unbroken_one(
     configure: Configure, tmp_path: Path, memory: str | None, every: int
 ) -> None:
     """Blocks that were left after the last checkpoint are taken back to where they were."""
-    config = configure(memory=memory, steps=46, checkpoint=CheckpointConfig(every=every))
+    config = configure(memory=memory, steps=40, checkpoint=CheckpointConfig(every=every))
     config = replace(config, optimiser=replace(config.optimiser, name="adamw8bit"))
     tune(config, out=tmp_path / "whole", reporter=Silent())
-    for step in (2, 8, 17, 23, 35, 44):
+    for step in (2, 8, 17, 23, 35):
         with pytest.raises(KeyboardInterrupt):
             tune(config, out=tmp_path / "broken", resume=True, reporter=Stopping(step))
     tune(config, out=tmp_path / "broken", resume=True, reporter=Silent())
@@ -214,7 +214,7 @@ def test_old_files_go_when_no_checkpoint_needs_them(configure: Configure, tmp_pa
 
 @needs_kernels
 def test_kill_9_and_resume_ends_with_the_weights_of_an_unbroken_run(configure: Configure, tmp_path: Path) -> None:
-    config = configure(steps=150, memory="2GiB", checkpoint=CheckpointConfig(every=10))
+    config = configure(steps=60, memory="2GiB", checkpoint=CheckpointConfig(every=8))
     out, log = tmp_path / "killed", tmp_path / "killed" / LOG
     script = (
         "import sys, json, torch; torch.set_num_threads(1)\n"
@@ -227,7 +227,7 @@ def test_kill_9_and_resume_ends_with_the_weights_of_an_unbroken_run(configure: C
         "given['checkpoint'] = CheckpointConfig(**given['checkpoint'])\n"
         "tune(TuneConfig(**given), out=sys.argv[2], resume=True, reporter=Silent())\n"
     )
-    for lines in (25, 60):
+    for lines in (15, 32):
         child = subprocess.Popen(
             [sys.executable, "-c", script, json.dumps(config.write()), str(out)], env=dict(os.environ)
         )
@@ -261,7 +261,9 @@ def test_another_familys_model_stays_one(chat: Path, corner: Path, configure: Co
     assert same(tmp_path / "here", tmp_path / "there")
     before, after = weights(source), weights(tmp_path / "here")
     assert before.keys() == after.keys()
-    assert {name for name in before if torch.equal(before[name], after[name])} == {"model.embed_tokens.weight"}
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in still if ".experts." not in name} == {"model.embed_tokens.weight"}
+    assert len(still) < 20  # of 36 matrices of units, some of which nobody woke
     theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "here").eval()
     ids = torch.arange(3, 40)[None]
     with torch.inference_mode():
@@ -305,6 +307,6 @@ def test_what_cannot_be_tuned_in_blocks(configure: Configure, folder: Path, tmp_
     if kernels.native_library() is not None:
         from pragnosia.quantisation.packing import pack_model
 
-        pack_model(folder, tmp_path / "packed", "int4")
+        pack_model(blueprint(folder), tmp_path / "packed", "int4")
         with pytest.raises(CheckpointError, match="is packed, and rounded weights cannot learn; tune the model it was"):
             tune(configure(model=str(tmp_path / "packed")), out=tmp_path / "c", **quiet)

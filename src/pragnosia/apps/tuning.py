@@ -154,7 +154,7 @@ def _check_method(method: str, **options: dict[str, object]) -> None:
     for other, given in options.items():
         odd = [name for name, value in given.items() if value is not None]
         if other != method and odd:
-            raise ConfigError(f"{', '.join(odd)} belongs to --method {other}, not {method}; leave it out")
+            raise ConfigError(f"only --method {other} takes {', '.join(odd)}; leave it out")
 
 
 def _or(given: T | None, default: T) -> T:
