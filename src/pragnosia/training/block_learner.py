@@ -53,6 +53,8 @@ class BlockLearner:
         self.named = {block.name: block for block in self.blocks}
         self.tuned, self.folder = TunedModel(model, coming_and_going(model)), out / BLOCKS
         self.config, self.optimiser, self.seed = settings
+        if pool is not None:
+            _allow_many_files()
         self.left: dict[str, int] = {}
         """Of every block that had a turn, the step at which it was left last."""
         self.turns = 0
@@ -181,6 +183,14 @@ class BlockLearner:
 
     def _file(self, name: str, step: int | None = None) -> Path:
         return self.folder / f"{name}-{self.left[name] if step is None else step:08d}.safetensors"
+
+
+def _allow_many_files() -> None:
+    """The stream keeps every block's file open, and there may be hundreds."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _state_file(file: Path) -> Path:

@@ -6,6 +6,7 @@ conversations -> examples -> rows        model on disk -> plan -> frozen model -
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,10 @@ def prepare(config: TuneConfig, out: Path, reporter: Reporter) -> Pupil:
     made = _by_blocks if config.method == "blocks" else _by_adapters
     learner = made(config, shape, out, reporter)
     learner.model.train()
+    if isinstance(learner, BlockLearner):
+        turns = math.ceil(config.num_steps(batches) / config.blocks.steps)
+        if turns < len(learner.blocks):
+            reporter.note(f"{turns} turns: {len(learner.blocks) - turns} blocks will have none; more --epochs would do")
     return Pupil(learner, tokenizer, batches, held_out)
 
 
