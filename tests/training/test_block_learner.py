@@ -214,7 +214,7 @@ def test_old_files_go_when_no_checkpoint_needs_them(configure: Configure, tmp_pa
 
 @needs_kernels
 def test_kill_9_and_resume_ends_with_the_weights_of_an_unbroken_run(configure: Configure, tmp_path: Path) -> None:
-    config = configure(steps=60, memory="2GiB", checkpoint=CheckpointConfig(every=8))
+    config = configure(steps=40, memory="2GiB", checkpoint=CheckpointConfig(every=8))
     out, log = tmp_path / "killed", tmp_path / "killed" / LOG
     script = (
         "import sys, json, torch; torch.set_num_threads(1)\n"
@@ -227,7 +227,7 @@ def test_kill_9_and_resume_ends_with_the_weights_of_an_unbroken_run(configure: C
         "given['checkpoint'] = CheckpointConfig(**given['checkpoint'])\n"
         "tune(TuneConfig(**given), out=sys.argv[2], resume=True, reporter=Silent())\n"
     )
-    for lines in (15, 32):
+    for lines in (12, 25):
         child = subprocess.Popen(
             [sys.executable, "-c", script, json.dumps(config.write()), str(out)], env=dict(os.environ)
         )
