@@ -74,3 +74,40 @@ def test_merge_refuses_anothers_adapter(run: Run, trained: Path, adapter: Path, 
 def test_a_packed_model_is_not_merged_into(run: Run, at_once: Run, model: Path, adapter: Path, tmp_path: Path) -> None:
     assert run("pack", model, tmp_path / "packed", "--json").code == 0
     at_once("merge", tmp_path / "packed", adapter, tmp_path / "out").refused("merge into the model it was packed from")
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> Path:
+    path = tmp_path / "chat.jsonl"
+    path.write_text("".join(json.dumps({"prompt": "Who?", "completion": f"The cat {n}."}) + "\n" for n in range(8)))
+    return path
+
+
+def test_tune_by_blocks_says_what_it_did(run: Run, model: Path, chat: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tuned"
+    given = ("--data", chat, "--method", "blocks", "--sequence-length", 32, "--steps", 5, "--block-steps", 2)
+    said = run("tune", model, *given, "--block-units", 4, "--out", out)
+    assert said.code == 0, said.err
+    for words in (f"{out}, ", " parameters\ntuned", "in 3 turns, up to"):
+        assert words in said.out
+    assert "embeddings and output head stay" in said.err
+    values = run("tune", model, *given, "--out", tmp_path / "again", "--json").values
+    assert values["turns"] == 3
+    assert values["parameters"] == sum(values["blocks"].values())
+    assert run("generate", out, "Once", "--max-new-tokens", 3, "--json").code == 0
+
+
+def test_tune_refuses_another_methods_options_at_once(at_once: Run, model: Path, chat: Path, tmp_path: Path) -> None:
+    given = ("tune", model, "--data", chat, "--out", tmp_path / "out")
+    at_once(*given, "--method", "block").refused("Did you mean 'blocks'")
+    at_once(*given, "--block-steps", 3).refused("only --method blocks takes --block-steps; leave it out")
+    at_once(*given, "--method", "blocks", "--rank", 8, "--targets", "units").refused(
+        "only --method lora takes --rank, --targets"
+    )
+    config = json.loads((model / "config.json").read_text())
+    quantised = Path(shutil.copytree(model, tmp_path / "quantised"))
+    (quantised / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "x"}}))
+    at_once("tune", quantised, "--data", chat, "--out", tmp_path / "out", "--method", "blocks").refused(
+        "rounded weights cannot learn"
+    )
+    assert not (tmp_path / "out").exists()

@@ -153,3 +153,29 @@ def test_units_in_turn_say_what_cannot_be_read_and_let_go_of_all(tmp_path: Path)
         disk.pool.hold(0, 4)
     with pytest.raises(MemoryError, match="every slot"):
         next(disk.pool.turns(0, [5]))
+
+
+def test_a_unit_that_moved_is_read_from_its_new_place(tmp_path: Path) -> None:
+    disk = Disk(tmp_path, torch.float32, 4)
+    pool, held = disk.pool, disk.pool.hold(0, 3)
+    old, new = held.clone(), torch.randint(0, 256, held.shape, dtype=torch.uint8)
+    elsewhere = tmp_path / "elsewhere.bin"
+    elsewhere.write_bytes(b"before" + new.numpy().tobytes())
+    with pytest.raises(ValueError, match="unit 3 of layer 0 is held"):
+        pool.move(0, 3, [Extent(elsewhere, 6, new.numel())])
+    assert torch.equal(pool.hold(0, 3), old)
+    pool.release(0, 3)
+    pool.release(0, 3)
+    pool.ask(0, [3, 4])  # on its way, or here
+    pool.move(0, 3, [Extent(elsewhere, 6, new.numel())])
+    assert torch.equal(pool.hold(0, 3), new)
+    pool.release(0, 3)
+    for number in range(50):  # files that are left take no descriptors
+        newest = tmp_path / f"{number}.bin"
+        newest.write_bytes(new.numpy().tobytes())
+        pool.move(0, 3, [Extent(newest, 0, new.numel())])
+        pool.leave(elsewhere)
+        elsewhere = newest
+    assert torch.equal(pool.hold(0, 3), new)
+    links = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    assert not any("/48.bin" in link for link in links)

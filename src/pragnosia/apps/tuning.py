@@ -1,16 +1,18 @@
-"""`tune`: a frozen model learns from conversations. `merge`: what it learned is folded into it."""
+"""`tune`: a model learns from conversations. `merge`: what adapters learned is folded into it."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
 from pragnosia.apps.budgeting import Memory, Stats, check_memory
 from pragnosia.units import format_bytes, format_count, format_duration
+
+T = TypeVar("T")
 
 
 @answering
@@ -20,13 +22,28 @@ def tune(
         list[str],
         typer.Option("--data", help="Conversations (.jsonl, .parquet: messages, prompt/completion, …) or texts."),
     ],
-    out: Annotated[Path, typer.Option(help="The adapter's directory, with the run's log and checkpoints.")],
+    out: Annotated[Path, typer.Option(help="The adapter's or the tuned model's directory, with log and checkpoints.")],
+    method: Annotated[
+        str, typer.Option(help="lora: adapters learn; blocks: the model's own weights do, one block after the other.")
+    ] = "lora",
     memory: Memory = None,
-    rank: Annotated[int, typer.Option(help="Of the adapters.")] = 8,
-    alpha: Annotated[float, typer.Option(help="An adapter adds alpha / rank times what it says.")] = 16.0,
+    rank: Annotated[int | None, typer.Option(help="lora: of the adapters; 8 unless given.")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="lora: an adapter adds alpha / rank times what it says; 16 unless given.")
+    ] = None,
     targets: Annotated[
-        str, typer.Option(help="What is adapted: attention, units, dense, separated by commas; auto is all there is.")
-    ] = "auto",
+        str | None,
+        typer.Option(help="lora: attention, units, dense, separated by commas; all there is unless given."),
+    ] = None,
+    block_steps: Annotated[
+        int | None, typer.Option(help="blocks: steps that a block learns for, in its turn; 20 unless given.")
+    ] = None,
+    block_units: Annotated[
+        int | None, typer.Option(help="blocks: units of a bank in one block; as many as fit unless given.")
+    ] = None,
+    reset_moments: Annotated[
+        bool, typer.Option("--reset-moments", help="blocks: begin every turn with a fresh optimiser.")
+    ] = False,
     epochs: Annotated[float, typer.Option(help="How often the conversations are read.")] = 1.0,
     steps: Annotated[int | None, typer.Option(help="Instead of epochs.")] = None,
     batch_size: Annotated[int, typer.Option(help="Rows that pass through the model together.")] = 1,
@@ -34,7 +51,9 @@ def tune(
         int | None, typer.Option(help="Tokens of a row; default 1024, or all the model holds.")
     ] = None,
     accumulation: Annotated[int, typer.Option(help="Batches to a step.")] = 1,
-    learning_rate: Annotated[float, typer.Option(help="At its peak.")] = 2e-4,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="At its peak; 2e-4 for adapters, 1e-5 for blocks unless given.")
+    ] = None,
     optimiser: Annotated[str, typer.Option(help="adamw, or adamw8bit, whose moments take a quarter of the memory.")] = (
         "adamw"
     ),
@@ -50,42 +69,58 @@ def tune(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
-    """Tune a model: low-rank adapters learn, the model stays as it is, and on disk if there is a budget.
+    """Tune a model within a budget: low-rank adapters on it, or its own weights block by block.
 
-    OUT becomes an adapter in PEFT's format: try it with `generate MODEL --adapter OUT`, fold it in with `merge`.
+    With `--method lora` the model stays as it is and OUT becomes an adapter in PEFT's format: try it with
+    `generate MODEL --adapter OUT`, fold it in with `merge`. With `--method blocks` OUT becomes a model directory.
     """
     check_memory(memory)
+    _check_method(
+        method,
+        lora={"--rank": rank, "--alpha": alpha, "--targets": targets},
+        blocks={"--block-steps": block_steps, "--block-units": block_units, "--reset-moments": reset_moments or None},
+    )
     for name in data:
         if not Path(name).exists():
             from pragnosia.errors import DataError
 
             raise DataError(f"no such file or folder: {name}")
     from pragnosia.inference.directory import check_speaker
+    from pragnosia.tuning.admission import check_tunable
 
     check_speaker(model)
+    if method == "blocks":
+        check_tunable(model)
     from pragnosia.inference.loading import load_config
     from pragnosia.training.checkpoint import CheckpointConfig
     from pragnosia.training.optimisers import OptimiserConfig
     from pragnosia.training.progress import Bar
     from pragnosia.training.tuner import tune as run
     from pragnosia.training.tuning import TuneConfig, all_targets
+    from pragnosia.tuning.blocks import BlockConfig
     from pragnosia.tuning.configuration import LoraConfig
 
     shape = load_config(model)
-    chosen = all_targets(shape) if targets == "auto" else tuple(targets.split(","))
+    if targets in (None, "auto"):
+        chosen = all_targets(shape) if method == "lora" else LoraConfig().targets
+    else:
+        chosen = tuple(targets.split(","))
     if sequence_length is None:
         sequence_length = min(1024, shape.max_position_embeddings)
+    rate = _or(learning_rate, 2e-4 if method == "lora" else 1e-5)
     config = TuneConfig(
         model=str(model),
         data=data,
-        lora=LoraConfig(rank=rank, alpha=alpha, targets=chosen),
+        method=method,  # type: ignore[arg-type]
+        lora=LoraConfig(rank=_or(rank, 8), alpha=_or(alpha, 16.0), targets=chosen),
+        blocks=BlockConfig(steps=_or(block_steps, 20), units=block_units, reset_moments=reset_moments),
         memory=memory,
         batch_size=batch_size,
         sequence_length=sequence_length,
         accumulation=accumulation,
         steps=steps,
         epochs=epochs,
-        optimiser=OptimiserConfig(name=optimiser, learning_rate=learning_rate, weight_decay=0.0),  # type: ignore[arg-type]
+        optimiser=OptimiserConfig(name=optimiser, learning_rate=rate, weight_decay=0.0),  # type: ignore[arg-type]
         learn_prompts=learn_prompts,
         packing=not no_packing,
         validation_fraction=validation_fraction,
@@ -95,10 +130,17 @@ def tune(
     report = run(config, out=out, resume=resume, reporter=Bar())
     values = asdict(report)
     rows = [
-        ("adapter", f"{report.out}, {format_count(report.parameters)} parameters"),
+        (
+            "adapter" if report.blocks is None else "model",
+            f"{report.out}, {format_count(report.parameters)} parameters",
+        ),
         ("tuned", f"{report.steps} steps, {format_count(report.tokens)} tokens learned"),
         ("loss", f"{report.loss:.4f} nats per token at the end"),
     ]
+    if report.blocks is not None:
+        most = max(report.blocks.values())
+        blocks = f"{len(report.blocks)} of {report.num_blocks} in {report.turns} turns"
+        rows.append(("blocks", f"{blocks}, up to {format_count(most)} parameters each"))
     if report.validation_loss is not None:
         before = "" if report.validation_loss_before is None else f", {report.validation_loss_before:.4f} before"
         rows.append(("held out", f"{report.validation_loss:.4f} nats per token{before}"))
@@ -106,6 +148,22 @@ def tune(
     if stats and report.hit_rate is not None:
         rows.append(("read", f"{format_bytes(report.bytes_read)} from disk, {report.hit_rate:.0%} of units were here"))
     return Answer(values, aligned(rows))
+
+
+def _check_method(method: str, **options: dict[str, object]) -> None:
+    """Raise ConfigError for a method there is not, and for another method's options."""
+    from pragnosia.errors import ConfigError, unknown_name
+
+    if method not in options:
+        raise ConfigError(unknown_name("method of tuning", method, options))
+    for other, given in options.items():
+        odd = [name for name, value in given.items() if value is not None]
+        if other != method and odd:
+            raise ConfigError(f"only --method {other} takes {', '.join(odd)}; leave it out")
+
+
+def _or(given: T | None, default: T) -> T:
+    return default if given is None else given
 
 
 @answering

@@ -50,11 +50,12 @@ def places(folder: Path) -> dict[str, Place]:
         names = [WEIGHTS]
     found: dict[str, Place] = {}
     for name in names:
-        found |= _places_in(folder / name)
+        found |= places_in(folder / name)
     return found
 
 
-def _places_in(path: Path) -> dict[str, Place]:
+def places_in(path: Path) -> dict[str, Place]:
+    """Every tensor of one file. Raises CheckpointError."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size

@@ -70,7 +70,8 @@ class Plan:
     awake_bytes: int
     """Weights that one token reads."""
     learning: int = 0
-    """Adapters, their slopes and moments, where a model is tuned."""
+    """What learns where a model is tuned, with slopes and moments."""
+    learns: str = "adapters"
     dense: bool = False
 
     @property
@@ -111,7 +112,7 @@ class Plan:
             ("interpreter and libraries", self.interpreter, ""),
             ("resident weights", self.resident, "norms, output head" if self.dense else _RESIDENTS),
             ("keys and values", self.cache, f"{self.context} tokens"),
-            ("adapters, slopes, moments", self.learning, ""),
+            (f"{self.learns}, slopes, moments", self.learning, ""),
             ("activations and scratch", self.scratch, f"{self.context} tokens" if self.learning else ""),
             (what, self.pool, f"{self.slots} slots for {self.num_units} {what} of {format_bytes(self.record)}"),
             ("total", self.total, f"of {format_bytes(self.budget)}"),
@@ -131,13 +132,15 @@ class Tuning:
     tokens: int
     """Of one batch."""
     parameters: int
-    """Of the adapters, fp32, as their slopes are."""
+    """Of the adapters or of the largest block, fp32, as their slopes are."""
     moment_bytes: float
     """The optimiser's, of one parameter: 8, or 2 where it keeps them in 8 bits."""
+    learns: str = "adapters"
+    """What the parameters are, in words."""
 
     @property
     def learning(self) -> int:
-        """Bytes of adapters, slopes and moments."""
+        """Bytes of what learns, slopes and moments."""
         return int(self.parameters * (8 + self.moment_bytes))
 
 
@@ -175,6 +178,7 @@ def make_plan(
         context=room,
         awake_bytes=resident + layers * record * (1 if organ is None else organ.thalamus.num_awake),
         learning=tuning.learning if tuning else 0,
+        learns=tuning.learns if tuning else "",
         dense=organ is None,
     )
     each = UnitPool.bytes_for(record, 1)
@@ -260,7 +264,7 @@ def _too_small(plan: Plan, each: int, least: int) -> str:
         f"interpreter {format_bytes(plan.interpreter)}",
         f"resident weights {format_bytes(plan.resident)}",
         f"keys and values for {plan.context} tokens {format_bytes(plan.cache)}" if plan.cache else "",
-        f"adapters, slopes and moments {format_bytes(plan.learning)}" if plan.learning else "",
+        f"{plan.learns}, slopes and moments {format_bytes(plan.learning)}" if plan.learning else "",
         f"activations and scratch {format_bytes(plan.scratch)}",
         f"{least} slots of {format_bytes(each)}",
     )

@@ -7,13 +7,15 @@ circle has nothing of keeping what was used last. Norms and biases are small and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from pragnosia.checkpoints.places import Extents
 from pragnosia.errors import CheckpointError
 from pragnosia.inference.shelf import Stored
 from pragnosia.kernels.pool import Extent, UnitPool
@@ -54,6 +56,15 @@ class LayersOnDisk:
         """Let go of a layer."""
         self.pool.release(number, 0)
 
+    def move(self, number: int, parts: Sequence[Stored]) -> None:
+        """A layer has changed and lies elsewhere."""
+        kept = number < self.kept
+        if kept:
+            self.pool.release(number, 0)
+        self.pool.move(number, 0, [Extent(*extent) for part in parts for extent in part.extents])
+        if kept:
+            self.pool.hold(number, 0)
+
 
 @final
 class LayerWeights:
@@ -62,27 +73,54 @@ class LayerWeights:
     def __init__(self, layers: LayersOnDisk, number: int, parts: Sequence[Stored], model: nn.Module) -> None:
         self.layers, self.number, self.users = layers, number, 0
         self.parts = list(parts)
+        self.own: dict[str, nn.Parameter] = {}
+        """What of it is in memory for a while, to learn."""
         # by the module and not by its name: an adapter may come to stand between
         self.owners: list[nn.Module] = [model.get_submodule(part.name.rpartition(".")[0]) for part in parts]
+
+    @property
+    def names(self) -> list[str]:
+        """Of all its matrices."""
+        return [part.name for part in self.parts]
 
     @contextmanager
     def present(self) -> Iterator[None]:
         """Within the context the layer can compute. Raises CheckpointError where it cannot be read."""
-        if self.users == 0:
+        read = len(self.own) < len(self.parts)
+        if self.users == 0 and read:
             self._bind(self.layers.fetch(self.number))
         self.users += 1
         try:
             yield
         finally:
             self.users -= 1
-            if self.users == 0:
+            if self.users == 0 and read:
                 self._bind(None)
                 self.layers.release(self.number)
+
+    def take(self, name: str) -> nn.Parameter:
+        """A copy of one of its matrices, which stands in its place from now on."""
+        with self.present():
+            owner = self.owners[self.names.index(name)]
+            weight: Any = owner._parameters[name.rpartition(".")[2]]
+            own = nn.Parameter(weight.detach().clone(), requires_grad=False)
+        self.own[name] = own
+        self._bind(None)
+        return own
+
+    def move(self, extents: Mapping[str, Extents]) -> None:
+        """Some of its matrices have changed and lie elsewhere; none is in memory any more."""
+        self.own = {}
+        self.parts = [replace(part, extents=extents.get(part.name, part.extents)) for part in self.parts]
+        self.layers.move(self.number, self.parts)
+        self._bind(None)
 
     def _bind(self, record: Tensor | None) -> None:
         at = 0
         for part, owner in zip(self.parts, self.owners, strict=True):
-            if isinstance(owner, PackedLinear):
+            if part.name in self.own:
+                owner._parameters[part.name.rpartition(".")[2]] = self.own[part.name]
+            elif isinstance(owner, PackedLinear):
                 owner.rows = _NOTHING if record is None else record[at : at + part.num_bytes].view(part.shape[0], -1)
             else:
                 there = torch.empty(part.shape, dtype=part.dtype, device="meta") if record is None else None
@@ -122,6 +160,12 @@ def put_layers(model: PragnosiaForCausalLM, layers: Sequence[Sequence[Stored]], 
         _make_room(model, parts)
         weights = LayerWeights(on_disk, number, parts, model)
         layer.mixer, layer.feed_forward = OnDisk(layer.mixer, weights), OnDisk(layer.feed_forward, weights)
+
+
+def coming_and_going(model: nn.Module) -> list[LayerWeights]:
+    """The layers of a model that lie on disk."""
+    found = {id(module.weights): module.weights for module in model.modules() if isinstance(module, OnDisk)}
+    return list(found.values())
 
 
 def _make_room(model: nn.Module, parts: Sequence[Stored]) -> None:

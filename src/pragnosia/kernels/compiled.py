@@ -86,7 +86,8 @@ def _declare(library: ctypes.CDLL) -> None:
     library.pragnosia_pool_place.argtypes = [pointer, whole, whole, pointer, whole, pointer, whole]
     library.pragnosia_pool_hold.argtypes, library.pragnosia_pool_hold.restype = [pointer, whole, whole], pointer
     library.pragnosia_pool_report.argtypes = [pointer, pointer]
-    for name in ("request", "wait", "release", "ready"):
+    library.pragnosia_pool_close.argtypes = [pointer, whole]
+    for name in ("request", "wait", "release", "ready", "forget"):
         getattr(library, f"pragnosia_pool_{name}").argtypes = [pointer, whole, whole]
     library.pragnosia_pool_wait.restype = pointer
     library.pragnosia_pool_tick.argtypes = [pointer]

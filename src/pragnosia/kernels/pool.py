@@ -103,6 +103,18 @@ class UnitPool:
             *((ctypes.c_uint32 * len(sums))(*sums), len(sums)),
         )
 
+    def move(self, layer: int, unit: int, extents: Sequence[Extent]) -> None:
+        """A unit has changed and lies elsewhere: what is here of it is forgotten. Raises ValueError while held."""
+        if not self._library.pragnosia_pool_forget(self.address, layer, unit):
+            raise ValueError(f"unit {unit} of layer {layer} is held and cannot change; release it first")
+        self.place(layer, unit, extents)
+
+    def leave(self, path: Path) -> None:
+        """Close a file in which no unit lies any more."""
+        number = self._files.pop(path, None)
+        if number is not None:
+            self._library.pragnosia_pool_close(self.address, number)
+
     def turns(self, layer: int, units: Iterable[int], *, stay: int = 0) -> Generator[tuple[int, Tensor], None, None]:
         """Each unit in order with its record, (record_bytes,) uint8, there for its turn and the next `stay` ones.
 

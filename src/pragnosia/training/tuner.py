@@ -3,13 +3,14 @@
     rows -> loss and slopes, layer by layer -> optimiser        once per step
     log, validation, checkpoint                                 when they are due
 
-Only adapters learn; the model's own weights may lie on disk all the while.
+What learns is a matter of the method (learners.py); the model's weights may lie on disk all the while.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,17 +29,14 @@ from pragnosia.errors import CheckpointError, InterruptedTrainingError, Training
 from pragnosia.training.checkpoint import Checkpoints, random_state, restore_random, write_whole
 from pragnosia.training.interruption import Interruption
 from pragnosia.training.log import LOG, RunLog, read_log
-from pragnosia.training.optimisers import Optimisers
 from pragnosia.training.progress import Bar, Reporter
+from pragnosia.training.pupil import Pupil, prepare
 from pragnosia.training.run_folder import CHECKPOINTS, REPORT
 from pragnosia.training.schedules import rate_factor
-from pragnosia.training.snapshot import MOMENTS, RANDOM, STATE, Course
-from pragnosia.training.tuning import SETTINGS, Pupil, TuneConfig, open_tuning, prepare
+from pragnosia.training.snapshot import RANDOM, STATE, Course
+from pragnosia.training.tuning import SETTINGS, TuneConfig, open_tuning
 from pragnosia.training.window import Window
-from pragnosia.tuning.lora import load_adapters
-from pragnosia.tuning.peft_format import write_adapter
 
-ADAPTERS = "adapters.safetensors"
 IGNORED = -100
 
 
@@ -56,11 +54,17 @@ class TuneReport:
     validation_loss: float | None
     """On held-out conversations, where there are any."""
     parameters: int
+    """That were tuned."""
     seconds: float
     seconds_per_step: float
     bytes_read: int
     """From disk, of the model's weights."""
     hit_rate: float | None
+    num_blocks: int | None = None
+    """Of the whole model, where it is tuned in blocks."""
+    turns: int | None = None
+    blocks: dict[str, int] | None = None
+    """Those that had a turn, and the parameters of each."""
 
 
 def tune(config: TuneConfig, *, out: Path | str, resume: bool = False, reporter: Reporter | None = None) -> TuneReport:
@@ -74,12 +78,12 @@ def tune(config: TuneConfig, *, out: Path | str, resume: bool = False, reporter:
     if resume and checkpoint is None:
         reporter.note(f"nothing to resume: {folder} holds no checkpoint; beginning at step 0")
     try:
-        tuner = Tuner(config, prepare(config, reporter), folder, reporter)
+        tuner = Tuner(config, prepare(config, folder, reporter), folder, reporter)
     except Exception:
         if checkpoint is None:  # a run that never began leaves nothing
             (folder / SETTINGS).unlink(missing_ok=True)
             if not there_before:
-                folder.rmdir()
+                shutil.rmtree(folder)
         raise
     if checkpoint is not None:
         tuner.read(checkpoint)
@@ -93,13 +97,12 @@ class Tuner:
 
     def __init__(self, config: TuneConfig, pupil: Pupil, out: Path, reporter: Reporter) -> None:
         self.config, self.pupil, self.out, self.reporter = config, pupil, out, reporter
-        self.model, self.batches = pupil.model, pupil.batches
+        self.learner, self.batches = pupil.learner, pupil.batches
         self.steps = config.num_steps(pupil.batches)
-        self.optimisers = Optimisers(pupil.attached.items(), set(), config.optimiser)
         self.checkpoints = Checkpoints(out / CHECKPOINTS, config.checkpoint.keep)
         self.course, self.window = Course(), Window()
         self.before: float | None = None
-        self.pool = pupil.pool
+        self.model, self.pool = pupil.learner.model, pupil.learner.pool
 
     def run(self) -> TuneReport:
         """From wherever the run stands to its end."""
@@ -124,6 +127,7 @@ class Tuner:
                     log.write({key: value for key, value in record.items() if value is not None})
                 if last or stopping or course.step % config.checkpoint.every == 0:
                     self.checkpoints.save(course.step, self.write)
+                    self.learner.saved(self.checkpoints)
                 self.reporter.advance(course.step, record)
                 if stopping:
                     raise InterruptedTrainingError(f"stopped at step {course.step} as asked; go on with --resume")
@@ -132,7 +136,7 @@ class Tuner:
     def _step(self) -> None:
         """Learn from one step's rows; every learned token counts the same, however they fall into batches."""
         started, config = time.perf_counter(), self.config
-        self.optimisers.zero()
+        self.learner.begin(self.course.step)
         batches = [next(self.batches) for _ in range(config.accumulation)]
         counts = [int((batch.labels != IGNORED).sum()) for batch in batches]
         loss = 0.0
@@ -144,7 +148,7 @@ class Tuner:
                 loss += mine.item() * share
         self._check_finite("loss", loss)
         factor = rate_factor(config.schedule, self.course.step, self.steps)
-        norm = float(self.optimisers.step(factor))
+        norm = float(self.learner.move(factor))
         self._check_finite("norm of the gradient", norm)
         seconds = time.perf_counter() - started
         self.course.step += 1
@@ -157,7 +161,7 @@ class Tuner:
         with torch.no_grad():
             embedded = self.model.model.embed_tokens(batch.input_ids)
         output = self.model(
-            inputs_embeds=embedded.requires_grad_(torch.is_grad_enabled()),  # so that slopes reach the first layer
+            inputs_embeds=embedded,
             attention_mask=segment_mask(batch.segments),
             position_ids=batch.position_ids,
             labels=batch.labels,
@@ -197,21 +201,18 @@ class Tuner:
 
     def write(self, folder: Path) -> None:
         """Fill a folder with all that the next step's numbers depend on."""
-        save_file(
-            {name: weight.detach().contiguous() for name, weight in self.pupil.attached.items()}, folder / ADAPTERS
-        )
-        save_file({name: value.contiguous() for name, value in self.optimisers.state().items()}, folder / MOMENTS)
+        learner = self.learner.write(folder)
         tensors, numbers = random_state()
         save_file(tensors, folder / RANDOM)
-        state = {"course": asdict(self.course), "batches": self.batches.state_dict(), "random": numbers}
-        (folder / STATE).write_text(json.dumps({**state, "before": self.before}), encoding="utf-8")
+        state: dict[str, Any] = {"course": asdict(self.course), "batches": self.batches.state_dict()}
+        state |= {"random": numbers, "before": self.before, "learner": learner}
+        (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
 
     def read(self, folder: Path) -> None:
         """Take up what was written. Raises CheckpointError where it is not of this model."""
         try:
-            load_adapters(self.model, load_file(folder / ADAPTERS))
-            self.optimisers.load_state(load_file(folder / MOMENTS))
             state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+            self.learner.read(folder, state.get("learner", {}))
             random = load_file(folder / RANDOM)
         except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
             raise CheckpointError(
@@ -224,24 +225,26 @@ class Tuner:
         restore_random(random, state["random"])
 
     def _finish(self) -> TuneReport:
-        """Write the adapter where PEFT and `merge` find it, and sum up."""
-        tensors = {name: weight.detach() for name, weight in self.pupil.attached.items()}
-        write_adapter(self.out, tensors, self.config.lora, self.config.model)
+        """Leave what was learned where others find it, and sum up."""
+        self.learner.end(self.course.step)
+        validation_loss = self._validate()
         stats = self.pool.stats() if self.pool is not None else None
+        result = self.learner.result()
         report = TuneReport(
             out=str(self.out),
             steps=self.course.step,
             tokens=self.course.tokens,
             loss=read_log(self.out / LOG)[-1]["loss"],
             validation_loss_before=self.before,
-            validation_loss=self._validate(),
-            parameters=sum(tensor.numel() for tensor in tensors.values()),
+            validation_loss=validation_loss,
             seconds=self.course.seconds,
             seconds_per_step=self.course.seconds / max(1, self.course.step),
             bytes_read=stats.bytes_read if stats else 0,
             hit_rate=stats.hit_rate if stats else None,
+            **result,
         )
         write_whole(self.out / REPORT, json.dumps(asdict(report), indent=1))
+        self.learner.clean()
         return report
 
     def _check_finite(self, what: str, value: float) -> None:

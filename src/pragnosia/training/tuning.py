@@ -1,41 +1,27 @@
-"""Tuning: from a model, conversations and a budget to adapters; everything that can be wrong is found before the loop.
-
-conversations -> examples -> rows        model on disk -> plan -> frozen model with adapters
-"""
+"""Tuning: what a run is told, and the folder it happens in."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from transformers import PreTrainedTokenizerBase
-
-from pragnosia.data import TuningBatches, read_conversations, tokenize_conversations
-from pragnosia.errors import ConfigError
-from pragnosia.inference.budget import Tuning, as_bytes
-from pragnosia.inference.directory import check_speaker
-from pragnosia.inference.loading import load_config, load_model, load_tokenizer
-from pragnosia.inference.stream import build, planned, pool_of
-from pragnosia.kernels.pool import UnitPool
+from pragnosia.data import TuningBatches
+from pragnosia.errors import ConfigError, unknown_name
 from pragnosia.model.configuration import PragnosiaConfig
-from pragnosia.model.modeling import PragnosiaForCausalLM
-from pragnosia.training.assembly import sow
+from pragnosia.training.block_learner import BLOCKS
 from pragnosia.training.checkpoint import CheckpointConfig, Checkpoints, write_whole
 from pragnosia.training.optimisers import OptimiserConfig
-from pragnosia.training.progress import Reporter
-from pragnosia.training.run_folder import CHECKPOINTS
+from pragnosia.training.run_folder import CHECKPOINTS, REPORT
 from pragnosia.training.schedules import ScheduleConfig
+from pragnosia.tuning.blocks import BlockConfig
 from pragnosia.tuning.configuration import LoraConfig
-from pragnosia.tuning.lora import attach, count_parameters
-from pragnosia.tuning.recompute import recompute
-from pragnosia.units import format_bytes, format_count
 
+METHODS = ("lora", "blocks")
 SETTINGS = "tune.json"
 # What a resumed run may see differently without becoming another run.
 _FREE = ("memory", "steps", "epochs", "checkpoint", "log_every", "validate_every")
@@ -47,7 +33,9 @@ class TuneConfig:
 
     model: str
     data: list[str]
+    method: Literal["lora", "blocks"] = "lora"
     lora: LoraConfig = field(default_factory=LoraConfig)
+    blocks: BlockConfig = field(default_factory=BlockConfig)
     memory: str | None = None
     """A budget for the whole process, as in 4GiB; without, the model is held in memory."""
     batch_size: int = 1
@@ -85,7 +73,9 @@ class TuneConfig:
         if not self.data:
             raise ConfigError("there is nothing to learn from; name a file of conversations with --data")
         if self.optimiser.name == "muon":
-            raise ConfigError("optimiser is 'muon'; adapters learn by adamw or adamw8bit")
+            raise ConfigError("optimiser is 'muon'; tuning is by adamw or adamw8bit")
+        if self.method not in METHODS:
+            raise ConfigError(unknown_name("method of tuning", self.method, METHODS))
 
     def num_steps(self, batches: TuningBatches) -> int:
         """Steps of the whole run."""
@@ -97,19 +87,6 @@ class TuneConfig:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Pupil:
-    """What a run works with."""
-
-    model: PragnosiaForCausalLM
-    attached: dict[str, torch.nn.Parameter]
-    tokenizer: PreTrainedTokenizerBase
-    batches: TuningBatches
-    held_out: TuningBatches | None
-    pool: UnitPool | None
-    """That units or layers come from, where there is a budget."""
-
-
 def all_targets(shape: PragnosiaConfig) -> tuple[str, ...]:
     """Whatever of a model can be adapted: units where there are any, else what is dense."""
     kinds = set(shape.feed_forwards or ())
@@ -118,67 +95,13 @@ def all_targets(shape: PragnosiaConfig) -> tuple[str, ...]:
     return ("attention", *(("units",) if sparse else ()), *(("dense",) if dense else ()))
 
 
-def prepare(config: TuneConfig, reporter: Reporter) -> Pupil:
-    """Read the conversations, plan the memory, load the model, freeze it and attach adapters. Raises UserErrors."""
-    folder = Path(config.model)
-    check_speaker(folder)
-    shape = load_config(folder)
-    if config.sequence_length > shape.max_position_embeddings:
-        raise ConfigError(
-            f"sequence_length is {config.sequence_length}, the model holds {shape.max_position_embeddings} tokens; "
-            "shorten it"
-        )
-    tokenizer = load_tokenizer(folder, shape.vocab_size, shape.tokenizer_digest)
-    batches, held_out = _batches(config, tokenizer, reporter)
-    parameters = count_parameters(shape, config.lora)
-    pool = None
-    if config.memory is not None:
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # of 1,024 megabytes pile up
-        narrow = config.optimiser.name == "adamw8bit"
-        tokens = config.batch_size * config.sequence_length
-        tuning = Tuning(tokens=tokens, parameters=parameters, moment_bytes=2 + 8 / 256 if narrow else 8)
-        shelf, plan = planned(folder, as_bytes(config.memory), tuning=tuning)
-        reporter.note(plan.table())
-        model = build(shelf, plan)[0]
-        pool = pool_of(model)
-    else:
-        model = load_model(folder)
-    sow(config.seed)
-    attached = attach(model, config.lora)
-    recompute(model)
-    model.train()
-    reporter.note(
-        f"adapters: {format_count(parameters)} parameters of rank {config.lora.rank} on "
-        f"{' and '.join(config.lora.targets)}, {format_bytes(4 * parameters)}"
-    )
-    return Pupil(model, attached, tokenizer, batches, held_out, pool)
-
-
-def _batches(config: TuneConfig, tokenizer: Any, reporter: Reporter) -> tuple[TuningBatches, TuningBatches | None]:
-    """Rows to learn from, and rows to be examined on."""
-    examples = tokenize_conversations(read_conversations(config.data), tokenizer, learn_prompts=config.learn_prompts)
-    held_out = None
-    learned = examples
-    if config.validation_fraction and len(examples) > 1:
-        learned, held = examples.split(config.validation_fraction, config.seed)
-        held_out = TuningBatches(held, config.batch_size, config.sequence_length, config.seed, config.packing)
-    batches = TuningBatches(learned, config.batch_size, config.sequence_length, config.seed, config.packing)
-    reporter.note(
-        f"data: {len(examples)} examples, {format_count(batches.tokens)} tokens in {batches.rows_per_epoch} rows, "
-        f"{format_count(batches.tokens_learned)} of them learned; "
-        f"{0 if held_out is None else len(held_out.examples)} examples held out"
-    )
-    told = batches.stretches.told(config.sequence_length)
-    if told:
-        reporter.note(told)
-    return batches, held_out
-
-
 def open_tuning(out: Path, config: TuneConfig, *, resume: bool) -> Path | None:
     """Make the folder ready; the checkpoint to go on from, or None to begin. Raises ConfigError."""
     settings = out / SETTINGS
     try:
         held = settings.is_file()
+        if held and config.method == "blocks" and (out / REPORT).is_file():
+            raise ConfigError(f"{out} holds a run that is over, and is a model; choose another --out")
         if out.exists() and not held and any(out.iterdir()):
             raise ConfigError(f"{out} is not empty and holds no tuning run; choose another --out")
         checkpoints = Checkpoints(out / CHECKPOINTS, config.checkpoint.keep)
@@ -190,6 +113,8 @@ def open_tuning(out: Path, config: TuneConfig, *, resume: bool) -> Path | None:
             raise ConfigError(
                 f"{out} already holds a run, saved as {latest.name}; add --resume or choose another --out"
             )
+        if latest is None:
+            shutil.rmtree(out / BLOCKS, ignore_errors=True)  # of a run that never came to a checkpoint
         out.mkdir(parents=True, exist_ok=True)
         write_whole(settings, json.dumps(config.write(), indent=1, ensure_ascii=False))
     except OSError as error:
@@ -203,6 +128,7 @@ def open_tuning(out: Path, config: TuneConfig, *, resume: bool) -> Path | None:
 
 def _check_same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     now = json.loads(json.dumps(now))
+    before = {"method": "lora", "blocks": now["blocks"], **before}  # as older runs were
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and key not in _FREE)
     if changed:
         raise ConfigError(

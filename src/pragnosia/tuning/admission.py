@@ -1,4 +1,4 @@
-"""Admission: which models an adapter may be folded into, said before anything heavy is loaded."""
+"""Admission: whose weights may be changed, said before anything heavy is loaded."""
 
 from __future__ import annotations
 
@@ -24,4 +24,18 @@ def check_mergeable(folder: Path) -> None:
         raise CheckpointError(
             f"the weights in {folder} are quantised ({method}), and a merged model could not be so without loss; "
             "turn it into plain numbers first, and merge into that: pragnosia import SOURCE OUT"
+        )
+
+
+def check_tunable(folder: Path) -> None:
+    """Raise CheckpointError for a model whose own weights cannot learn: they are rounded."""
+    if is_packed(folder):
+        raise CheckpointError(
+            f"{folder} is packed, and rounded weights cannot learn; tune the model it was packed from, "
+            "or adapters on this one: --method lora"
+        )
+    if read_json(folder / "config.json").get("quantization_config"):
+        raise CheckpointError(
+            f"the weights in {folder} are quantised, and rounded weights cannot learn; turn it into plain numbers "
+            "first (pragnosia import SOURCE OUT), or tune adapters on this one: --method lora"
         )

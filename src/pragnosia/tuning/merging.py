@@ -5,8 +5,7 @@ The new directory is of the source's family, names, layout and precision; the su
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,20 +15,15 @@ import torch
 from torch import Tensor
 
 from pragnosia.checkpoints.admission import check_vacant
-from pragnosia.checkpoints.blueprint import Blueprint, blueprint
-from pragnosia.checkpoints.importing import ORIGIN
-from pragnosia.checkpoints.rules import Rule
-from pragnosia.checkpoints.source import Index, Shape, pieces
-from pragnosia.checkpoints.travel import carry
-from pragnosia.checkpoints.writer import SHARD_BYTES, Entry, new_directory, write_weights
+from pragnosia.checkpoints.blueprint import blueprint
+from pragnosia.checkpoints.source import Index, Shape
+from pragnosia.checkpoints.writer import SHARD_BYTES, new_directory
 from pragnosia.tuning.admission import check_mergeable
 from pragnosia.tuning.configuration import LoraConfig
 from pragnosia.tuning.peft_config import check_adapter
 from pragnosia.tuning.peft_format import read_adapter
+from pragnosia.tuning.rewriting import Pieces, changed_entries, fill
 from pragnosia.tuning.sites import Site, sites
-
-Pieces = Callable[[], Iterator[Tensor]]
-"""One tensor, in row-major pieces."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +60,13 @@ def merge_adapter(
     plan = blueprint(model_folder)
     tensors, config = read_adapter(adapter_folder, model_folder)
     changes = _Changes({name: site for name, site in sites(plan.config).items() if site.a in tensors}, tensors, config)
-    entries = _entries(plan, changes)
+    entries = changed_entries(
+        plan,
+        changes.names,
+        lambda rule, number, read: partial(_summed, read, partial(rule.to_theirs, number, changes)),
+    )
     with new_directory(out) as folder:
-        write_weights(folder, entries, shard_bytes)
-        carry(model_folder, folder)
-        for name in ("config.json", ORIGIN):
-            if (model_folder / name).exists():
-                shutil.copyfile(model_folder / name, folder / name)
-        files = tuple(sorted(path.name for path in folder.iterdir()))
+        files = fill(folder, model_folder, entries, shard_bytes)
     return MergeReport(
         source=str(model_folder),
         adapter=str(adapter_folder),
@@ -121,23 +114,6 @@ class _Changes:
             units, index = (index[0], index[1:]) if index else (slice(None), ())
             a, b = a[units], b[units]
         return b[index or ...] @ a * self._scale
-
-
-def _entries(plan: Blueprint, changes: _Changes) -> list[Entry]:
-    """Every tensor of the source as it lies, with its change where it has one."""
-    changed: dict[str, tuple[Rule, int]] = {}
-    for name in changes.names:
-        rule = plan.rules[name]
-        changed |= {theirs: (rule, number) for number, theirs in enumerate(rule.their_shapes(plan.shapes[name]))}
-    source = plan.source
-    entries = []
-    for name in source.names:
-        read: Pieces = partial(pieces, source, name)
-        if name in changed:
-            rule, number = changed[name]
-            read = partial(_summed, read, partial(rule.to_theirs, number, changes))
-        entries.append(Entry(name, source.dtype(name), source.shape(name), read))
-    return entries
 
 
 def _summed(weights: Pieces, change: Pieces) -> Iterator[Tensor]:

@@ -128,9 +128,11 @@ class LoraBank(nn.Module):
         self, x: Float[Tensor, "T D"], units: Int[Tensor, "T A"], strengths: Float[Tensor, "T A"]
     ) -> Float[Tensor, "T D"]:
         """As `Bank.forward`; slopes reach x, the strengths and the adapters."""
-        adapters = (getattr(self, name) for name in ADAPTERS)
-        result: Tensor = _AdaptedUnits.apply(x, units, strengths, *adapters, self)  # type: ignore[no-untyped-call]
-        return result
+        return through_units(self, x, units, strengths, [getattr(self, name) for name in ADAPTERS])
+
+    def row(self, unit: int) -> int:
+        """Every unit has adapters."""
+        return unit
 
     def unit(self, number: int, x: Tensor, matrices: tuple[Tensor, Tensor], low: Sequence[Tensor]) -> Tensor:
         """One unit's answer to its tokens, (N, D) -> (N, D)."""
@@ -161,16 +163,54 @@ class _Slots:
         return slots, slots // self.awake
 
 
-class _AdaptedUnits(torch.autograd.Function):
+class UnitByUnit(Protocol):
+    """A bank that is gone through unit by unit, and something of which learns."""
+
+    num_units: int
+    woken: list[int]
+
+    @property
+    def units(self) -> FrozenUnits:
+        """Its matrices."""
+
+    @property
+    def after(self) -> Sequence[UnitByUnit]:
+        """The bank of the next sparse layer, if there is one."""
+
+    @property
+    def before(self) -> Sequence[UnitByUnit]:
+        """That of the one below."""
+
+    def row(self, unit: int) -> int | None:
+        """Of everything that learns, the slice that is this unit's; None where nothing of it learns."""
+
+    def unit(self, number: int, x: Tensor, matrices: tuple[Tensor, Tensor], learning: Sequence[Tensor], /) -> Tensor:
+        """One unit's answer to its tokens, (N, D) -> (N, D), given its slices of what learns."""
+
+
+def through_units(
+    bank: UnitByUnit, x: Tensor, units: Tensor, strengths: Tensor, learning: Sequence[Tensor]
+) -> Float[Tensor, "T D"]:
+    """The awake units' weighted sum; slopes reach x, the strengths and what learns."""
+    result: Tensor = _ThroughUnits.apply(x, units, strengths, *learning, bank)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _slices(bank: UnitByUnit, unit: int, learning: Sequence[Tensor]) -> list[Tensor]:
+    row = bank.row(unit)
+    return [] if row is None else [part[row] for part in learning]
+
+
+class _ThroughUnits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, units: Tensor, strengths: Tensor, *rest: Any) -> Tensor:
-        *adapters, bank = rest
+        *learning, bank = rest
         slots, share = _Slots(units, bank.num_units), strengths.float().flatten()
 
         @torch.no_grad()
         def work(unit: int, up: Tensor, down: Tensor) -> Tensor:
             mine, tokens = slots.of(unit)
-            said = bank.unit(unit, padded(x[tokens]), (up, down), [part[unit] for part in adapters])
+            said = bank.unit(unit, padded(x[tokens]), (up, down), _slices(bank, unit, learning))
             weighted: Tensor = said[: len(mine)].float() * share[mine, None]
             return weighted
 
@@ -180,29 +220,30 @@ class _AdaptedUnits(torch.autograd.Function):
         bank.woken = slots.woken
         for following in bank.after:
             following.units.ask(following.woken)
-        ctx.save_for_backward(x, strengths, *adapters)
+        ctx.save_for_backward(x, strengths, *learning)
         ctx.bank, ctx.slots = bank, slots
         return out.to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, strengths, *adapters = ctx.saved_tensors
+        x, strengths, *learning = ctx.saved_tensors
         bank, slots, share = ctx.bank, ctx.slots, strengths.float().flatten()
         grad_x, grad_share = torch.zeros_like(x, dtype=torch.float32), torch.zeros_like(share)
-        slopes = [torch.zeros_like(part) for part in adapters]
+        slopes = [torch.zeros_like(part) for part in learning]
 
         def work(unit: int, up: Tensor, down: Tensor) -> Tensor:
             """A unit's slots and slices are its own; the slope of x is not."""
             mine, tokens = slots.of(unit)
             with torch.enable_grad():
-                given = [t.detach().requires_grad_() for t in (padded(x[tokens]), *(part[unit] for part in adapters))]
+                its_own = _slices(bank, unit, learning)
+                given = [t.detach().requires_grad_() for t in (padded(x[tokens]), *its_own)]
                 said = bank.unit(unit, given[0], (up, down), given[1:])
             wanted = grad[tokens].float()
             grad_share[mine] = (said.detach()[: len(mine)].float() * wanted).sum(-1)
             its = torch.autograd.grad(said, given, padded((wanted * share[mine, None]).to(said.dtype)))
-            for total, slope in zip(slopes, its[1:], strict=True):
-                total[unit] = slope
+            for total, slope in zip(_slices(bank, unit, slopes), its[1:], strict=True):
+                total.copy_(slope)
             slope_x: Tensor = its[0][: len(mine)].float()
             return slope_x
 

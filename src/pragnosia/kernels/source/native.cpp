@@ -127,6 +127,8 @@ void pragnosia_pool_place(Pool* pool, int64_t layer, int64_t unit, const Extent*
     pool->place(layer, unit, extents, count, sums, num_sums);
 }
 void* pragnosia_pool_hold(Pool* pool, int64_t layer, int64_t unit) { return pool->hold(layer, unit); }
+void pragnosia_pool_close(Pool* pool, int64_t file) { pool->close_file(file); }
+int pragnosia_pool_forget(Pool* pool, int64_t layer, int64_t unit) { return pool->forget(layer, unit); }
 void pragnosia_pool_report(Pool* pool, PoolStats* stats) { *stats = pool->report(); }
 // For who computes outside: 0 where every slot is in use; the record, null where it cannot be read.
 int pragnosia_pool_request(Pool* pool, int64_t layer, int64_t unit) { return pool->request(layer, unit); }

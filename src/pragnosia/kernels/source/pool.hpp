@@ -117,7 +117,7 @@ class Pool {
         for (std::thread& reader : readers) reader.join();
         for (const File& file : files) {
             if (file.direct >= 0) close(file.direct);
-            close(file.plain);
+            if (file.plain >= 0) close(file.plain);
         }
         munmap(memory, record * slots);
     }
@@ -133,8 +133,27 @@ class Pool {
 #else
         const int direct = -1;
 #endif
+        std::lock_guard<std::mutex> guard(lock);
         files.push_back({direct, plain});
         return int64_t(files.size()) - 1;
+    }
+    // No unit lies in this file any more, and none is being read from it.
+    void close_file(int64_t number) {
+        std::lock_guard<std::mutex> guard(lock);
+        File& file = files[number];
+        if (file.direct >= 0) close(file.direct);
+        if (file.plain >= 0) close(file.plain);
+        file = {-1, -1};
+    }
+    // What is here of a unit is old: the next request reads it again. False while somebody uses it.
+    bool forget(int64_t layer, int64_t unit) {
+        std::unique_lock<std::mutex> guard(lock);
+        Unit& gone = all[layer * units + unit];
+        done.wait(guard, [&] { return gone.pieces == 0; });
+        if (gone.users) return false;
+        if (gone.slot >= 0) holder[gone.slot] = -1, gone.slot = -1;
+        gone.state.store(ABSENT);
+        return true;
     }
     void place(int64_t layer, int64_t unit, const Extent* parts, int64_t count, const uint32_t* sums, int64_t num_sums) {
         extents[layer * units + unit].assign(parts, parts + count);
@@ -248,8 +267,9 @@ class Pool {
             if (closing) break;
             const Job job = queue.front();
             queue.pop_front();
+            const File file = files[job.file];  // the list may grow meanwhile
             guard.unlock();
-            int error = buffer ? fetch_piece(job, buffer) : ENOMEM;
+            int error = buffer ? fetch_piece(job, file, buffer) : ENOMEM;
             if (!error && job.sum && crc32(job.to, job.bytes) != *job.sum) error = -2;
             guard.lock();
             Unit& unit = all[job.unit];
@@ -266,8 +286,7 @@ class Pool {
         std::free(buffer);
     }
     // errno, -1 for a file that ends too soon, 0 done.
-    int fetch_piece(const Job& job, char* buffer) const {
-        const File& file = files[job.file];
+    static int fetch_piece(const Job& job, const File& file, char* buffer) {
         const auto aligned = [](int64_t value) { return value % PAGE == 0; };
         if (file.direct >= 0) {
             if (aligned(job.offset) && aligned(job.bytes) && aligned(int64_t(job.to))) {
