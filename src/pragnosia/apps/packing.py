@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
 from pragnosia.apps.budgeting import bar, check_memory
 from pragnosia.units import format_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pragnosia.measure.evaluation import Evaluation
 
 
 @answering
@@ -90,25 +95,35 @@ def pack(
 
 def _loss(source: Path, packed: Path, data: list[str], memory: str | None) -> dict[str, Any]:
     """What packing lost, on a text: one model after the other, within a budget if there is one."""
+    values: dict[str, Any] = {}
+    logarithms = []
+    for name, folder in (("source", source), ("packed", packed)):
+        found, its = _read(folder, data, memory)
+        values[f"{name}_bits_per_byte"], values[f"{name}_perplexity"] = found.bits_per_byte, found.perplexity
+        logarithms.append(its)
+    truth, ours = logarithms
+    values["kl_divergence"] = float((truth.exp() * (truth - ours)).sum(-1).mean())
+    values["kl_tokens"] = len(truth)
+    return values
+
+
+def _read(folder: Path, data: list[str], memory: str | None) -> tuple[Evaluation, Tensor]:
+    """How a model does on a text, and its log-probabilities (T, V) at the text's beginning."""
+    import gc
+
     import torch
 
     from pragnosia.data import Joined, resolve
     from pragnosia.inference.speaker import Pragnosia
     from pragnosia.measure.evaluation import evaluate
 
-    values: dict[str, Any] = {}
-    logarithms = []
-    for name, folder in (("source", source), ("packed", packed)):
-        speaker = Pragnosia.from_pretrained(folder, memory=memory)
-        text = Joined(tuple(resolve(part) for part in data))
-        limit = min(speaker.model.config.max_position_embeddings, 512)
-        found = evaluate(speaker.model, speaker.tokenizer, text, context=limit, max_bytes=64 << 10)
-        values[f"{name}_bits_per_byte"], values[f"{name}_perplexity"] = found.bits_per_byte, found.perplexity
-        ids = speaker.encode("".join(text.documents())[: 8 * limit])[:limit]
-        with torch.inference_mode():
-            logits = speaker.model(torch.tensor([ids]), use_cache=False).logits[0]
-        logarithms.append(logits.float().log_softmax(-1))
-    truth, ours = logarithms
-    values["kl_divergence"] = float((truth.exp() * (truth - ours)).sum(-1).mean())
-    values["kl_tokens"] = len(truth)
-    return values
+    gc.collect()  # a plan counts what is there, and the model before this one should not be
+    speaker = Pragnosia.from_pretrained(folder, memory=memory)
+    text = Joined(tuple(resolve(part) for part in data))
+    limit = min(speaker.model.config.max_position_embeddings, 512)
+    one = None if memory is None else 1  # window at once: what a plan has scratch for
+    found = evaluate(speaker.model, speaker.tokenizer, text, context=limit, batch_size=one, max_bytes=64 << 10)
+    ids = speaker.encode("".join(text.documents())[: 8 * limit])[:limit]
+    with torch.inference_mode():
+        logits = speaker.model(torch.tensor([ids]), use_cache=False).logits[0]
+    return found, logits.float().log_softmax(-1)

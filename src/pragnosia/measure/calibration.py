@@ -22,22 +22,26 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from pragnosia.checkpoints.blueprint import blueprint, is_unit
+from pragnosia.checkpoints.blueprint import Blueprint, blueprint, is_unit
 from pragnosia.data.sources import Source
 from pragnosia.errors import CheckpointError
-from pragnosia.inference.budget import as_bytes
+from pragnosia.inference.budget import Plan, as_bytes, make_plan, resident_memory
 from pragnosia.inference.loading import load_model, load_tokenizer
-from pragnosia.inference.stream import StreamedBank, build, planned
+from pragnosia.inference.shelf import Shelf, open_shelf
+from pragnosia.inference.stream import StreamedBank, build
 from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.measure.passages import Passages
 from pragnosia.model.bank import Bank
 from pragnosia.model.modeling import PragnosiaForCausalLM
 from pragnosia.quantisation.calibration import Calibration, even
+from pragnosia.tuning.units import padded
+from pragnosia.units import MIB
 
 TOKENS = 4096
 WINDOW = 1024
 """Tokens read at once, as many as a plan has scratch for."""
 PRIOR = 16
+_PRODUCTS = 96 * MIB  # the code that torch's library of products writes for each shape, and keeps
 _BYTES_PER_TOKEN = 32  # of text, at most: a tokenizer that needs more reads fewer tokens
 
 
@@ -58,14 +62,23 @@ def calibrate(
         digest.update(window.numpy().tobytes())
     load: Callable[[], PragnosiaForCausalLM] = partial(load_model, folder)
     if memory is not None:
-        kept = sum(4 * shape[0] * shape[-1] for name, shape in print_.shapes.items() if is_unit(name))
-        plan = planned(folder, as_bytes(memory) - 2 * kept, context=length)
-        load = partial(_built, *plan)
+        shelf = open_shelf(folder)
+        reserved = resident_memory() + _needed(print_, length)
+        plan = make_plan(shelf, as_bytes(memory), context=length, interpreter=reserved)
+        load = partial(_built, shelf, plan)
 
     def gather() -> dict[str, Tensor]:
         return mean_squares(load(), windows)
 
     return Calibration(digest.hexdigest(), sum(map(len, windows)), gather)
+
+
+def _needed(print_: Blueprint, tokens: int) -> int:
+    """Bytes beside the model: the sums and the means made of them, one unit's hidden values, products' code."""
+    units = [(name, shape) for name, shape in print_.shapes.items() if is_unit(name)]
+    kept = sum(2 * 4 * shape[0] * shape[-1] for _, shape in units)
+    at_work = max((4 * tokens * (shape[1] + 2 * shape[2]) for _, shape in units), default=0)
+    return int(kept + 2 * at_work) + _PRODUCTS
 
 
 def cut(
@@ -146,7 +159,8 @@ def _bank(both: tuple[_Sums, _Sums], module: Bank | StreamedBank, given: tuple[A
     for unit, up in _ups(module, woken):
         tokens, slots = (units == unit).nonzero(as_tuple=True)
         its = x[tokens].to(up.dtype)
-        hidden = activation(F.linear(its, up, None if bias is None else bias[unit].to(up.dtype)))
+        hidden = F.linear(padded(its), up, None if bias is None else bias[unit].to(up.dtype))
+        hidden = activation(hidden[: len(its)])
         both[0].add(unit, its)
         both[1].add(unit, hidden.float() * strengths[tokens, slots, None].float())
 
@@ -168,5 +182,5 @@ def _widths(module: StreamedBank) -> tuple[int, int]:
     return module.bank.width, module.bank.unit_width
 
 
-def _built(*plan: Any) -> PragnosiaForCausalLM:
-    return build(*plan)[0]
+def _built(shelf: Shelf, plan: Plan) -> PragnosiaForCausalLM:
+    return build(shelf, plan)[0]
