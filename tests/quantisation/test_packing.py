@@ -17,8 +17,10 @@ from pragnosia.checkpoints.blueprint import blueprint
 from pragnosia.errors import CheckpointError
 from pragnosia.inference.loading import load_model
 from pragnosia.inference.sampling import Sampling
+from pragnosia.inference.shelf import AsPacked
 from pragnosia.inference.stream import load_streamed, pool_of
 from pragnosia.kernels.formats import pack, unpack
+from pragnosia.quantisation.calibration import Calibration
 from pragnosia.quantisation.packing import pack_model
 from pragnosia.units import GIB
 
@@ -141,8 +143,98 @@ def test_another_format_does_not_go_on_with_it(source: Path, tmp_path: Path) -> 
 
     with pytest.raises(StoppedError):
         pack_model(blueprint(source), tmp_path / "packed", "int4", progress=stop)
-    with pytest.raises(CheckpointError, match="was begun from another model or format"):
+    with pytest.raises(CheckpointError, match="was begun from another model, format or calibration"):
         pack_model(blueprint(source), tmp_path / "packed", "int8")
+
+
+def calibration(digest: str = "a", gather: Any = None) -> Calibration:
+    """Of inputs that differ by column and by unit."""
+    chance = torch.Generator().manual_seed(1)
+
+    def made() -> dict[str, torch.Tensor]:
+        bank = "model.layers.0.feed_forward.bank"
+        shapes = {f"{bank}.up": (6, 64), f"{bank}.down": (6, 40), "model.layers.1.mixer.q_proj.weight": (64,)}
+        return {name: torch.rand(shape, generator=chance).pow(4) + 1e-3 for name, shape in shapes.items()}
+
+    return Calibration(digest, 100, gather or made)
+
+
+def test_what_comes_in_decides_where_packing_errs(source: Path, tmp_path: Path) -> None:
+    """By unit and by column: each matrix is that of `kernels.formats.pack` with its own importance."""
+    print_, seen = blueprint(source), calibration().gather()
+    pack_model(print_, tmp_path / "plain", "int3")
+    pack_model(print_, tmp_path / "packed", "int3", calibration=calibration())
+    shelf, bank = AsPacked(tmp_path / "packed"), "model.layers.0.feed_forward.bank"
+    for unit in range(6):
+        (file, offset, size), *_ = shelf.unit(bank, 0, unit)[0]
+        rows = [
+            pack(print_.read(f"{bank}.{part}")[unit], "int3", seen[f"{bank}.{part}"][unit]) for part in ("up", "down")
+        ]
+        assert file.read_bytes()[offset : offset + size] == b"".join(part.numpy().tobytes() for part in rows)
+    q_proj = "model.layers.1.mixer.q_proj.weight"
+    known = shelf.stored(q_proj)
+    (file, offset, size), *_ = known.extents
+    expected = pack(print_.read(q_proj), "int3", seen[q_proj])
+    assert file.read_bytes()[offset : offset + size] == expected.numpy().tobytes()
+    for name in ("units.bin", "resident.bin"):
+        assert (tmp_path / "packed" / name).read_bytes() != (tmp_path / "plain" / name).read_bytes()
+        assert (tmp_path / "packed" / name).stat().st_size == (tmp_path / "plain" / name).stat().st_size
+    assert not (tmp_path / "packed" / "calibration.safetensors").exists()
+    with torch.inference_mode():
+        assert load_model(tmp_path / "packed")(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("after", [1, 9, 16])
+def test_calibrated_it_goes_on_with_the_same_bits(after: int, source: Path, tmp_path: Path) -> None:
+    steps = 0
+
+    def stop(done: int, total: int) -> None:
+        nonlocal steps
+        steps += 1
+        if steps > after:
+            raise StoppedError
+
+    def again() -> NoReturn:
+        raise AssertionError("what was gathered lies there")
+
+    print_, out = blueprint(source), tmp_path / "packed"
+    with pytest.raises(StoppedError):
+        pack_model(print_, out, "int4", calibration=calibration(), progress=stop)
+    for other in (None, calibration("b")):
+        with pytest.raises(CheckpointError, match="was begun from another model, format or calibration"):
+            pack_model(print_, out, "int4", calibration=other)
+    assert pack_model(print_, out, "int4", calibration=calibration(gather=again)).resumed
+    pack_model(print_, tmp_path / "again", "int4", calibration=calibration())
+    for file in ("units.bin", "resident.bin", "packed.json", "config.json"):
+        assert (out / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+def test_stopped_while_it_gathers(source: Path, tmp_path: Path) -> None:
+    def stop() -> NoReturn:
+        raise StoppedError
+
+    print_, out = blueprint(source), tmp_path / "packed"
+    with pytest.raises(StoppedError):
+        pack_model(print_, out, "int4", calibration=calibration(gather=stop))
+    assert pack_model(print_, out, "int4", calibration=calibration()).resumed
+
+
+def test_statistics_that_are_damaged_or_serve_nothing(source: Path, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> NoReturn:
+        raise StoppedError
+
+    print_, out = blueprint(source), tmp_path / "packed"
+    for name in ("bf16", "int8"):
+        with pytest.raises(CheckpointError, match=f"--calibrate changes nothing in {name}"):
+            pack_model(print_, out, name, calibration=calibration())
+    with pytest.raises(StoppedError):
+        pack_model(print_, out, "int4", calibration=calibration(), progress=stop)
+    file = tmp_path / "packed.partial" / "calibration.safetensors"
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(CheckpointError, match=r"is damaged .* remove it and run the same command again"):
+        pack_model(print_, out, "int4", calibration=calibration())
+    file.unlink()
+    assert pack_model(print_, out, "int4", calibration=calibration()).resumed
 
 
 def test_damage_is_seen_before_it_speaks(source: Path, tmp_path: Path) -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
-from pragnosia.apps.budgeting import bar
+from pragnosia.apps.budgeting import bar, check_memory
 from pragnosia.units import format_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pragnosia.measure.evaluation import Evaluation
 
 
 @answering
@@ -23,35 +28,60 @@ def pack(
     data: Annotated[
         list[str] | None, typer.Option("--data", help="A text on which to measure what packing lost; repeatable.")
     ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="A text on which to see which inputs matter; rounding errs on the others."),
+    ] = None,
+    calibrate_tokens: Annotated[int, typer.Option(min=1, help="Of the text, from its beginning.")] = 4096,
+    memory: Annotated[
+        str | None, typer.Option(help="With --calibrate or --data: a budget for the process that runs SOURCE.")
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
     """Pack a model: units as records, matrices in few bits. The same command goes on where it was stopped.
 
-    With --data the packed model is compared with the source: bits per byte of both, and the mean KL divergence.
+    With --calibrate the model first reads a text, and the rounding of each matrix is chosen for the inputs it had
+    there. With --data the packed model is compared with the source: bits per byte of both, and the mean KL divergence.
     """
     from pragnosia.checkpoints.admission import check_vacant
-    from pragnosia.errors import CheckpointError
-    from pragnosia.inference.directory import check_weights, is_foreign
+    from pragnosia.errors import CheckpointError, ConfigError
+    from pragnosia.inference.directory import check_weights, is_foreign, require_tokenizer
     from pragnosia.quantisation.index import is_packed
 
+    check_memory(memory)
+    if memory is not None and calibrate is None and not data:
+        raise ConfigError("--memory is for --calibrate and --data; packing itself holds one unit at a time")
     is_foreign(source)
     if is_packed(source):
         raise CheckpointError(f"{source} is packed already; pack the model it was made from")
     check_weights(source)
     check_vacant(out)
+    if calibrate is not None:
+        require_tokenizer(source)
     from pragnosia.checkpoints.blueprint import blueprint
-    from pragnosia.quantisation.packing import pack_model
+    from pragnosia.quantisation.packing import check_calibrated, pack_model
 
-    report = pack_model(blueprint(source), out, format, progress=None if as_json else bar("packing"))
+    calibration = None
+    if calibrate is not None:
+        from pragnosia.data import resolve
+        from pragnosia.measure.calibration import calibrate as calibrated
+
+        check_calibrated(format)
+        calibration = calibrated(source, resolve(calibrate), tokens=calibrate_tokens, memory=memory)
+    shown = None if as_json else bar("packing")
+    report = pack_model(blueprint(source), out, format, calibration=calibration, progress=shown)
     values: dict[str, Any] = {"source": str(source), **asdict(report)}
     rows = [
         ("packed", f"{source} to {out} as {format}{', resumed' if report.resumed else ''}"),
         ("size", f"{format_bytes(report.num_bytes)} of {format_bytes(report.source_bytes)}"),
         ("bits per weight", f"{report.bits_per_weight:.2f}"),
     ]
+    if calibration is not None:
+        values["calibration"] = calibration.note()
+        rows.append(("calibrated on", f"{calibration.num_tokens} tokens of {calibrate}"))
     if data:
-        values |= _loss(source, out, data)
+        values |= _loss(source, out, data, memory)
         rows += [
             (
                 "bits per byte",
@@ -63,27 +93,37 @@ def pack(
     return Answer(values, aligned(rows))
 
 
-def _loss(source: Path, packed: Path, data: list[str]) -> dict[str, Any]:
-    """What packing lost, on a text: both models from disk, a layer's units at a time."""
+def _loss(source: Path, packed: Path, data: list[str], memory: str | None) -> dict[str, Any]:
+    """What packing lost, on a text: one model after the other, within a budget if there is one."""
+    values: dict[str, Any] = {}
+    logarithms = []
+    for name, folder in (("source", source), ("packed", packed)):
+        found, its = _read(folder, data, memory)
+        values[f"{name}_bits_per_byte"], values[f"{name}_perplexity"] = found.bits_per_byte, found.perplexity
+        logarithms.append(its)
+    truth, ours = logarithms
+    values["kl_divergence"] = float((truth.exp() * (truth - ours)).sum(-1).mean())
+    values["kl_tokens"] = len(truth)
+    return values
+
+
+def _read(folder: Path, data: list[str], memory: str | None) -> tuple[Evaluation, Tensor]:
+    """How a model does on a text, and its log-probabilities (T, V) at the text's beginning."""
+    import gc
+
     import torch
 
     from pragnosia.data import Joined, resolve
     from pragnosia.inference.speaker import Pragnosia
     from pragnosia.measure.evaluation import evaluate
 
-    values: dict[str, Any] = {}
-    logarithms = []
-    for name, folder in (("source", source), ("packed", packed)):
-        speaker = Pragnosia.from_pretrained(folder)
-        text = Joined(tuple(resolve(part) for part in data))
-        limit = min(speaker.model.config.max_position_embeddings, 512)
-        found = evaluate(speaker.model, speaker.tokenizer, text, context=limit, max_bytes=64 << 10)
-        values[f"{name}_bits_per_byte"], values[f"{name}_perplexity"] = found.bits_per_byte, found.perplexity
-        ids = speaker.encode("".join(text.documents())[: 8 * limit])[:limit]
-        with torch.inference_mode():
-            logits = speaker.model(torch.tensor([ids]), use_cache=False).logits[0]
-        logarithms.append(logits.float().log_softmax(-1))
-    truth, ours = logarithms
-    values["kl_divergence"] = float((truth.exp() * (truth - ours)).sum(-1).mean())
-    values["kl_tokens"] = len(truth)
-    return values
+    gc.collect()  # a plan counts what is there, and the model before this one should not be
+    speaker = Pragnosia.from_pretrained(folder, memory=memory)
+    text = Joined(tuple(resolve(part) for part in data))
+    limit = min(speaker.model.config.max_position_embeddings, 512)
+    one = None if memory is None else 1  # window at once: what a plan has scratch for
+    found = evaluate(speaker.model, speaker.tokenizer, text, context=limit, batch_size=one, max_bytes=64 << 10)
+    ids = speaker.encode("".join(text.documents())[: 8 * limit])[:limit]
+    with torch.inference_mode():
+        logits = speaker.model(torch.tensor([ids]), use_cache=False).logits[0]
+    return found, logits.float().log_softmax(-1)

@@ -25,6 +25,7 @@ from pragnosia.errors import CheckpointError
 from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.kernels.formats import FORMATS, Format, format_named, pack
 from pragnosia.kernels.pool import record_bytes
+from pragnosia.quantisation.calibration import STATISTICS, Calibration, Importance, importance_in, unit_importance
 from pragnosia.quantisation.index import INDEX, METHOD, RESIDENT, UNITS, Packed, PackedIndex, checksums
 from pragnosia.units import format_bytes
 
@@ -47,14 +48,24 @@ class PackReport:
     resumed: bool
 
 
-def pack_model(print_: Blueprint, out: str | Path, name: str, *, progress: Progress | None = None) -> PackReport:
+def pack_model(
+    print_: Blueprint,
+    out: str | Path,
+    name: str,
+    *,
+    calibration: Calibration | None = None,
+    progress: Progress | None = None,
+) -> PackReport:
     """Write the packed form to `out`. Raises CheckpointError; what was done by then is kept for the next try."""
     out, entry = Path(out), _format(name)
+    if calibration is not None:
+        check_calibrated(name)
     check_vacant(out)
     partial = out.with_name(out.name + ".partial")
-    work = _Work(print_, partial, entry, progress)
+    work = _Work(print_, partial, entry, progress, calibration)
     try:
         resumed = work.begin()
+        work.calibrate()
         work.pack_units()
         work.pack_residents()
         work.finish()
@@ -78,11 +89,28 @@ def _format(name: str) -> Format:
     return entry
 
 
+def check_calibrated(name: str) -> None:
+    """Raise CheckpointError for a format that a calibration cannot change: it has no scales to search for."""
+    entry = _format(name)
+    if not entry.shrinks:
+        able = ", ".join(other.name for other in FORMATS.values() if other.shrinks)
+        raise CheckpointError(f"--calibrate changes nothing in {entry.name}; leave it out, or choose from {able}")
+
+
 class _Work:
     """One packing, as far as it has come."""
 
-    def __init__(self, print_: Blueprint, folder: Path, entry: Format, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        print_: Blueprint,
+        folder: Path,
+        entry: Format,
+        progress: Progress | None,
+        calibration: Calibration | None,
+    ) -> None:
         self.print_, self.folder, self.entry, self.progress = print_, folder, entry, progress
+        self.calibration = calibration
+        self.importance: Importance | None = None
         config, organ = print_.config, print_.config.experts
         self.banks = [
             f"model.layers.{layer}.feed_forward.bank"
@@ -102,14 +130,14 @@ class _Work:
     def begin(self) -> bool:
         """Make the folder, or take up what lies there; True for the latter."""
         path = self.folder / _PROGRESS
-        what = {"source": str(self.print_.folder.resolve()), "format": self.entry.name, "record": self.record}
+        what = self.what()
         if path.is_file():
             known = json.loads(path.read_text("utf-8"))
             if {key: known.get(key) for key in what} == what:
                 self.sums = known["sums"]
                 return True
             raise CheckpointError(
-                f"{self.folder} was begun from another model or format; remove it, or choose another OUT"
+                f"{self.folder} was begun from another model, format or calibration; remove it, or choose another OUT"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         needed = self.stride * self.num_units * len(self.banks) + self.resident_bytes()
@@ -121,10 +149,23 @@ class _Work:
 
     def note(self) -> None:
         """Write down how far we are, whole or not at all."""
-        what = {"source": str(self.print_.folder.resolve()), "format": self.entry.name, "record": self.record}
         path = self.folder / _PROGRESS
-        path.with_suffix(".tmp").write_text(json.dumps({**what, "sums": self.sums}), "utf-8")
+        path.with_suffix(".tmp").write_text(json.dumps({**self.what(), "sums": self.sums}), "utf-8")
         path.with_suffix(".tmp").replace(path)
+
+    def what(self) -> dict[str, Any]:
+        """That which another command must share to go on with this one."""
+        of = {"source": str(self.print_.folder.resolve()), "format": self.entry.name, "record": self.record}
+        return {**of, "calibration": None if self.calibration is None else self.calibration.note()}
+
+    def calibrate(self) -> None:
+        """See what the inputs bring, or take up what was seen before."""
+        if self.calibration is not None:
+            self.importance = importance_in(self.folder, self.calibration)
+
+    def importance_of(self, name: str) -> Tensor | None:
+        """Of a tensor's inputs, where there is a calibration."""
+        return None if self.importance is None else self.importance.of(name)
 
     def pack_units(self) -> None:
         """Every bank whose records are not there yet."""
@@ -137,9 +178,11 @@ class _Work:
                     continue
                 self.sums = self.sums[: layer * self.num_units]
                 ups, downs = units_of(self.print_, f"{bank}.up"), units_of(self.print_, f"{bank}.down")
+                seen = [self.importance_of(f"{bank}.{part}") for part in ("up", "down")]
                 for unit, (up, down) in enumerate(zip(ups, downs, strict=True)):
                     file.seek((layer * self.num_units + unit) * self.stride)
-                    record = _bytes(self.record_of(up, down))
+                    its = [unit_importance(rows, unit) for rows in seen]
+                    record = _bytes(record_of(self.print_, up, down, self.entry, its))
                     self.sums.append(list(checksums(record)))
                     file.write(record)
                     self.advance(up.nbytes + down.nbytes)
@@ -147,10 +190,6 @@ class _Work:
                 os.fsync(file.fileno())
                 self.note()
             file.truncate(self.stride * self.num_units * len(self.banks))
-
-    def record_of(self, up: Tensor, down: Tensor) -> Tensor:
-        """As below."""
-        return record_of(self.print_, up, down, self.entry)
 
     def pack_residents(self) -> None:
         """Everything that is no unit: matrices in the format, the ends in 8 bits at least, small things as they are."""
@@ -178,7 +217,8 @@ class _Work:
         """One resident tensor, in its format."""
         entry = resident_format(name, tensor.shape, tensor.dtype, self.entry)
         offset = file.seek(-(-file.tell() // _LINE) * _LINE)
-        data = _bytes(tensor if entry is None else packed_rows(self.print_, tensor, entry))
+        seen = None if entry is None else self.importance_of(name)
+        data = _bytes(tensor if entry is None else packed_rows(self.print_, tensor, entry, seen))
         file.write(data)
         kind = str(tensor.dtype).removeprefix("torch.") if entry is None else entry.name
         return Packed(offset, len(data), tuple(tensor.shape), kind, checksums(data))
@@ -191,10 +231,13 @@ class _Work:
         config.save_pretrained(self.folder)
         values: dict[str, Any] = json.loads((self.folder / "config.json").read_text("utf-8"))
         values["quantization_config"] = {"quant_method": METHOD, "format": self.entry.name}
+        if self.calibration is not None:
+            values["quantization_config"]["calibration"] = self.calibration.note()
         write_json(self.folder / "config.json", values)
         carry(self.print_.folder, self.folder)
         index = PackedIndex(self.entry.name, self.record, self.num_units, len(self.banks), self.sums, self.tensors)
         (self.folder / INDEX).write_text(json.dumps(index.to_json()), "utf-8")
+        (self.folder / STATISTICS).unlink(missing_ok=True)
         (self.folder / _PROGRESS).unlink()
 
     def advance(self, num_bytes: int) -> None:
@@ -221,17 +264,19 @@ def resident_format(name: str, shape: Sequence[int], dtype: torch.dtype, entry: 
     return FORMATS["int8"] if ends else entry
 
 
-def packed_rows(print_: Blueprint, matrix: Tensor, entry: Format) -> Tensor:
+def packed_rows(print_: Blueprint, matrix: Tensor, entry: Format, importance: Tensor | None = None) -> Tensor:
     """Rows of a format; plain numbers without gaps. Raises CheckpointError for numbers that cannot be packed."""
     try:
-        return matrix.to(entry.plain_dtype) if entry.plain_dtype else pack(matrix, entry.name)
+        return matrix.to(entry.plain_dtype) if entry.plain_dtype else pack(matrix, entry.name, importance)
     except ValueError as error:
         raise CheckpointError(f"cannot pack {print_.folder}: {error}") from error
 
 
-def record_of(print_: Blueprint, up: Tensor, down: Tensor, entry: Format) -> Tensor:
-    """A unit's bytes: its up rows, then its down rows."""
-    rows = (packed_rows(print_, matrix, entry) for matrix in (up, down))
+def record_of(
+    print_: Blueprint, up: Tensor, down: Tensor, entry: Format, importance: Sequence[Tensor | None] = (None, None)
+) -> Tensor:
+    """A unit's bytes: its up rows, then its down rows; `importance` of either's inputs."""
+    rows = (packed_rows(print_, matrix, entry, seen) for matrix, seen in zip((up, down), importance, strict=True))
     return torch.cat([matrix.contiguous().view(-1).view(torch.uint8) for matrix in rows])
 
 
