@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from pragnosia import Pragnosia, kernels
 from pragnosia.apps.cli import app
-from pragnosia.errors import BudgetError, CheckpointError, PromptError, UserError
+from pragnosia.errors import BudgetError, CheckpointError, ConfigError, PromptError, UserError
 from pragnosia.inference import exact_loading
 from pragnosia.inference.decode import Trace
 from pragnosia.inference.exact import ExactModel
@@ -114,7 +114,7 @@ def with_slots(folder: Path, slots: int | None, monkeypatch: pytest.MonkeyPatch)
     return load_exact(folder, 2 * GIB)[0]
 
 
-@pytest.mark.parametrize("slots", [4, 7, None])
+@pytest.mark.parametrize("slots", [5, None])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_of_prompts_and_of_steps_are_theirs(
     family: str, slots: int | None, foreign: Made, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -131,14 +131,14 @@ def test_logits_of_prompts_and_of_steps_are_theirs(
             found = ours(ids[:, :length])
             assert torch.equal(found.logits, expected.logits)
         cache, state = expected.past_key_values, found.past_key_values
-        for at in range(40, 60):
+        for at in range(40, 52):
             expected = theirs(ids[:, at : at + 1], past_key_values=cache)
             found = ours(ids[:, at : at + 1], state)
             assert torch.equal(found.logits, expected.logits), at
             again = ours(ids[:, at : at + 1], state)  # the state is a value
             assert torch.equal(again.logits, expected.logits), at
             cache, state = expected.past_key_values, found.past_key_values
-        assert state.length == 60
+        assert state.length == 52
         assert torch.equal(ours.model(ids).last_hidden_state, theirs.model(ids).last_hidden_state)
     pool = pool_of(ours)
     assert (pool is None) == (family in DENSE)
@@ -163,18 +163,18 @@ def test_units_stacked_in_the_files_are_the_same(
         assert torch.equal(load_exact(tmp_path)[0](ids).logits, theirs(ids).logits)
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "olmoe", "gpt_oss", "llama", "mistral"])
+@pytest.mark.parametrize("family", ["olmoe", "gpt_oss", "mistral"])
 def test_the_text_is_that_of_greedy_generate(family: str, foreign: Made, dtype: torch.dtype) -> None:
     folder = foreign(family)
     theirs, ours = reference(folder, dtype), Pragnosia.from_pretrained(folder, exact=True)
     ids = ours.encode("the User: the")
     with torch.inference_mode():
-        whole = theirs.generate(torch.tensor([ids]), max_new_tokens=40, do_sample=False)[0].tolist()
+        whole = theirs.generate(torch.tensor([ids]), max_new_tokens=16, do_sample=False)[0].tolist()
     expected = whole[len(ids) :]
-    said = ours.generate_tokens(ids, max_new_tokens=40, stop_tokens=ours.stop_tokens)
+    said = ours.generate_tokens(ids, max_new_tokens=16, stop_tokens=ours.stop_tokens)
     assert said == [token for token in expected if token not in ours.stop_tokens]
     text = ours.tokenizer.decode(said, skip_special_tokens=True)
-    assert ours.generate("the User: the", max_new_tokens=40).rstrip("\ufffd") == text.rstrip("\ufffd")
+    assert ours.generate("the User: the", max_new_tokens=16).rstrip("\ufffd") == text.rstrip("\ufffd")
 
 
 def test_a_long_prompt_is_read_as_a_whole(foreign: Made, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +206,14 @@ def test_what_cannot_be_exact_is_told_in_one_line(foreign: Made, directory: Path
         Pragnosia.from_pretrained(directory, exact=True)
     with pytest.raises(UserError, match="no adapter, other type"):
         Pragnosia.from_pretrained(folder, exact=True, dtype="float16")
+    values = json.loads((folder / "config.json").read_text())
+    shutil.copytree(folder, tmp_path / "quantised")
+    (tmp_path / "quantised" / "config.json").write_text(json.dumps(values | {"quantization_config": {"bits": 4}}))
+    with pytest.raises(ConfigError, match="are quantised, and exact mode converts nothing"):
+        Pragnosia.from_pretrained(tmp_path / "quantised", exact=True)
+    reference(foreign("mixtral"), torch.float16).save_pretrained(tmp_path / "half")
+    with pytest.raises(CheckpointError, match=r"are torch\.float16; exact mode streams"):
+        Pragnosia.from_pretrained(tmp_path / "half", exact=True)
     with pytest.raises(PromptError, match="at energy 1"):
         Pragnosia.from_pretrained(folder, exact=True).generate_tokens([1, 2], energy=0.5)
 

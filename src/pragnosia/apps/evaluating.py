@@ -133,6 +133,7 @@ def _evaluated(
         text,
         context=context,
         stride=stride,
+        batch_size=1 if exact else None,  # as transformers reads a text; a batch's eager scores would pass the budget
         energy=energy,
         max_bytes=_limit(max_bytes),
     ).to_dict()

@@ -40,6 +40,11 @@ def load_exact(
     shelf = AsItLies(blueprint(folder))
     if shelf.is_dense and budget is not None:
         raise BudgetError("exact streams experts only, and this model has none; leave --memory out, or --exact")
+    if not shelf.is_dense and shelf.dtype not in (torch.float32, torch.bfloat16):
+        raise CheckpointError(
+            f"the weights in {folder} are {shelf.dtype}; exact mode streams experts of float32 or bfloat16, and "
+            "converts nothing; leave --exact out"
+        )
     theirs = _theirs(folder, shelf.print_)
     plan, reader, table = None, None, None if budget is None else shelf.table
     if not shelf.is_dense:
