@@ -27,6 +27,12 @@ Adapter = Annotated[
     Path | None,
     typer.Option(help="An adapter of this model in PEFT's format, as `tune` writes it; added, not folded in."),
 ]
+Exact = Annotated[
+    bool,
+    typer.Option(
+        "--exact", help="Another family's model by transformers' own modules: its logits bit for bit, slower."
+    ),
+]
 Stats = Annotated[bool, typer.Option("--stats", help="With --memory: say what was here and what was read.")]
 
 
@@ -73,7 +79,13 @@ def check_memory(memory: str | None) -> None:
 
 
 def open_speaker(
-    model: Path, memory: str | None, context: int | None, adapter: Path | None = None, *, quiet: bool
+    model: Path,
+    memory: str | None,
+    context: int | None,
+    adapter: Path | None = None,
+    *,
+    quiet: bool,
+    exact: bool = False,
 ) -> Pragnosia:
     """The model, with its plan printed first where there is a budget."""
     if adapter is not None:
@@ -83,9 +95,14 @@ def open_speaker(
     from pragnosia.inference.speaker import Pragnosia
 
     if memory is None:
-        return Pragnosia.from_pretrained(model, adapter=adapter)
+        return Pragnosia.from_pretrained(model, adapter=adapter, exact=exact)
     speaker = Pragnosia.from_pretrained(
-        model, memory=memory, context=context, adapter=adapter, progress=None if quiet else bar("loading")
+        model,
+        memory=memory,
+        context=context,
+        adapter=adapter,
+        progress=None if quiet else bar("loading"),
+        exact=exact,
     )
     if not quiet:
         assert speaker.plan is not None

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
-from pragnosia.apps.budgeting import Adapter, Memory, check_memory, open_speaker
+from pragnosia.apps.budgeting import Adapter, Exact, Memory, check_memory, open_speaker
 from pragnosia.apps.speaking import Energy, Model
 from pragnosia.units import format_bytes, format_count, format_duration, format_joules
 
@@ -33,13 +33,14 @@ def evaluate(
     energy: Energy = 1.0,
     memory: Memory = None,
     adapter: Adapter = None,
+    exact: Exact = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
     """Perplexity and bits per byte of a text, every token scored once with the context before it."""
     _check_input(model, data, max_bytes, [energy])
     check_memory(memory)
-    measured = _evaluated(model, data, context, stride, max_bytes, energy, memory, adapter)
+    measured = _evaluated(model, data, context, stride, max_bytes, energy, memory, adapter, exact)
     values = {"model": str(model), "data": data, **measured}
     rows = [
         ("bits per byte", f"{values['bits_per_byte']:.4f}"),
@@ -117,13 +118,14 @@ def _evaluated(
     energy: float,
     memory: str | None = None,
     adapter: Path | None = None,
+    exact: bool = False,
 ) -> dict[str, Any]:
     from pragnosia.data import Joined, resolve
     from pragnosia.measure.evaluation import evaluate as measure_text
 
     if memory is not None:
         context = context or _CONTEXT_IN_BUDGET
-    speaker = open_speaker(model, memory, context, adapter, quiet=True)
+    speaker = open_speaker(model, memory, context, adapter, quiet=True, exact=exact)
     text = Joined(tuple(resolve(source) for source in data))
     return measure_text(
         speaker.model,
@@ -131,6 +133,7 @@ def _evaluated(
         text,
         context=context,
         stride=stride,
+        batch_size=1 if exact else None,  # as transformers reads a text; a batch's eager scores would pass the budget
         energy=energy,
         max_bytes=_limit(max_bytes),
     ).to_dict()

@@ -14,6 +14,7 @@ from pragnosia.apps.answer import Answer, AsJson, Debug, answering, one_line
 from pragnosia.apps.budgeting import (
     Adapter,
     Context,
+    Exact,
     Memory,
     Stats,
     check_memory,
@@ -56,6 +57,7 @@ def generate(
     memory: Memory = None,
     context: Context = None,
     adapter: Adapter = None,
+    exact: Exact = False,
     stats: Stats = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -86,7 +88,7 @@ def generate(
     from pragnosia.inference.ending import Spoken
     from pragnosia.measure.meter import EnergyMeter
 
-    speaker, trace = open_speaker(model, memory, context, adapter, quiet=as_json), Trace()
+    speaker, trace = open_speaker(model, memory, context, adapter, quiet=as_json, exact=exact), Trace()
     ids = speaker.encode(prompt)
     decoder = speaker.decoder(len(ids) + max_new_tokens, energy, trace)
     decoder.read(ids)

@@ -35,7 +35,7 @@ PROMPT_PIECE = 1024
 CONTEXT = 4096
 """Tokens that a conversation has room for, unless it is said otherwise."""
 _RESIDENTS = "attention, norms, routers, output head"
-_PRODUCTS = 96 * MIB  # the code that torch's library of products writes for each shape, and keeps
+PRODUCTS = 96 * MIB  # the code that torch's library of products writes for each shape, and keeps
 _MARGIN = 24 * MIB  # what malloc keeps and nobody counts
 # Hit rate by share of the units that have a slot, measured on benchmarks/budget's checkpoint: its routing is random
 # and yet not even; real text repeats itself more.
@@ -151,8 +151,12 @@ def make_plan(
     context: int | None = None,
     interpreter: int | None = None,
     tuning: Tuning | None = None,
+    besides: int = 0,
 ) -> Plan:
-    """Share a budget [bytes] out. Raises BudgetError with the arithmetic, and the least budget that would do."""
+    """Share a budget [bytes] out, `besides` being scratch of other modules than ours.
+
+    Raises BudgetError with the arithmetic, and the least budget that would do.
+    """
     config = shelf.config
     room = tuning.tokens if tuning else min(config.max_position_embeddings, context or CONTEXT)
     sizes = shelf.resident
@@ -169,7 +173,7 @@ def make_plan(
         interpreter=resident_memory() if interpreter is None else interpreter,
         resident=resident,
         cache=0 if tuning else 2 * keys * room * shelf.dtype.itemsize,
-        scratch=_tuning_scratch(shelf, room) if tuning else _scratch(shelf, min(room, PROMPT_PIECE)),
+        scratch=besides + (_tuning_scratch(shelf, room) if tuning else _scratch(shelf, min(room, PROMPT_PIECE))),
         record=record,
         slots=0,
         num_units=layers * (1 if organ is None else organ.num_units),
@@ -255,7 +259,7 @@ def _tuning_scratch(shelf: Shelf, tokens: int) -> int:
         unit = 2 * 2 * parts * organ.unit_width * width + tokens * 4 * (6 * width + 6 * parts * organ.unit_width)
         unit *= torch.get_num_threads()
     head = int(config.vocab_size) * width * 2 if shelf.format.plain_dtype is None else 0
-    return kept + at_work + unit + head + 2 * CHUNK_BYTES + _PRODUCTS + _MARGIN
+    return kept + at_work + unit + head + 2 * CHUNK_BYTES + PRODUCTS + _MARGIN
 
 
 def _too_small(plan: Plan, each: int, least: int) -> str:

@@ -51,6 +51,7 @@ class Decoder:
         self.ids: list[int] = []
         self._state: State = self.model.fresh_state(1, self.room)
         self._program: Program | None = None
+        self._piece: int = getattr(self.model, "prompt_piece", PROMPT_PIECE)  # of a prompt, read at once
 
     @property
     def tokens(self) -> Int[Tensor, "1 S"]:
@@ -114,8 +115,8 @@ class Decoder:
             self._program.length += 1
             self._record(self._program.routings, 1)
             return chosen
-        while len(self.ids) - self._state.length > PROMPT_PIECE:
-            self._settle(self._modules(PROMPT_PIECE), PROMPT_PIECE)
+        while len(self.ids) - self._state.length > self._piece:
+            self._settle(self._modules(self._piece), self._piece)
         unread = len(self.ids) - self._state.length
         output = self._modules(unread)
         logits = output.logits[:, -1]

@@ -21,6 +21,7 @@ from pragnosia.inference.budget import Plan, as_bytes
 from pragnosia.inference.choices import DeviceMap, chosen_device, chosen_dtype
 from pragnosia.inference.decode import Decoder, Trace
 from pragnosia.inference.directory import has_tokenizer
+from pragnosia.inference.exact_loading import load_exact
 from pragnosia.inference.few_bits import load_in_few_bits
 from pragnosia.inference.loading import load_model, load_tokenizer
 from pragnosia.inference.sampling import Sampling, check_room, check_text
@@ -62,6 +63,7 @@ class Pragnosia:
         torch_dtype: torch.dtype | str | None = None,
         device_map: DeviceMap = None,
         progress: Progress | None = None,
+        exact: bool = False,
     ) -> Pragnosia:
         """Load a model directory, ours or a supported family's, or a GGUF file; a tokenizer matters only for text.
 
@@ -70,15 +72,25 @@ class Pragnosia:
         it is added as it is, not folded in. With `load_in_8bit` or `load_in_4bit` the matrices are packed as
         they are loaded, into our formats int8 or int4 (kernels/formats.py; not bitsandbytes' ones), on the CPU; the
         token table and the output head take int8 in either. `torch_dtype` is another name of `dtype`, and `device_map`
-        may name one device, or "auto": the GPU if there is one. Raises CheckpointError, ConfigError, BudgetError,
-        UserError.
+        may name one device, or "auto": the GPU if there is one. `exact` runs another family's directory through
+        transformers' own eager modules, for their logits bit for bit; with `memory` its experts stay on disk. Raises
+        CheckpointError, ConfigError, BudgetError, UserError.
         """
         # before the plan, which counts what is there already
         learned = None if adapter is None else read_adapter(adapter, directory)
         plan = None
         dtype = chosen_dtype(dtype, torch_dtype)
         place = chosen_device(device, device_map, in_budget=memory is not None or load_in_8bit or load_in_4bit)
-        if memory is not None:
+        if exact:
+            if learned is not None or load_in_8bit or load_in_4bit or dtype != "auto" or place != "cpu":
+                raise UserError(
+                    "exact mode runs a model as it lies, on the CPU: no adapter, other type, fewer bits or device; "
+                    "leave those out, or exact"
+                )
+            budget = None if memory is None else as_bytes(memory)
+            standing_in: Any = load_exact(directory, budget, context=context, progress=progress)
+            model, plan = standing_in
+        elif memory is not None:
             if dtype != "auto" or place != "cpu":
                 raise BudgetError("within a memory budget a model runs on the CPU, in the type it is stored in")
             if load_in_8bit or load_in_4bit:

@@ -120,6 +120,9 @@ def built(
 
 def pool_of(model: PragnosiaForCausalLM) -> UnitPool | None:
     """The pool that a streamed model draws on."""
+    pool: UnitPool | None = getattr(model, "unit_pool", None)  # exact mode's
+    if pool is not None:
+        return pool
     for module in model.modules():
         if isinstance(module, StreamedBank):
             return module.bank.pool

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from pragnosia.errors import ConfigError, unknown_name
+from pragnosia.inference.exact import ExactModel
 from pragnosia.inference.stream import pool_of
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.modeling import PragnosiaForCausalLM
@@ -142,9 +143,9 @@ def account(
     precision that does not exist or a context that does not fit.
     """
     bytes_of(0, precision)
-    model = subject if isinstance(subject, nn.Module) else on_meta(subject)
-    # most of it lies on disk, or behind adapters, which add a percent or so and are left out
-    if pool_of(model) is not None or adapters(model):
+    model: Any = subject if isinstance(subject, nn.Module) else on_meta(subject)
+    # most of it lies on disk, in others' modules, or behind adapters, which add a percent or so and are left out
+    if isinstance(model, ExactModel) or pool_of(model) is not None or adapters(model):
         described: Any = model.config
         model = on_meta(described)
     limit = int(model.config.max_position_embeddings)
