@@ -46,7 +46,9 @@ def main(folder: Path | None) -> None:
     """Every case, and the folder if there is one."""
     cases = earlier(__file__, "cases") if folder is not None and Path(__file__).with_suffix(".json").exists() else {}
     if folder is not None:
-        cases[f"{folder.name}, {_gigabytes(folder):.1f} GB"] = measured(folder, small=False)
+        cases[f"{AutoConfig.from_pretrained(folder).model_type}, {_gigabytes(folder):.1f} GB"] = measured(
+            folder, small=False
+        )
     else:
         for name, (family, sizes) in CASES.items():
             with tempfile.TemporaryDirectory() as made:
