@@ -23,6 +23,7 @@ from pragnosia.inference.directory import has_tokenizer
 from pragnosia.inference.loading import load_model, load_tokenizer
 from pragnosia.inference.sampling import Sampling, check_room, check_text
 from pragnosia.inference.stream import Progress, load_streamed
+from pragnosia.inference.vram import check_vram
 from pragnosia.model.modeling import PragnosiaForCausalLM
 from pragnosia.tuning.lora import attach_tensors
 from pragnosia.tuning.peft_format import read_adapter
@@ -46,7 +47,7 @@ class Pragnosia:
         """How the memory is shared out, where a budget was given."""
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # noqa: PLR0913  (its options are what can be said of a model)
         cls,
         directory: str | Path,
         *,
@@ -56,17 +57,26 @@ class Pragnosia:
         context: int | None = None,
         adapter: str | Path | None = None,
         progress: Progress | None = None,
+        vram: int | str | None = None,
     ) -> Pragnosia:
         """Load a model directory, ours or a supported family's; a tokenizer matters only once text is asked for.
 
         With `memory` ("4GiB", or bytes) units stay on disk and come when they wake, so that the whole process keeps to
         that budget, with room for `context` tokens. `adapter` is a directory in PEFT's format, as `tune` writes it;
-        it is added as it is, not folded in. Raises CheckpointError, ConfigError, BudgetError.
+        it is added as it is, not folded in. With `vram` beside `memory` the units that woke lately are on the GPU
+        (`device`, by default the current one), within that budget. Raises CheckpointError, ConfigError, BudgetError.
         """
+        if vram is not None:
+            check_vram(memory, adapter)
         # before the plan, which counts what is there already
         learned = None if adapter is None else read_adapter(adapter, directory)
         plan = None
-        if memory is not None:
+        if memory is not None and vram is not None:
+            where = None if device == "cpu" else torch.device(device)
+            model, plan = load_streamed(
+                directory, as_bytes(memory), context=context, progress=progress, vram=as_bytes(vram), device=where
+            )
+        elif memory is not None:
             if dtype != "auto" or device != "cpu":
                 raise BudgetError("within a memory budget a model runs on the CPU, in the type it is stored in")
             model, plan = load_streamed(directory, as_bytes(memory), context=context, progress=progress)
