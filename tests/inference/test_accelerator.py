@@ -24,9 +24,11 @@ from pragnosia.inference.budget import Tuning, make_plan
 from pragnosia.inference.device_layers import LayersOnDevice
 from pragnosia.inference.device_slots import slot_bytes, staging_bytes
 from pragnosia.inference.shelf import open_shelf
-from pragnosia.inference.stream import build, load_streamed, load_whole, slots_of
+from pragnosia.inference.stream import _built, build, load_streamed, load_whole, slots_of
 from pragnosia.inference.vram import CONTEXT, MARGIN, SCORES, prompt_piece
 from pragnosia.quantisation.packing import pack_model
+from pragnosia.tuning.configuration import LoraConfig
+from pragnosia.tuning.lora import attach
 from pragnosia.units import GIB, MIB
 
 pytestmark = pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
@@ -334,8 +336,38 @@ def test_what_does_not_go_with_an_accelerator(foreign: Callable[..., Path]) -> N
         make_plan(open_shelf(folder), GIB, vram=GIB, tuning=tuning)
     model = placed(folder, 4)
     embedded = torch.randn(1, 5, 32, requires_grad=True)
+    with pytest.raises(ConfigError, match="take no adapters yet"):
+        attach(model, LoraConfig(rank=2, targets=("units",)))
+    model = placed(folder, 4)
     with pytest.raises(ConfigError, match="do not learn"):
         model(inputs_embeds=embedded, use_cache=False)
+
+
+@pytest.mark.parametrize("name", [None, "int4"])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", ["qwen3_moe", "llama"])
+def test_nothing_stays_behind(
+    family: str, tied: bool, name: str | None, foreign: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = foreign(family, tie_word_embeddings=tied)
+    if name is not None:
+        pack_model(blueprint(folder), tmp_path / "packed", name)
+        folder = tmp_path / "packed"
+    shelf = open_shelf(folder)
+    model = _built(shelf, shelf.resident, None, torch.device("meta"))  # a device of its own, without memory
+    left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if not tensor.is_meta]
+    assert left == []
+    if tied and name is not None:
+        assert model.lm_head.rows is model.model.embed_tokens.rows
+
+
+def test_a_table_on_disk_sends_its_rows(foreign: Callable[..., Path]) -> None:
+    table: Any = open_shelf(foreign("qwen3_moe")).table
+    table.device = torch.device("meta")
+    assert table.weight.is_meta
+    rows = table(torch.tensor([[3, 5, 3]]))
+    assert rows.is_meta
+    assert rows.shape == (1, 3, 32)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

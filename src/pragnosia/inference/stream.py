@@ -130,7 +130,8 @@ def _built(
             progress(done, total)
     _fill_buffers(model)
     if device is not None:
-        _move(model.model.positions, "", device)
+        for owner, _ in list(model.named_modules()):  # what was in no file
+            _move(model, f"{owner}.", device)
     if isinstance(model.model.embed_tokens, nn.Embedding):  # a packed table is shared as it is put
         model.tie_weights()
     return model.eval()  # type: ignore[no-any-return,no-untyped-call]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 CONTEXT = 512 * MIB  # allowance for CUDA and its libraries, once on the device and once in host memory
 SCORES = 256 * MIB  # most that the attention scores of one piece of a prompt may take
 LONGEST_PIECE = 1024  # tokens of a prompt that are read at once
-MARGIN = 24 * MIB  # what torch's allocator keeps in its bins
+MARGIN = 64 * MIB  # what torch's allocator keeps in its bins, and the workspace of its products
 _UNPACKING = 24  # bytes that a weight takes while it is unpacked: its codes, whole numbers, and two floats
 
 
