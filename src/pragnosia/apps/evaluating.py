@@ -123,9 +123,10 @@ def _evaluated(
     from pragnosia.data import Joined, resolve
     from pragnosia.measure.evaluation import evaluate as measure_text
 
-    if memory is not None:
-        context = context or _CONTEXT_IN_BUDGET
-    speaker = open_speaker(model, memory, context, adapter, quiet=True, vram=vram)
+    room = context or (None if memory is None else _CONTEXT_IN_BUDGET)
+    speaker = open_speaker(model, memory, room, adapter, quiet=True, vram=vram)
+    if context is None and room is not None:
+        context = min(room, int(speaker.model.config.max_position_embeddings))
     text = Joined(tuple(resolve(source) for source in data))
     return measure_text(
         speaker.model,
