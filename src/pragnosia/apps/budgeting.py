@@ -23,6 +23,10 @@ Memory = Annotated[
 Context = Annotated[
     int | None, typer.Option(min=1, help="With --memory: tokens to have room for; default 4096 or all the model holds.")
 ]
+Vram = Annotated[
+    str | None,
+    typer.Option(help="With --memory: a budget of the GPU's memory, as in 4GiB: the units that woke lately are there."),
+]
 Adapter = Annotated[
     Path | None,
     typer.Option(help="An adapter of this model in PEFT's format, as `tune` writes it; added, not folded in."),
@@ -59,7 +63,7 @@ def plan(
     return Answer(values, [*shared.table(rates).splitlines(), measured])
 
 
-def check_memory(memory: str | None) -> None:
+def check_memory(memory: str | None, name: str = "--memory") -> None:
     """Raise ConfigError for a budget nobody can read; torch is not loaded."""
     from pragnosia.errors import ConfigError
     from pragnosia.units import parse_bytes
@@ -67,13 +71,19 @@ def check_memory(memory: str | None) -> None:
     try:
         size = 1 if memory is None else parse_bytes(memory)
     except ValueError as error:
-        raise ConfigError(f"--memory: {error}") from error
+        raise ConfigError(f"{name}: {error}") from error
     if size <= 0:
-        raise ConfigError(f"--memory is {memory}; it must be more than nothing, as in 4GiB")
+        raise ConfigError(f"{name} is {memory}; it must be more than nothing, as in 4GiB")
 
 
 def open_speaker(
-    model: Path, memory: str | None, context: int | None, adapter: Path | None = None, *, quiet: bool
+    model: Path,
+    memory: str | None,
+    context: int | None,
+    adapter: Path | None = None,
+    *,
+    quiet: bool,
+    vram: str | None = None,
 ) -> Pragnosia:
     """The model, with its plan printed first where there is a budget."""
     if adapter is not None:
@@ -82,10 +92,17 @@ def open_speaker(
         check_adapter(adapter)
     from pragnosia.inference.speaker import Pragnosia
 
-    if memory is None:
+    if vram is not None:
+        check_memory(vram, "--vram")
+    if memory is None and vram is None:
         return Pragnosia.from_pretrained(model, adapter=adapter)
     speaker = Pragnosia.from_pretrained(
-        model, memory=memory, context=context, adapter=adapter, progress=None if quiet else bar("loading")
+        model,
+        memory=memory,
+        context=context,
+        adapter=adapter,
+        progress=None if quiet else bar("loading"),
+        vram=vram,
     )
     if not quiet:
         assert speaker.plan is not None
@@ -109,14 +126,19 @@ def streamed(speaker: Pragnosia, tokens: int) -> dict[str, Any]:
 
     import torch
 
-    from pragnosia.inference.stream import pool_of
+    from pragnosia.inference.stream import pool_of, slots_of
 
-    pool = pool_of(speaker.model)
+    pool, slots = pool_of(speaker.model), slots_of(speaker.model)
     if pool is None:
         return {}
     stats = pool.stats()
+    here = {"hit_rate": stats.hit_rate}
+    if slots is not None:  # what is asked of the host's pool is what the GPU lacks
+        asked = max(slots.hits + slots.misses, 1)
+        copied = slots.bytes_copied / max(tokens, 1)
+        here = {"hit_rate": 1 - stats.misses / asked, "gpu_hit_rate": slots.hit_rate, "bytes_copied_per_token": copied}
     return {
-        "hit_rate": stats.hit_rate,
+        **here,
         "bytes_read_per_token": stats.bytes_read / max(tokens, 1),
         "seconds_waiting": stats.seconds_waiting / torch.get_num_threads(),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -125,10 +147,12 @@ def streamed(speaker: Pragnosia, tokens: int) -> dict[str, Any]:
 
 def streamed_line(values: dict[str, Any]) -> str:
     """The same for people."""
+    on_gpu = f" ({values['gpu_hit_rate']:.0%} on the GPU)" if "gpu_hit_rate" in values else ""
     return (
-        f"[{values['hit_rate']:.0%} of woken units were here, {format_bytes(values['bytes_read_per_token'])} read per "
-        f"token, {format_duration(values['seconds_waiting'])} waiting for the disk, peak memory "
-        f"{format_bytes(values['peak_memory_bytes'])}]"
+        f"[{values['hit_rate']:.0%} of woken units were here{on_gpu}, "
+        f"{format_bytes(values['bytes_read_per_token'])} read per token, "
+        f"{format_duration(values['seconds_waiting'])} waiting for the disk, "
+        f"peak memory {format_bytes(values['peak_memory_bytes'])}]"
     )
 
 

@@ -16,6 +16,7 @@ from pragnosia.apps.budgeting import (
     Context,
     Memory,
     Stats,
+    Vram,
     check_memory,
     open_speaker,
     streamed,
@@ -56,6 +57,7 @@ def generate(
     memory: Memory = None,
     context: Context = None,
     adapter: Adapter = None,
+    vram: Vram = None,
     stats: Stats = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -86,7 +88,7 @@ def generate(
     from pragnosia.inference.ending import Spoken
     from pragnosia.measure.meter import EnergyMeter
 
-    speaker, trace = open_speaker(model, memory, context, adapter, quiet=as_json), Trace()
+    speaker, trace = open_speaker(model, memory, context, adapter, quiet=as_json, vram=vram), Trace()
     ids = speaker.encode(prompt)
     decoder = speaker.decoder(len(ids) + max_new_tokens, energy, trace)
     decoder.read(ids)
@@ -128,6 +130,7 @@ def chat(
     memory: Memory = None,
     context: Context = None,
     adapter: Adapter = None,
+    vram: Vram = None,
     system: Annotated[str | None, typer.Option(help="What the model is told before the first turn.")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -155,7 +158,7 @@ def chat(
 
     from pragnosia.inference.chat import Conversation
 
-    speaker = open_speaker(model, memory, context, adapter, quiet=as_json)
+    speaker = open_speaker(model, memory, context, adapter, quiet=as_json, vram=vram)
     conversation = Conversation(speaker, sampling=sampling, max_new_tokens=max_new_tokens, system=system, energy=energy)
     turns: list[dict[str, str]] = []
     if isinstance(sys.stdin, TextIOWrapper):

@@ -22,8 +22,10 @@ from pathlib import Path
 import torch
 
 from pragnosia.errors import BudgetError
+from pragnosia.inference.device_slots import slot_bytes
 from pragnosia.inference.layers import PASSING
 from pragnosia.inference.shelf import EMBEDDING, Shelf
+from pragnosia.inference.vram import with_vram
 from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.kernels.cross_entropy import CHUNK_BYTES
 from pragnosia.kernels.pool import UnitPool, record_bytes
@@ -72,6 +74,16 @@ class Plan:
     learning: int = 0
     """Adapters, their slopes and moments, where a model is tuned."""
     dense: bool = False
+    vram: int = 0
+    """Budget of an accelerator, which then holds residents, keys and values, and scratch; 0: there is none."""
+    vram_slots: int = 0
+    """Records that fit there beside them."""
+
+    @property
+    def vram_total(self) -> int:
+        """Never above `vram`."""
+        here = self.resident + self.cache + self.scratch + slot_bytes(self.record) * self.vram_slots
+        return here if self.vram else 0
 
     @property
     def pool(self) -> int:
@@ -80,8 +92,9 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """Never above the budget."""
-        return self.interpreter + self.resident + self.cache + self.scratch + self.learning + self.pool
+        """Never above the budget; what lies on an accelerator is not in it."""
+        always = 0 if self.vram else self.resident + self.cache + self.scratch
+        return self.interpreter + always + self.learning + self.pool
 
     @property
     def share(self) -> float:
@@ -116,6 +129,16 @@ class Plan:
             (what, self.pool, f"{self.slots} slots for {self.num_units} {what} of {format_bytes(self.record)}"),
             ("total", self.total, f"of {format_bytes(self.budget)}"),
         ]
+        if self.vram:
+            held = slot_bytes(self.record) * self.vram_slots
+            rows = [
+                *rows[1:3],
+                (*rows[4][:2], "and CUDA's own"),
+                (f"{what} on the GPU", held, f"{self.vram_slots} slots"),
+                ("total on the GPU", self.vram_total, f"of {format_bytes(self.vram)}"),
+                (rows[0][0], self.interpreter, "and CUDA's, and staging"),
+                *rows[5:],
+            ]
         rows = [row for row in rows if row[1]]
         lines = [f"  {name:<26}{format_bytes(size):>10}  {note}".rstrip() for name, size, note in rows]
         if rates is not None:
@@ -148,8 +171,13 @@ def make_plan(
     context: int | None = None,
     interpreter: int | None = None,
     tuning: Tuning | None = None,
+    vram: int = 0,
+    device: torch.device | None = None,
 ) -> Plan:
-    """Share a budget [bytes] out. Raises BudgetError with the arithmetic, and the least budget that would do."""
+    """Share a budget [bytes] out, and that of an accelerator, `vram` [bytes] of `device` (None: a GPU not here).
+
+    Raises BudgetError with the arithmetic, and the least budget that would do.
+    """
     config = shelf.config
     room = tuning.tokens if tuning else min(config.max_position_embeddings, context or CONTEXT)
     sizes = shelf.resident
@@ -177,9 +205,13 @@ def make_plan(
         learning=tuning.learning if tuning else 0,
         dense=organ is None,
     )
+    if vram and tuning:
+        raise BudgetError("a model does not learn on a GPU within --vram yet; leave --vram out")
     each = UnitPool.bytes_for(record, 1)
-    slots = min((budget - plan.total) // each, plan.num_units)
     least = min(PASSING if organ is None else 2 * plan.awake, plan.num_units)
+    if vram:
+        plan = with_vram(plan, shelf, vram, device, least)
+    slots = min((budget - plan.total) // each, plan.num_units)
     if slots < least:
         raise BudgetError(_too_small(plan, each, least))
     return replace(plan, slots=int(slots))
@@ -256,12 +288,13 @@ def _tuning_scratch(shelf: Shelf, tokens: int) -> int:
 
 def _too_small(plan: Plan, each: int, least: int) -> str:
     needed = plan.total + least * each
+    here = not plan.vram
     parts = (
         f"interpreter {format_bytes(plan.interpreter)}",
-        f"resident weights {format_bytes(plan.resident)}",
-        f"keys and values for {plan.context} tokens {format_bytes(plan.cache)}" if plan.cache else "",
+        f"resident weights {format_bytes(plan.resident)}" if here else "",
+        f"keys and values for {plan.context} tokens {format_bytes(plan.cache)}" if plan.cache and here else "",
         f"adapters, slopes and moments {format_bytes(plan.learning)}" if plan.learning else "",
-        f"activations and scratch {format_bytes(plan.scratch)}",
+        f"activations and scratch {format_bytes(plan.scratch)}" if here else "",
         f"{least} slots of {format_bytes(each)}",
     )
     return (
