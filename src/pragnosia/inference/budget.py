@@ -2,10 +2,15 @@
 
     budget = interpreter + resident weights + keys and values + scratch + slots x record
 
-The slots take what the rest leaves. A token wakes A units in each of L sparse layers; a share h of them (the hit rate)
-is here, the others are read:
+The slots take what the rest leaves. With a GPU, resident weights, keys and values and scratch are on it, and slots in
+what it has left; host memory holds further slots. A token wakes A units in each of L sparse layers; a share h of them
+(the hit rate) is here, the others are read:
 
     seconds per token = awake bytes / memory rate + (1 - h) A L record / disk rate
+
+and with a GPU, of whose slots a share g of the woken units is found (the memory is then its own):
+
+                      + (1 - g) A L record / link rate
 
 What is here is computed while the rest is on its way, yet on two cores that hides nothing that can be measured: the
 threads that read take from those that compute (benchmarks/budget/forecast.py).
@@ -13,21 +18,18 @@ threads that read take from those that compute (benchmarks/budget/forecast.py).
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
-import torch
-
 from pragnosia.errors import BudgetError
+from pragnosia.inference.hits import CENTRAL, HIGH, LOW, Curve, hits
 from pragnosia.inference.layers import PASSING
-from pragnosia.inference.shelf import EMBEDDING, Shelf
-from pragnosia.kernels.activations import ACTIVATIONS
-from pragnosia.kernels.cross_entropy import CHUNK_BYTES
-from pragnosia.kernels.pool import UnitPool, record_bytes
-from pragnosia.model.organs import ExpertsConfig
+from pragnosia.inference.nearest import refusal
+from pragnosia.inference.scratch import MARGIN, most_awake, speaking_scratch, tuning_scratch
+from pragnosia.inference.shelf import EMBEDDING
+from pragnosia.inference.sizes import Sizes
+from pragnosia.kernels.pool import UnitPool
 from pragnosia.units import MIB, format_bytes, parse_bytes
 
 PROMPT_PIECE = 1024
@@ -35,11 +37,8 @@ PROMPT_PIECE = 1024
 CONTEXT = 4096
 """Tokens that a conversation has room for, unless it is said otherwise."""
 _RESIDENTS = "attention, norms, routers, output head"
-_PRODUCTS = 96 * MIB  # the code that torch's library of products writes for each shape, and keeps
-_MARGIN = 24 * MIB  # what malloc keeps and nobody counts
-# Hit rate by share of the units that have a slot, measured on benchmarks/budget's checkpoint: its routing is random
-# and yet not even; real text repeats itself more.
-_HITS = ((0.0, 0.0), (0.09, 0.46), (0.12, 0.54), (0.14, 0.58), (0.26, 0.72), (0.34, 0.82), (0.42, 0.89), (0.55, 0.95))
+DRIVER = 512 * MIB
+"""Of a GPU's memory, what its driver and libraries are assumed to keep for one process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +47,12 @@ class Rates:
 
     memory: float
     disk: float
+    vram: float = 300e9
+    """The GPU its own memory: what a GPU of 2020's middle class reads."""
+    link: float = 12e9
+    """From host memory to the GPU: PCIe 3 with 16 lanes, less what its protocol takes."""
+    assumed: tuple[str, ...] = ()
+    """Those of the four that nobody measured or gave."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,7 @@ class Plan:
     scratch: int
     record: int
     slots: int
+    """In host memory."""
     num_units: int
     """Records that come and go: units, or whole layers of a dense model."""
     streamed_layers: int
@@ -72,56 +78,151 @@ class Plan:
     learning: int = 0
     """Adapters, their slopes and moments, where a model is tuned."""
     dense: bool = False
+    vram: int = 0
+    """The GPU's budget; 0 where the host computes. Else residents, keys and values and scratch lie there."""
+    vram_slots: int = 0
+    """On the GPU; a unit that has one needs none in host memory."""
+    driver: int = 0
+    """Of the GPU's memory, what is not ours."""
+    buffers: int = 0
+    """Host memory that a plan with a GPU still needs beside its slots."""
+
+    @property
+    def each(self) -> int:
+        """Bytes of a slot."""
+        return UnitPool.bytes_for(self.record, 1)
 
     @property
     def pool(self) -> int:
-        """Memory of the slots."""
-        return UnitPool.bytes_for(self.record, self.slots)
+        """Host memory of the slots."""
+        return UnitPool.bytes_for(self.record, max(self.slots, 0))
+
+    @property
+    def vram_pool(self) -> int:
+        """GPU memory of its slots."""
+        return UnitPool.bytes_for(self.record, max(self.vram_slots, 0))
+
+    @property
+    def computing(self) -> int:
+        """What lies where the model computes, slots apart."""
+        return self.resident + self.cache + self.scratch
 
     @property
     def total(self) -> int:
-        """Never above the budget."""
-        return self.interpreter + self.resident + self.cache + self.scratch + self.learning + self.pool
+        """Of host memory; never above the budget."""
+        return self.interpreter + self.buffers + self.learning + self.pool + (0 if self.vram else self.computing)
+
+    @property
+    def vram_total(self) -> int:
+        """Of the GPU's memory; never above its budget."""
+        return self.driver + self.computing + self.vram_pool if self.vram else 0
+
+    @property
+    def least_slots(self) -> int:
+        """What a layer needs at once, and what the next one reads meanwhile; on the GPU where there is one."""
+        return min(PASSING if self.dense else 2 * self.awake, self.num_units)
+
+    @property
+    def least_host_slots(self) -> int:
+        """The same of host memory: units without a place on the GPU come through it."""
+        return min(self.least_slots, self.num_units - max(self.vram_slots, 0))
+
+    @property
+    def fits(self) -> bool:
+        """Whether both budgets hold what has to be there."""
+        return self.slots >= self.least_host_slots and (not self.vram or self.vram_slots >= self.least_slots)
 
     @property
     def share(self) -> float:
-        """Of all units, those that have a slot."""
-        return self.slots / max(self.num_units, 1)
+        """Of all units, those that have a slot, here or there."""
+        return (self.slots + self.vram_slots) / max(self.num_units, 1)
+
+    def hits(self, curve: Curve = CENTRAL) -> tuple[float, float]:
+        """Of woken units, those expected on the GPU, and those on the GPU or in memory (inference/hits.py)."""
+        if self.dense:  # which reads in a circle: what stays is known
+            stays = _kept(self.vram_slots, self.num_units)
+            all_stay = stays + _kept(self.slots, self.num_units - stays)
+            return stays / self.num_units, all_stay / self.num_units
+        near = hits(self.vram_slots / max(self.num_units, 1), curve) if self.vram_slots else 0.0
+        return near, hits(self.share, curve)
 
     @property
     def hit_rate(self) -> float:
-        """Expected; what really comes depends on the text, but of a dense model, which reads in a circle."""
-        if self.dense:
-            return 1.0 if self.slots >= self.num_units else (self.slots - PASSING) / self.num_units
-        for (low, below), (high, above) in pairwise((*_HITS, (1.0, 1.0))):
-            if self.share <= high:
-                return below + (above - below) * (self.share - low) / (high - low)
-        return 1.0
+        """Expected to be on the GPU or in memory, what really comes depends on model and text: see `hit_range`."""
+        return self.hits()[1]
 
-    def tokens_per_second(self, rates: Rates) -> float:
+    @property
+    def vram_hit_rate(self) -> float:
+        """Expected to be on the GPU."""
+        return self.hits()[0]
+
+    @property
+    def hit_range(self) -> tuple[float, float]:
+        """Of a model whose load is spread evenly, and of one that keeps to a few units."""
+        return self.hits(LOW)[1], self.hits(HIGH)[1]
+
+    def tokens_per_second(self, rates: Rates, curve: Curve = CENTRAL) -> float:
         """Expected when decoding."""
-        computing = self.awake_bytes / rates.memory
-        reading = (1 - self.hit_rate) * self.awake * self.streamed_layers * self.record / rates.disk
-        return 1 / (computing + reading)
+        near, here = self.hits(curve)
+        woken = self.awake * self.streamed_layers * self.record
+        seconds = self.awake_bytes / (rates.vram if self.vram else rates.memory) + (1 - here) * woken / rates.disk
+        if self.vram:
+            seconds += (1 - near) * woken / rates.link
+        return 1 / seconds
+
+    def speed_range(self, rates: Rates) -> tuple[float, float]:
+        """Tokens per second at the two ends of `hit_range`."""
+        return self.tokens_per_second(rates, LOW), self.tokens_per_second(rates, HIGH)
 
     def table(self, rates: Rates | None = None) -> str:
         """For a person, before anything runs."""
         what = "layers" if self.dense else "units"
-        rows = [
+        slots = f"slots for {self.num_units} {what} of {format_bytes(self.record)}"
+        host = [
             ("interpreter and libraries", self.interpreter, ""),
+            ("buffers", self.buffers, ""),
+            ("adapters, slopes, moments", self.learning, ""),
+        ]
+        computing = [
             ("resident weights", self.resident, "norms, output head" if self.dense else _RESIDENTS),
             ("keys and values", self.cache, f"{self.context} tokens"),
-            ("adapters, slopes, moments", self.learning, ""),
             ("activations and scratch", self.scratch, f"{self.context} tokens" if self.learning else ""),
-            (what, self.pool, f"{self.slots} slots for {self.num_units} {what} of {format_bytes(self.record)}"),
-            ("total", self.total, f"of {format_bytes(self.budget)}"),
         ]
-        rows = [row for row in rows if row[1]]
-        lines = [f"  {name:<26}{format_bytes(size):>10}  {note}".rstrip() for name, size, note in rows]
+        pool = (what, self.pool, f"{self.slots} {slots}")
+        total = ("total", self.total, f"of {format_bytes(self.budget)}")
+        if self.vram:
+            lines = ["  on the GPU", *_lines([("driver and libraries", self.driver, "assumed"), *computing])]
+            lines += _lines([(what, self.vram_pool, f"{self.vram_slots} {slots}")])
+            lines += _lines([("total", self.vram_total, f"of {format_bytes(self.vram)}")])
+            lines += ["  in memory", *_lines([*host, pool, total])]
+        else:
+            lines = _lines([*host[:1], *computing[:2], *host[1:], computing[2], pool, total])
         if rates is not None:
-            speed = self.tokens_per_second(rates)
-            lines.append(f"  expected: {self.hit_rate:.0%} of woken {what} here, {speed:.2g} tokens/s")
+            lines.append(f"  expected: {self._expected(what)}, {_span(*self.speed_range(rates))} tokens/s")
         return "\n".join(lines)
+
+    def _expected(self, what: str) -> str:
+        """Where woken units are."""
+        low, high = self.hit_range
+        words = f"{self.hit_rate:.0%} of woken {what} here"
+        if f"{low:.0%}" != f"{high:.0%}":
+            words += f" ({low:.0%} to {high:.0%})"
+        return words + (f", {self.vram_hit_rate:.0%} on the GPU" if self.vram else "")
+
+
+def _kept(slots: int, count: int) -> int:
+    """Of layers that pass in a circle, those that stay for good."""
+    return count if slots >= count else max(slots - PASSING, 0)
+
+
+def _lines(rows: list[tuple[str, int, str]]) -> list[str]:
+    return [f"  {name:<26}{format_bytes(size):>10}  {note}".rstrip() for name, size, note in rows if size]
+
+
+def _span(low: float, high: float) -> str:
+    """`2` where both ends read alike."""
+    ends = [f"{end:.2g}" if end < 100 else f"{end:.0f}" for end in (low, high)]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,55 +243,63 @@ class Tuning:
 
 
 def make_plan(
-    shelf: Shelf,
+    sizes: Sizes,
     budget: int,
     *,
     context: int | None = None,
     interpreter: int | None = None,
     tuning: Tuning | None = None,
+    vram: int = 0,
 ) -> Plan:
-    """Share a budget [bytes] out. Raises BudgetError with the arithmetic, and the least budget that would do."""
-    config = shelf.config
+    """Share a budget [bytes] out, and `vram`, the GPU's. Raises BudgetError with the arithmetic and what would do."""
+    process = resident_memory() if interpreter is None else interpreter
+
+    def drafted(sizes: Sizes, context: int | None) -> Plan:
+        return _filled(_bare(sizes, budget, context, process, tuning, vram))
+
+    plan = drafted(sizes, context)
+    if not plan.fits:
+        raise BudgetError(refusal(plan, sizes, drafted))
+    return plan
+
+
+def _bare(sizes: Sizes, budget: int, context: int | None, interpreter: int, tuning: Tuning | None, vram: int) -> Plan:
+    """Everything but the slots."""
+    config, resident, record = sizes.config, sizes.resident, sizes.record
     room = tuning.tokens if tuning else min(config.max_position_embeddings, context or CONTEXT)
-    sizes = shelf.resident
-    if shelf.table is not None:
-        sizes = {name: size for name, size in sizes.items() if name != EMBEDDING}
-    resident, record = sum(sizes.values()), _record(shelf)
-    organ = None if shelf.is_dense else config.experts
-    layers = config.num_hidden_layers if organ is None else len(shelf.sparse)
+    weights = sum(size for name, size in resident.items() if name != EMBEDDING or not sizes.leaves_table)
+    organ = None if sizes.is_dense else config.experts
+    layers = config.num_hidden_layers if organ is None else len(sizes.sparse)
     attention = config.attention
     assert attention.head_dim is not None
     keys = config.num_hidden_layers * attention.num_key_value_heads * attention.head_dim
-    plan = Plan(
+    return Plan(
         budget=budget,
-        interpreter=resident_memory() if interpreter is None else interpreter,
-        resident=resident,
-        cache=0 if tuning else 2 * keys * room * shelf.dtype.itemsize,
-        scratch=_tuning_scratch(shelf, room) if tuning else _scratch(shelf, min(room, PROMPT_PIECE)),
+        interpreter=interpreter,
+        resident=weights,
+        cache=0 if tuning else 2 * keys * room * sizes.dtype.itemsize,
+        scratch=tuning_scratch(sizes, room) if tuning else speaking_scratch(sizes, min(room, PROMPT_PIECE)),
         record=record,
         slots=0,
         num_units=layers * (1 if organ is None else organ.num_units),
         streamed_layers=layers,
         awake=1 if organ is None else most_awake(organ),
         context=room,
-        awake_bytes=resident + layers * record * (1 if organ is None else organ.thalamus.num_awake),
+        awake_bytes=weights + layers * record * (1 if organ is None else organ.thalamus.num_awake),
         learning=tuning.learning if tuning else 0,
         dense=organ is None,
+        vram=vram,
+        driver=DRIVER if vram else 0,
+        buffers=MARGIN if vram else 0,
     )
-    each = UnitPool.bytes_for(record, 1)
-    slots = min((budget - plan.total) // each, plan.num_units)
-    least = min(PASSING if organ is None else 2 * plan.awake, plan.num_units)
-    if slots < least:
-        raise BudgetError(_too_small(plan, each, least))
-    return replace(plan, slots=int(slots))
 
 
-def _record(shelf: Shelf) -> int:
-    """Bytes of what comes and goes: a unit, or the largest layer."""
-    organ = shelf.config.experts
-    if shelf.is_dense or organ is None:
-        return max(sum(part.num_bytes for part in layer) for layer in shelf.layers())
-    return record_bytes(shelf.format, shelf.config.hidden_size, organ.unit_width, ACTIVATIONS[organ.activation])
+def _filled(plan: Plan) -> Plan:
+    """With as many slots as there is room for, the GPU's first; fewer than none where even the rest has no room."""
+    if plan.vram:
+        plan = replace(plan, vram_slots=min((plan.vram - plan.vram_total) // plan.each, plan.num_units))
+    slots = (plan.budget - plan.total) // plan.each
+    return replace(plan, slots=int(min(slots, plan.num_units - max(plan.vram_slots, 0))))
 
 
 def as_bytes(memory: int | str) -> int:
@@ -204,14 +313,6 @@ def as_bytes(memory: int | str) -> int:
     return size
 
 
-def most_awake(organ: ExpertsConfig) -> int:
-    """Units of one layer that a token may wake."""
-    thalamus = organ.thalamus
-    if thalamus.kind == "threshold":
-        return min(organ.num_units, thalamus.max_awake or 2 * thalamus.num_awake)
-    return thalamus.num_awake
-
-
 def resident_memory() -> int:
     """Bytes of this process now, libraries included."""
     try:
@@ -219,52 +320,3 @@ def resident_memory() -> int:
     except (OSError, IndexError, ValueError):
         return 400 * MIB
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _scratch(shelf: Shelf, tokens: int) -> int:
-    """A prompt's activations, each thread's packed units and buffers, logits; see source/bank.hpp."""
-    width, vocabulary, organ = int(shelf.config.hidden_size), int(shelf.config.vocab_size), shelf.config.experts
-    if organ is None:
-        return tokens * 4 * (12 * width + 3 * _widest(shelf)) + 4 * vocabulary * 4 + _MARGIN
-    threads, hidden = torch.get_num_threads(), ACTIVATIONS[organ.activation].num_parts * organ.unit_width
-    rows = tokens * (most_awake(organ) + 12) * width * 4
-    desk = 2 * 2 * (hidden + organ.unit_width) * width + 64 * 4 * (2 * hidden + 3 * width)
-    return int(rows + threads * desk) + 4 * vocabulary * 4 + _MARGIN
-
-
-def _widest(shelf: Shelf) -> int:
-    """Hidden values of a dense feed-forward, its gates included; 0 where there is none."""
-    dense = shelf.config.feed_forward
-    return int(ACTIVATIONS[dense.activation].num_parts * dense.width) if dense else 0
-
-
-def _tuning_scratch(shelf: Shelf, tokens: int) -> int:
-    """What is kept of each layer, what the layer at work needs, the logits' chunk and an output head made plain."""
-    config, item = shelf.config, shelf.dtype.itemsize
-    width, heads = int(config.hidden_size), int(config.attention.num_heads * (config.attention.head_dim or 0))
-    kept = 3 * int(config.num_hidden_layers) * tokens * width * item
-    at_work = tokens * (16 * width + 12 * heads + 4 * _widest(shelf)) * item + tokens * 4 * width * 4
-    unit = 0
-    if config.experts is not None and not shelf.is_dense:
-        organ = config.experts
-        parts = ACTIVATIONS[organ.activation].num_parts + 1
-        unit = 2 * 2 * parts * organ.unit_width * width + tokens * 4 * (6 * width + 6 * parts * organ.unit_width)
-        unit *= torch.get_num_threads()
-    head = int(config.vocab_size) * width * 2 if shelf.format.plain_dtype is None else 0
-    return kept + at_work + unit + head + 2 * CHUNK_BYTES + _PRODUCTS + _MARGIN
-
-
-def _too_small(plan: Plan, each: int, least: int) -> str:
-    needed = plan.total + least * each
-    parts = (
-        f"interpreter {format_bytes(plan.interpreter)}",
-        f"resident weights {format_bytes(plan.resident)}",
-        f"keys and values for {plan.context} tokens {format_bytes(plan.cache)}" if plan.cache else "",
-        f"adapters, slopes and moments {format_bytes(plan.learning)}" if plan.learning else "",
-        f"activations and scratch {format_bytes(plan.scratch)}",
-        f"{least} slots of {format_bytes(each)}",
-    )
-    return (
-        f"{format_bytes(plan.budget)} are too little: {' + '.join(filter(None, parts))} = {format_bytes(needed)}; "
-        f"give --memory {math.ceil(needed / MIB)}MiB or more"
-    )
