@@ -17,12 +17,14 @@ from pragnosia.inference.budget import DRIVER, Plan, Rates, make_plan
 from pragnosia.inference.hits import CENTRAL, HIGH, LOW, Curve, hits
 from pragnosia.inference.shelf import open_shelf
 from pragnosia.inference.sizes import Sizes, as_if_packed, described_preset
+from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.kernels.formats import FORMATS
+from pragnosia.kernels.pool import record_bytes
 from pragnosia.quantisation.index import RESIDENT, UNITS
 from pragnosia.quantisation.packing import pack_model
 from pragnosia.units import GIB, MIB
 
-LOCALITY = Path(__file__).parents[2] / "benchmarks" / "budget" / "locality.json"
+MEASURED = Path(__file__).parents[2] / "benchmarks" / "budget"
 PACKABLE = [name for name in FORMATS if name != "fp32"]
 RATES = Rates(memory=20e9, disk=1e9)
 Make = Callable[..., PragnosiaForCausalLM]
@@ -70,11 +72,29 @@ def test_presets_are_planned_without_a_file() -> None:
 
 @pytest.mark.parametrize(("kind", "curve"), [("trained", LOW), ("noise", CENTRAL), ("text", HIGH)])
 def test_curves_are_those_that_were_measured(kind: str, curve: Curve) -> None:
-    shares = json.loads(LOCALITY.read_text("utf-8"))["kinds"][kind]["shares"]
+    shares = json.loads((MEASURED / "locality.json").read_text("utf-8"))["kinds"][kind]["shares"]
     for share, found in shares.items():
         assert hits(float(share), curve) == pytest.approx(found["ours"], abs=0.02), share
     assert hits(0, curve) == 0
     assert hits(1, curve) == 1
+
+
+def test_the_forecast_is_the_one_that_was_held_beside_speeds() -> None:
+    """Twelve layers of 64 units, 4 awake, 768 wide of 2048: forecast.json's plans, made anew from its rates."""
+    cases = json.loads((MEASURED / "forecast.json").read_text("utf-8"))["cases"]
+    off = []
+    for name, case in cases.items():
+        entry = FORMATS[name.split(",")[0].replace("ckpt", "bf16")]
+        plan = Plan(
+            budget=GIB, interpreter=0, resident=0, cache=0, scratch=0, context=1, num_units=768, streamed_layers=12,
+            awake=4, awake_bytes=case["awake_bytes"], record=record_bytes(entry, 2048, 768, ACTIVATIONS["swiglu"]),
+            slots=min(range(769), key=lambda slots: abs(hits(slots / 768) - case["hits_foretold"])),
+        )  # fmt: skip
+        assert plan.hit_rate == pytest.approx(case["hits_foretold"])
+        rates = Rates(memory=case["memory_bytes_per_second"], disk=case["disk_bytes_per_second"])
+        assert plan.tokens_per_second(rates) == pytest.approx(case["foretold"], rel=1e-6)
+        off.append(abs(plan.tokens_per_second(rates) / case["measured"] - 1))
+    assert sorted(off)[-2] < 0.25, "all but one case"
 
 
 def test_a_forecast_has_two_ends() -> None:
