@@ -26,7 +26,7 @@ from pragnosia.errors import BudgetError
 from pragnosia.inference.hits import CENTRAL, HIGH, LOW, Curve, hits
 from pragnosia.inference.layers import PASSING
 from pragnosia.inference.nearest import refusal
-from pragnosia.inference.scratch import MARGIN, most_awake, speaking_scratch, tuning_scratch
+from pragnosia.inference.scratch import most_awake, speaking_scratch, tuning_scratch
 from pragnosia.inference.shelf import EMBEDDING
 from pragnosia.inference.sizes import Sizes
 from pragnosia.kernels.pool import UnitPool
@@ -38,7 +38,10 @@ CONTEXT = 4096
 """Tokens that a conversation has room for, unless it is said otherwise."""
 _RESIDENTS = "attention, norms, routers, output head"
 DRIVER = 512 * MIB
-"""Of a GPU's memory, what its driver and libraries are assumed to keep for one process."""
+"""What a GPU's driver and libraries are assumed to keep for one process, of its memory and once more of the host's."""
+STAGING = 32 * MIB
+"""Most that units on their way to a GPU take in buffers that it can read by itself."""
+_ALIGNMENT = 256  # bytes: where a slot on a GPU begins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,16 +84,21 @@ class Plan:
     vram: int = 0
     """The GPU's budget; 0 where the host computes. Else residents, keys and values and scratch lie there."""
     vram_slots: int = 0
-    """On the GPU; a unit that has one needs none in host memory."""
+    """On the GPU; a unit that has one needs none in host memory for long."""
     driver: int = 0
     """Of the GPU's memory, what is not ours."""
     buffers: int = 0
-    """Host memory that a plan with a GPU still needs beside its slots."""
+    """Host memory that a GPU needs beside the slots: its driver's share, and where units change ship."""
 
     @property
     def each(self) -> int:
-        """Bytes of a slot."""
+        """Bytes of a slot in host memory."""
         return UnitPool.bytes_for(self.record, 1)
+
+    @property
+    def vram_each(self) -> int:
+        """Bytes of a slot on the GPU."""
+        return -(-self.record // _ALIGNMENT) * _ALIGNMENT
 
     @property
     def pool(self) -> int:
@@ -100,7 +108,7 @@ class Plan:
     @property
     def vram_pool(self) -> int:
         """GPU memory of its slots."""
-        return UnitPool.bytes_for(self.record, max(self.vram_slots, 0))
+        return self.vram_each * max(self.vram_slots, 0)
 
     @property
     def computing(self) -> int:
@@ -119,23 +127,18 @@ class Plan:
 
     @property
     def least_slots(self) -> int:
-        """What a layer needs at once, and what the next one reads meanwhile; on the GPU where there is one."""
+        """What a layer needs at once and what the next reads meanwhile: on the GPU, and on the way there in memory."""
         return min(PASSING if self.dense else 2 * self.awake, self.num_units)
-
-    @property
-    def least_host_slots(self) -> int:
-        """The same of host memory: units without a place on the GPU come through it."""
-        return min(self.least_slots, self.num_units - max(self.vram_slots, 0))
 
     @property
     def fits(self) -> bool:
         """Whether both budgets hold what has to be there."""
-        return self.slots >= self.least_host_slots and (not self.vram or self.vram_slots >= self.least_slots)
+        return self.slots >= self.least_slots and (not self.vram or self.vram_slots >= self.least_slots)
 
     @property
     def share(self) -> float:
         """Of all units, those that have a slot, here or there."""
-        return (self.slots + self.vram_slots) / max(self.num_units, 1)
+        return min((self.slots + self.vram_slots) / max(self.num_units, 1), 1.0)
 
     def hits(self, curve: Curve = CENTRAL) -> tuple[float, float]:
         """Of woken units, those expected on the GPU, and those on the GPU or in memory (inference/hits.py)."""
@@ -180,7 +183,7 @@ class Plan:
         slots = f"slots for {self.num_units} {what} of {format_bytes(self.record)}"
         host = [
             ("interpreter and libraries", self.interpreter, ""),
-            ("buffers", self.buffers, ""),
+            ("CUDA's share and staging", self.buffers, "assumed"),
             ("adapters, slopes, moments", self.learning, ""),
         ]
         computing = [
@@ -191,7 +194,7 @@ class Plan:
         pool = (what, self.pool, f"{self.slots} {slots}")
         total = ("total", self.total, f"of {format_bytes(self.budget)}")
         if self.vram:
-            lines = ["  on the GPU", *_lines([("driver and libraries", self.driver, "assumed"), *computing])]
+            lines = ["  on the GPU", *_lines([("CUDA", self.driver, "assumed"), *computing])]
             lines += _lines([(what, self.vram_pool, f"{self.vram_slots} {slots}")])
             lines += _lines([("total", self.vram_total, f"of {format_bytes(self.vram)}")])
             lines += ["  in memory", *_lines([*host, pool, total])]
@@ -290,16 +293,17 @@ def _bare(sizes: Sizes, budget: int, context: int | None, interpreter: int, tuni
         dense=organ is None,
         vram=vram,
         driver=DRIVER if vram else 0,
-        buffers=MARGIN if vram else 0,
+        buffers=DRIVER + STAGING if vram else 0,
     )
 
 
 def _filled(plan: Plan) -> Plan:
     """With as many slots as there is room for, the GPU's first; fewer than none where even the rest has no room."""
     if plan.vram:
-        plan = replace(plan, vram_slots=min((plan.vram - plan.vram_total) // plan.each, plan.num_units))
+        plan = replace(plan, vram_slots=min((plan.vram - plan.vram_total) // plan.vram_each, plan.num_units))
     slots = (plan.budget - plan.total) // plan.each
-    return replace(plan, slots=int(min(slots, plan.num_units - max(plan.vram_slots, 0))))
+    most = max(plan.num_units - max(plan.vram_slots, 0), plan.least_slots)
+    return replace(plan, slots=int(min(slots, most)))
 
 
 def as_bytes(memory: int | str) -> int:

@@ -27,8 +27,8 @@ Draft = Callable[[Sizes, int | None], "Plan"]
 def refusal(plan: Plan, sizes: Sizes, drafted: Draft) -> str:
     """One line: the arithmetic, and what would do. `drafted(sizes, context)` are plans of the same budgets."""
     on_gpu = _on_gpu(plan)
-    least = plan.least_slots if on_gpu else plan.least_host_slots
-    first, size = ("driver and libraries", plan.driver) if on_gpu else ("interpreter", plan.interpreter)
+    least, each = plan.least_slots, plan.vram_each if on_gpu else plan.each
+    first, size = ("CUDA", plan.driver) if on_gpu else ("interpreter", plan.interpreter)
     parts = [f"{first} {format_bytes(size)}"]
     if on_gpu or not plan.vram:
         parts += [
@@ -38,9 +38,9 @@ def refusal(plan: Plan, sizes: Sizes, drafted: Draft) -> str:
             f"activations and scratch {format_bytes(plan.scratch)}",
         ]
     else:
-        parts.append(_part("buffers", plan.buffers))
-    parts.append(f"{least} slots of {format_bytes(plan.each)}" if least else "")
-    given = f"{format_bytes(plan.vram)} of GPU memory" if on_gpu else format_bytes(plan.budget)
+        parts.append(_part("CUDA's share and staging", plan.buffers))
+    parts.append(f"{least} slots of {format_bytes(each)}")
+    given = f"{format_bytes(plan.vram)} of the GPU's memory" if on_gpu else format_bytes(plan.budget)
     option, needed = "--vram" if on_gpu else "--memory", _needed(plan, on_gpu)
     ways = [f"give {option} {_whole(needed)} or more", *_shorter(plan, sizes, drafted), *_smaller(plan, sizes, drafted)]
     return f"{given} are too little: {' + '.join(filter(None, parts))} = {format_bytes(needed)}; {', or '.join(ways)}"
@@ -87,7 +87,7 @@ def _needed(plan: Plan, on_gpu: bool) -> int:
     """The least budget, all else being equal."""
     if on_gpu:
         return replace(plan, vram_slots=plan.least_slots).vram_total
-    return replace(plan, slots=plan.least_host_slots).total
+    return replace(plan, slots=plan.least_slots).total
 
 
 def _part(what: str, size: int) -> str:
