@@ -43,14 +43,18 @@ def test_a_plan_shares_out_both_memories(folder: Path) -> None:
     shelf = open_shelf(folder)
     alone = make_plan(shelf, GIB, interpreter=10 * MIB)
     plan = make_plan(shelf, GIB, interpreter=10 * MIB, vram=4 * GIB)
-    assert plan.vram_slots == plan.slots == plan.num_units == 12
-    assert plan.interpreter == 10 * MIB + CONTEXT + staging_bytes(plan.record)
-    assert plan.total == plan.interpreter + plan.pool < GIB
+    assert plan.vram_slots == plan.num_units == 12
+    assert plan.slots == plan.least_slots == 4, "none comes back from the GPU"
+    assert plan.interpreter == 10 * MIB
+    assert plan.buffers == CONTEXT + staging_bytes(plan.record)
+    assert plan.total == plan.interpreter + plan.buffers + plan.pool < GIB
     assert alone.total == alone.interpreter + alone.resident + alone.cache + alone.scratch + alone.pool
     assert CONTEXT < plan.vram_total <= plan.vram
     table = plan.table()
-    assert "total on the GPU" in table
-    assert table.index("total on the GPU") < table.index("interpreter and libraries") < table.rindex("total  ")
+    assert table.index("on the GPU") < table.index("total  ") < table.index("interpreter") < table.rindex("total  ")
+    tight = make_plan(shelf, GIB, interpreter=0, vram=plan.vram_total - 1)
+    assert tight.vram_slots == 11
+    assert tight.slots == 12, "a unit that left the GPU is found in memory"
 
 
 def test_too_little_says_what_would_do(folder: Path) -> None:

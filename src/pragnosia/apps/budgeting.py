@@ -1,19 +1,16 @@
-"""Running within a memory budget, and `plan`: what would be where, and how fast it would be."""
+"""Running within a memory budget: its options, what is told before and what afterwards."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pragnosia.apps.answer import Answer, AsJson, Debug, answering
 from pragnosia.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
-    from pragnosia.inference.budget import Rates
     from pragnosia.inference.speaker import Pragnosia
 
 Memory = Annotated[
@@ -34,46 +31,24 @@ Adapter = Annotated[
 Stats = Annotated[bool, typer.Option("--stats", help="With --memory: say what was here and what was read.")]
 
 
-@answering
-def plan(
-    model: Annotated[Path, typer.Argument(help="A model directory, ours or a supported family's.", metavar="MODEL")],
-    memory: Annotated[str, typer.Option(help="The budget, as in 4GiB.")],
-    context: Context = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> Answer:
-    """Say what of a model would stay in memory within a budget, and how fast it would speak on this machine."""
-    check_memory(memory)
-    from pragnosia.inference.budget import as_bytes
-    from pragnosia.inference.stream import planned
-
-    shared = planned(model, as_bytes(memory), context=context)[1]
-    rates = measured_rates(model)
-    values = {
-        "model": str(model),
-        **asdict(shared),
-        "pool": shared.pool,
-        "total": shared.total,
-        "hit_rate": shared.hit_rate,
-        "tokens_per_second": shared.tokens_per_second(rates),
-        "memory_bytes_per_second": rates.memory,
-        "disk_bytes_per_second": rates.disk,
-    }
-    measured = f"  measured: memory {format_bytes(rates.memory)}/s, disk {format_bytes(rates.disk)}/s"
-    return Answer(values, [*shared.table(rates).splitlines(), measured])
-
-
-def check_memory(memory: str | None, name: str = "--memory") -> None:
+def check_memory(memory: str | None) -> None:
     """Raise ConfigError for a budget nobody can read; torch is not loaded."""
+    if memory is not None:
+        size_of("--memory", memory)
+
+
+def size_of(option: str, text: str) -> int:
+    """The bytes an option was given. Raises ConfigError."""
     from pragnosia.errors import ConfigError
     from pragnosia.units import parse_bytes
 
     try:
-        size = 1 if memory is None else parse_bytes(memory)
+        size = parse_bytes(text)
     except ValueError as error:
-        raise ConfigError(f"{name}: {error}") from error
+        raise ConfigError(f"{option}: {error}") from error
     if size <= 0:
-        raise ConfigError(f"{name} is {memory}; it must be more than nothing, as in 4GiB")
+        raise ConfigError(f"{option} is {text}; it must be more than nothing, as in 4GiB")
+    return size
 
 
 def open_speaker(
@@ -93,7 +68,7 @@ def open_speaker(
     from pragnosia.inference.speaker import Pragnosia
 
     if vram is not None:
-        check_memory(vram, "--vram")
+        size_of("--vram", vram)
     if memory is None and vram is None:
         return Pragnosia.from_pretrained(model, adapter=adapter)
     speaker = Pragnosia.from_pretrained(
@@ -108,16 +83,6 @@ def open_speaker(
         assert speaker.plan is not None
         print(speaker.plan.table(), file=sys.stderr)
     return speaker
-
-
-def measured_rates(folder: Path) -> Rates:
-    """How fast this machine reads memory, and the disk that holds `folder`."""
-    from pragnosia.inference.budget import Rates
-    from pragnosia.measure.bandwidth import measure_speeds
-
-    speeds = measure_speeds(folder)
-    assert speeds.disk is not None
-    return Rates(memory=speeds.devices[0].memory_bytes_per_second, disk=speeds.disk.read_bytes_per_second)
 
 
 def streamed(speaker: Pragnosia, tokens: int) -> dict[str, Any]:

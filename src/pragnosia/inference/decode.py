@@ -12,9 +12,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from pragnosia.errors import CheckpointError, PromptError
-from pragnosia.inference.budget import PROMPT_PIECE
 from pragnosia.inference.program import Program, writable
 from pragnosia.inference.sampler import Sampler, Sampling
+from pragnosia.inference.scratch import PROMPT_PIECE
 from pragnosia.inference.vram import prompt_piece
 from pragnosia.model.modeling import PragnosiaForCausalLM
 from pragnosia.model.state import State

@@ -17,12 +17,13 @@ from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
 from pragnosia.errors import BudgetError, CheckpointError, PromptError, UserError
-from pragnosia.inference.budget import Plan, as_bytes
+from pragnosia.inference.budget import as_bytes
 from pragnosia.inference.choices import DeviceMap, chosen_device, chosen_dtype
 from pragnosia.inference.decode import Decoder, Trace
 from pragnosia.inference.directory import has_tokenizer
 from pragnosia.inference.few_bits import load_in_few_bits
 from pragnosia.inference.loading import load_model, load_tokenizer
+from pragnosia.inference.plan import Plan
 from pragnosia.inference.sampling import Sampling, check_room, check_text
 from pragnosia.inference.stream import Progress, load_streamed
 from pragnosia.inference.vram import check_vram

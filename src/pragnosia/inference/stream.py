@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from pragnosia.checkpoints.blueprint import blueprint
 from pragnosia.errors import CheckpointError
 from pragnosia.inference.accelerator import AcceleratorBank
-from pragnosia.inference.budget import Plan, Tuning, make_plan
+from pragnosia.inference.budget import Tuning, make_plan
 from pragnosia.inference.device_layers import LayersOnDevice
 from pragnosia.inference.device_slots import DeviceSlots, SlotStats
 from pragnosia.inference.layers import Layers, LayersOnDisk, OnDisk, put_layers
+from pragnosia.inference.plan import Plan
 from pragnosia.inference.shelf import EMBEDDING, AsItLies, Shelf, open_shelf
 from pragnosia.inference.vram import accelerator
 from pragnosia.kernels.activations import ACTIVATIONS

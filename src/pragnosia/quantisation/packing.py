@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,13 +22,11 @@ from pragnosia.checkpoints.blueprint import Blueprint, is_unit
 from pragnosia.checkpoints.travel import carry
 from pragnosia.checkpoints.writer import write_json
 from pragnosia.errors import CheckpointError
-from pragnosia.kernels.activations import ACTIVATIONS
-from pragnosia.kernels.formats import FORMATS, Format, format_named, pack
-from pragnosia.kernels.pool import record_bytes
-from pragnosia.quantisation.index import INDEX, METHOD, RESIDENT, UNITS, Packed, PackedIndex, checksums
+from pragnosia.kernels.formats import Format, pack
+from pragnosia.quantisation.index import INDEX, LINE, METHOD, RESIDENT, UNITS, Packed, PackedIndex, checksums, stride_of
+from pragnosia.quantisation.sizes import packed_sizes, packing_format, resident_format, sparse_banks
 from pragnosia.units import format_bytes
 
-_LINE = 64
 _PROGRESS = "progress.json"
 Progress = Callable[[int, int], None]
 """Called with bytes read so far, and in all."""
@@ -49,7 +47,7 @@ class PackReport:
 
 def pack_model(print_: Blueprint, out: str | Path, name: str, *, progress: Progress | None = None) -> PackReport:
     """Write the packed form to `out`. Raises CheckpointError; what was done by then is kept for the next try."""
-    out, entry = Path(out), _format(name)
+    out, entry = Path(out), packing_format(name)
     check_vacant(out)
     partial = out.with_name(out.name + ".partial")
     work = _Work(print_, partial, entry, progress)
@@ -68,32 +66,15 @@ def pack_model(print_: Blueprint, out: str | Path, name: str, *, progress: Progr
     return PackReport(str(out), name, size, work.total, 8 * size / weights, resumed)
 
 
-def _format(name: str) -> Format:
-    try:
-        entry = format_named(name)
-    except ValueError as error:
-        raise CheckpointError(f"--format: {error}") from error
-    if entry.name == "fp32":
-        raise CheckpointError("--format fp32 would pack nothing; choose bf16, int8, int4, int3, int2 or nf4")
-    return entry
-
-
 class _Work:
     """One packing, as far as it has come."""
 
     def __init__(self, print_: Blueprint, folder: Path, entry: Format, progress: Progress | None) -> None:
         self.print_, self.folder, self.entry, self.progress = print_, folder, entry, progress
-        config, organ = print_.config, print_.config.experts
-        self.banks = [
-            f"model.layers.{layer}.feed_forward.bank"
-            for layer, kind in enumerate(config.feed_forwards or ())
-            if kind == "experts"
-        ]
-        self.num_units = self.record = 0
-        if organ is not None and self.banks:
-            self.num_units = organ.num_units
-            self.record = record_bytes(entry, config.hidden_size, organ.unit_width, ACTIVATIONS[organ.activation])
-        self.stride = -(-self.record // 4096) * 4096
+        self.banks = sparse_banks(print_.config)
+        dtypes = {name: print_.dtype(name) for name in print_.shapes}
+        self.sizes = packed_sizes(print_.config, print_.shapes, dtypes, entry)
+        self.num_units, self.record, self.stride = self.sizes.num_units, self.sizes.record, stride_of(self.sizes.record)
         self.total = sum(print_.num_bytes(name) for name in print_.shapes)
         self.done = 0
         self.sums: list[list[int]] = []
@@ -112,7 +93,7 @@ class _Work:
                 f"{self.folder} was begun from another model or format; remove it, or choose another OUT"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        needed = self.stride * self.num_units * len(self.banks) + self.resident_bytes()
+        needed = self.sizes.total
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise CheckpointError(f"{self.folder} needs {format_bytes(needed)}, the disk has {format_bytes(free)} free")
@@ -165,19 +146,10 @@ class _Work:
             file.flush()
             os.fsync(file.fileno())
 
-    def resident_bytes(self) -> int:
-        """About what the second file will hold."""
-        total = 0
-        for name, shape in self.print_.shapes.items():
-            if not is_unit(name):
-                entry = resident_format(name, shape, self.print_.dtype(name), self.entry)
-                total += self.print_.num_bytes(name) if entry is None else shape[0] * entry.row_bytes(shape[1])
-        return total
-
     def append(self, file: BinaryIO, name: str, tensor: Tensor) -> Packed:
         """One resident tensor, in its format."""
         entry = resident_format(name, tensor.shape, tensor.dtype, self.entry)
-        offset = file.seek(-(-file.tell() // _LINE) * _LINE)
+        offset = file.seek(-(-file.tell() // LINE) * LINE)
         data = _bytes(tensor if entry is None else packed_rows(self.print_, tensor, entry))
         file.write(data)
         kind = str(tensor.dtype).removeprefix("torch.") if entry is None else entry.name
@@ -202,23 +174,6 @@ class _Work:
         self.done += num_bytes
         if self.progress is not None:
             self.progress(self.done, self.total)
-
-
-def resident_format(name: str, shape: Sequence[int], dtype: torch.dtype, entry: Format) -> Format | None:
-    """Of what is no unit, in a model whose units are in `entry`; None: as it is.
-
-    A rounded router wakes the wrong unit; a model's ends bear less rounding than its middle.
-    """
-    if (
-        len(shape) != 2
-        or ".thalamus." in name
-        or "bias" in name.rsplit(".", 1)[-1]
-        or entry.plain_dtype is not None
-        or not dtype.is_floating_point
-    ):
-        return None
-    ends = name in ("model.embed_tokens.weight", "lm_head.weight")
-    return FORMATS["int8"] if ends else entry
 
 
 def packed_rows(print_: Blueprint, matrix: Tensor, entry: Format) -> Tensor:
