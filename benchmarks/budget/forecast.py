@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _bench import publish
 
-from pragnosia.apps.budgeting import measured_rates
+from pragnosia.apps.rates import measured_rates
 from pragnosia.inference.stream import planned
 
 HERE, GIB = Path(__file__).parent, 1 << 30

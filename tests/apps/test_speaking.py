@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from pragnosia import kernels
+from pragnosia.inference import stream
 from pragnosia.inference.directory import has_tokenizer
 
 Run = Callable[..., Any]
@@ -43,6 +46,37 @@ def test_chat_tells_of_a_full_context(run: Run, model: Path, monkeypatch: pytest
         outcome = run("chat", model, "--max-new-tokens", 500, "--seed", 1)
     assert outcome.code == 0
     assert "[ended: the model's context of 64 tokens is full]" in outcome.err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("verb", ["generate", "chat", "eval"])
+def test_vram_without_a_gpu_is_one_line(run: Run, model: Path, story: Path, verb: str) -> None:
+    given = {"generate": ("hi",), "chat": (), "eval": ("--data", story)}[verb]
+    for options, told in (
+        (("--memory", "8GiB", "--vram", "1GiB"), "--vram needs a GPU; torch sees none: leave it out, or"),
+        (("--vram", "1GiB"), "--vram is the GPU's share beside --memory"),
+        (("--memory", "8GiB", "--vram", "much"), "--vram: "),
+        (("--memory", "8GiB", "--vram", "0GiB"), "--vram is 0GiB; it must be more than nothing"),
+    ):
+        outcome = run(verb, model, *given, *options)
+        assert outcome.code == 2
+        assert outcome.err.startswith(f"pragnosia: {told}")
+        assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
+def test_two_budgets(run: Run, model: Path, story: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "accelerator", lambda: torch.device("cpu"))  # stands in for a GPU
+    options = ("--memory", "8GiB", "--vram", "1GiB")
+    values = run("generate", model, "Once", "--max-new-tokens", 8, *options, "--json").values
+    assert values["text"] == run("generate", model, "Once", "--max-new-tokens", 8, "--json").values["text"]
+    assert 0 < values["gpu_hit_rate"] < 1
+    assert values["bytes_copied_per_token"] > 0
+    plain = run("generate", model, "Once", "--max-new-tokens", 8, *options, "--stats")
+    assert plain.err.index("  on the GPU\n") < plain.err.index("  in memory\n")
+    assert "% on the GPU), " in plain.err
+    alone, beside = (run("eval", model, "--data", story, *some, "--json").values for some in ((), options))
+    assert beside["bits_per_byte"] == pytest.approx(alone["bits_per_byte"], rel=1e-3)
 
 
 @pytest.mark.parametrize("verb", [("generate", "hi"), ("chat",)])

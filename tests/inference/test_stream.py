@@ -15,7 +15,8 @@ import transformers
 from pragnosia import Pragnosia, PragnosiaForCausalLM, kernels
 from pragnosia.checkpoints import import_model
 from pragnosia.errors import BudgetError, CheckpointError
-from pragnosia.inference.budget import Plan, Rates, make_plan
+from pragnosia.inference.budget import make_plan
+from pragnosia.inference.plan import Plan, Rates
 from pragnosia.inference.sampler import Sampling
 from pragnosia.inference.shelf import open_shelf
 from pragnosia.inference.stream import build, load_streamed, pool_of

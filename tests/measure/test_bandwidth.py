@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pragnosia.errors import UserError
-from pragnosia.measure.bandwidth import device_speed, disk_speed, matrix_throughput, memory_bandwidth
+from pragnosia.measure.bandwidth import device_speed, disk_speed, link_bandwidth, matrix_throughput, memory_bandwidth
 from pragnosia.units import MIB
 
 CPU = torch.device("cpu")
@@ -13,6 +13,10 @@ CPU = torch.device("cpu")
 def test_memory_and_arithmetic_have_plausible_speeds():
     assert 1e8 < memory_bandwidth(CPU, seconds=0.02, num_bytes=64 * MIB) < 1e13
     assert 1e8 < matrix_throughput(CPU, torch.float32, seconds=0.02, size=256) < 1e15
+
+
+def test_a_copy_has_a_plausible_speed():
+    assert 1e8 < link_bandwidth(CPU, seconds=0.02, num_bytes=64 * MIB) < 1e13
 
 
 def test_a_disk_is_timed_and_left_clean(tmp_path):
@@ -37,3 +41,4 @@ def test_a_gpu_is_faster_in_bf16():
     speed = device_speed(torch.device("cuda"), seconds=0.1)
     assert speed.operations_per_second["bfloat16"] > speed.operations_per_second["float32"]
     assert speed.memory_bytes_per_second > 1e11
+    assert 1e9 < link_bandwidth(torch.device("cuda"), seconds=0.1) < speed.memory_bytes_per_second

@@ -1,19 +1,16 @@
-"""Running within a memory budget, and `plan`: what would be where, and how fast it would be."""
+"""Running within a memory budget: its options, what is told before and what afterwards."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pragnosia.apps.answer import Answer, AsJson, Debug, answering
 from pragnosia.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
-    from pragnosia.inference.budget import Rates
     from pragnosia.inference.speaker import Pragnosia
 
 Memory = Annotated[
@@ -22,6 +19,10 @@ Memory = Annotated[
 ]
 Context = Annotated[
     int | None, typer.Option(min=1, help="With --memory: tokens to have room for; default 4096 or all the model holds.")
+]
+Vram = Annotated[
+    str | None,
+    typer.Option(help="With --memory: a budget of the GPU's memory, as in 4GiB: the units that woke lately are there."),
 ]
 Adapter = Annotated[
     Path | None,
@@ -36,46 +37,24 @@ Exact = Annotated[
 Stats = Annotated[bool, typer.Option("--stats", help="With --memory: say what was here and what was read.")]
 
 
-@answering
-def plan(
-    model: Annotated[Path, typer.Argument(help="A model directory, ours or a supported family's.", metavar="MODEL")],
-    memory: Annotated[str, typer.Option(help="The budget, as in 4GiB.")],
-    context: Context = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> Answer:
-    """Say what of a model would stay in memory within a budget, and how fast it would speak on this machine."""
-    check_memory(memory)
-    from pragnosia.inference.budget import as_bytes
-    from pragnosia.inference.stream import planned
-
-    shared = planned(model, as_bytes(memory), context=context)[1]
-    rates = measured_rates(model)
-    values = {
-        "model": str(model),
-        **asdict(shared),
-        "pool": shared.pool,
-        "total": shared.total,
-        "hit_rate": shared.hit_rate,
-        "tokens_per_second": shared.tokens_per_second(rates),
-        "memory_bytes_per_second": rates.memory,
-        "disk_bytes_per_second": rates.disk,
-    }
-    measured = f"  measured: memory {format_bytes(rates.memory)}/s, disk {format_bytes(rates.disk)}/s"
-    return Answer(values, [*shared.table(rates).splitlines(), measured])
-
-
 def check_memory(memory: str | None) -> None:
     """Raise ConfigError for a budget nobody can read; torch is not loaded."""
+    if memory is not None:
+        size_of("--memory", memory)
+
+
+def size_of(option: str, text: str) -> int:
+    """The bytes an option was given. Raises ConfigError."""
     from pragnosia.errors import ConfigError
     from pragnosia.units import parse_bytes
 
     try:
-        size = 1 if memory is None else parse_bytes(memory)
+        size = parse_bytes(text)
     except ValueError as error:
-        raise ConfigError(f"--memory: {error}") from error
+        raise ConfigError(f"{option}: {error}") from error
     if size <= 0:
-        raise ConfigError(f"--memory is {memory}; it must be more than nothing, as in 4GiB")
+        raise ConfigError(f"{option} is {text}; it must be more than nothing, as in 4GiB")
+    return size
 
 
 def open_speaker(
@@ -86,6 +65,7 @@ def open_speaker(
     *,
     quiet: bool,
     exact: bool = False,
+    vram: str | None = None,
 ) -> Pragnosia:
     """The model, with its plan printed first where there is a budget."""
     if adapter is not None:
@@ -94,7 +74,9 @@ def open_speaker(
         check_adapter(adapter)
     from pragnosia.inference.speaker import Pragnosia
 
-    if memory is None:
+    if vram is not None:
+        size_of("--vram", vram)
+    if memory is None and vram is None:
         return Pragnosia.from_pretrained(model, adapter=adapter, exact=exact)
     speaker = Pragnosia.from_pretrained(
         model,
@@ -103,21 +85,12 @@ def open_speaker(
         adapter=adapter,
         progress=None if quiet else bar("loading"),
         exact=exact,
+        vram=vram,
     )
     if not quiet:
         assert speaker.plan is not None
         print(speaker.plan.table(), file=sys.stderr)
     return speaker
-
-
-def measured_rates(folder: Path) -> Rates:
-    """How fast this machine reads memory, and the disk that holds `folder`."""
-    from pragnosia.inference.budget import Rates
-    from pragnosia.measure.bandwidth import measure_speeds
-
-    speeds = measure_speeds(folder)
-    assert speeds.disk is not None
-    return Rates(memory=speeds.devices[0].memory_bytes_per_second, disk=speeds.disk.read_bytes_per_second)
 
 
 def streamed(speaker: Pragnosia, tokens: int) -> dict[str, Any]:
@@ -126,14 +99,19 @@ def streamed(speaker: Pragnosia, tokens: int) -> dict[str, Any]:
 
     import torch
 
-    from pragnosia.inference.stream import pool_of
+    from pragnosia.inference.stream import pool_of, slots_of
 
-    pool = pool_of(speaker.model)
+    pool, slots = pool_of(speaker.model), slots_of(speaker.model)
     if pool is None:
         return {}
     stats = pool.stats()
+    here = {"hit_rate": stats.hit_rate}
+    if slots is not None:  # what is asked of the host's pool is what the GPU lacks
+        asked = max(slots.hits + slots.misses, 1)
+        copied = slots.bytes_copied / max(tokens, 1)
+        here = {"hit_rate": 1 - stats.misses / asked, "gpu_hit_rate": slots.hit_rate, "bytes_copied_per_token": copied}
     return {
-        "hit_rate": stats.hit_rate,
+        **here,
         "bytes_read_per_token": stats.bytes_read / max(tokens, 1),
         "seconds_waiting": stats.seconds_waiting / torch.get_num_threads(),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -142,10 +120,12 @@ def streamed(speaker: Pragnosia, tokens: int) -> dict[str, Any]:
 
 def streamed_line(values: dict[str, Any]) -> str:
     """The same for people."""
+    on_gpu = f" ({values['gpu_hit_rate']:.0%} on the GPU)" if "gpu_hit_rate" in values else ""
     return (
-        f"[{values['hit_rate']:.0%} of woken units were here, {format_bytes(values['bytes_read_per_token'])} read per "
-        f"token, {format_duration(values['seconds_waiting'])} waiting for the disk, peak memory "
-        f"{format_bytes(values['peak_memory_bytes'])}]"
+        f"[{values['hit_rate']:.0%} of woken units were here{on_gpu}, "
+        f"{format_bytes(values['bytes_read_per_token'])} read per token, "
+        f"{format_duration(values['seconds_waiting'])} waiting for the disk, "
+        f"peak memory {format_bytes(values['peak_memory_bytes'])}]"
     )
 
 

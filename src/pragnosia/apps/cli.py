@@ -10,7 +10,7 @@ import sys
 import typer
 
 from pragnosia import __version__
-from pragnosia.apps import budgeting, evaluating, models, packing, speaking, training, tuning
+from pragnosia.apps import evaluating, models, packing, planning, speaking, training, tuning
 
 app = typer.Typer(
     name="pragnosia",
@@ -34,7 +34,7 @@ app.command("export")(models.export_model)
 app.command("pack")(packing.pack)
 app.command("tune")(tuning.tune)
 app.command("merge")(tuning.merge)
-app.command("plan")(budgeting.plan)
+app.command("plan")(planning.plan)
 app.command("doctor")(models.doctor)
 app.add_typer(tokenizer, name="tokenizer")
 tokenizer.command("train")(training.train_tokenizer)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
-from pragnosia.apps.budgeting import Adapter, Exact, Memory, check_memory, open_speaker
+from pragnosia.apps.budgeting import Adapter, Exact, Memory, Vram, check_memory, open_speaker
 from pragnosia.apps.speaking import Energy, Model
 from pragnosia.units import format_bytes, format_count, format_duration, format_joules
 
@@ -34,13 +34,14 @@ def evaluate(
     memory: Memory = None,
     adapter: Adapter = None,
     exact: Exact = False,
+    vram: Vram = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
     """Perplexity and bits per byte of a text, every token scored once with the context before it."""
     _check_input(model, data, max_bytes, [energy])
     check_memory(memory)
-    measured = _evaluated(model, data, context, stride, max_bytes, energy, memory, adapter, exact)
+    measured = _evaluated(model, data, context, stride, max_bytes, energy, memory, adapter, exact, vram)
     values = {"model": str(model), "data": data, **measured}
     rows = [
         ("bits per byte", f"{values['bits_per_byte']:.4f}"),
@@ -119,13 +120,15 @@ def _evaluated(
     memory: str | None = None,
     adapter: Path | None = None,
     exact: bool = False,
+    vram: str | None = None,
 ) -> dict[str, Any]:
     from pragnosia.data import Joined, resolve
     from pragnosia.measure.evaluation import evaluate as measure_text
 
-    if memory is not None:
-        context = context or _CONTEXT_IN_BUDGET
-    speaker = open_speaker(model, memory, context, adapter, quiet=True, exact=exact)
+    room = context or (None if memory is None else _CONTEXT_IN_BUDGET)
+    speaker = open_speaker(model, memory, room, adapter, quiet=True, exact=exact, vram=vram)
+    if context is None and room is not None:
+        context = min(room, int(speaker.model.config.max_position_embeddings))
     text = Joined(tuple(resolve(source) for source in data))
     return measure_text(
         speaker.model,

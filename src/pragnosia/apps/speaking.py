@@ -17,6 +17,7 @@ from pragnosia.apps.budgeting import (
     Exact,
     Memory,
     Stats,
+    Vram,
     check_memory,
     open_speaker,
     streamed,
@@ -58,6 +59,7 @@ def generate(
     context: Context = None,
     adapter: Adapter = None,
     exact: Exact = False,
+    vram: Vram = None,
     stats: Stats = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -88,7 +90,7 @@ def generate(
     from pragnosia.inference.ending import Spoken
     from pragnosia.measure.meter import EnergyMeter
 
-    speaker, trace = open_speaker(model, memory, context, adapter, quiet=as_json, exact=exact), Trace()
+    speaker, trace = open_speaker(model, memory, context, adapter, quiet=as_json, exact=exact, vram=vram), Trace()
     ids = speaker.encode(prompt)
     decoder = speaker.decoder(len(ids) + max_new_tokens, energy, trace)
     decoder.read(ids)
@@ -130,6 +132,7 @@ def chat(
     memory: Memory = None,
     context: Context = None,
     adapter: Adapter = None,
+    vram: Vram = None,
     system: Annotated[str | None, typer.Option(help="What the model is told before the first turn.")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -157,7 +160,7 @@ def chat(
 
     from pragnosia.inference.chat import Conversation
 
-    speaker = open_speaker(model, memory, context, adapter, quiet=as_json)
+    speaker = open_speaker(model, memory, context, adapter, quiet=as_json, vram=vram)
     conversation = Conversation(speaker, sampling=sampling, max_new_tokens=max_new_tokens, system=system, energy=energy)
     turns: list[dict[str, str]] = []
     if isinstance(sys.stdin, TextIOWrapper):

@@ -12,9 +12,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from pragnosia.errors import CheckpointError, PromptError
-from pragnosia.inference.budget import PROMPT_PIECE
 from pragnosia.inference.program import Program, writable
 from pragnosia.inference.sampler import Sampler, Sampling
+from pragnosia.inference.scratch import PROMPT_PIECE
+from pragnosia.inference.vram import prompt_piece
 from pragnosia.model.modeling import PragnosiaForCausalLM
 from pragnosia.model.state import State
 from pragnosia.model.thalamus import Routing
@@ -115,8 +116,9 @@ class Decoder:
             self._program.length += 1
             self._record(self._program.routings, 1)
             return chosen
-        while len(self.ids) - self._state.length > self._piece:
-            self._settle(self._modules(self._piece), self._piece)
+        piece = self._piece if self.model.device.type == "cpu" else prompt_piece(self.model.config, self.room)
+        while len(self.ids) - self._state.length > piece:
+            self._settle(self._modules(piece), piece)
         unread = len(self.ids) - self._state.length
         output = self._modules(unread)
         logits = output.logits[:, -1]

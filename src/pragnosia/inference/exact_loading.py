@@ -6,6 +6,7 @@ plan is the stream's, with scratch for what transformers' eager modules take bes
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from pragnosia.checkpoints.gguf_header import gguf_in
 from pragnosia.checkpoints.places import Extents, Place, read_place, unit_extents
 from pragnosia.checkpoints.rules import PerUnit, same
 from pragnosia.errors import BudgetError, CheckpointError, ConfigError
-from pragnosia.inference.budget import PRODUCTS, PROMPT_PIECE, Plan, make_plan
+from pragnosia.inference.budget import make_plan
 from pragnosia.inference.directory import check_weights, is_foreign
 from pragnosia.inference.exact import ExactExperts, ExactModel, Reader
+from pragnosia.inference.plan import Plan
+from pragnosia.inference.scratch import PRODUCTS, PROMPT_PIECE
 from pragnosia.inference.shelf import EMBEDDING, AsItLies, put_tensor
 from pragnosia.inference.stream import UNLIMITED, Progress
 from pragnosia.kernels.pool import Extent, UnitPool
@@ -50,7 +53,8 @@ def load_exact(
     if not shelf.is_dense:
         room = min(shelf.config.max_position_embeddings, context or PROMPT_PIECE)
         besides = 0 if budget is None else _besides(shelf.config, room, shelf.dtype.itemsize)
-        shared = make_plan(shelf, budget or UNLIMITED, context=room, besides=besides)
+        shared = make_plan(shelf, (budget or UNLIMITED) - besides, context=room)
+        shared = replace(shared, budget=shared.budget + besides, scratch=shared.scratch + besides)
         plan = None if budget is None else shared
         reader = _put_experts(theirs, shelf, shared)
     if table is not None:

@@ -22,7 +22,8 @@ from pragnosia.kernels.formats import FORMATS, Format
 from pragnosia.kernels.pool import UnitPool, record_bytes
 from pragnosia.model.modeling import PragnosiaForCausalLM
 from pragnosia.quantisation.index import is_packed
-from pragnosia.quantisation.packing import packed_rows, record_of, resident_format, units_of
+from pragnosia.quantisation.packing import packed_rows, record_of, units_of
+from pragnosia.quantisation.sizes import resident_format, sparse_banks
 
 
 def load_in_few_bits(
@@ -52,7 +53,7 @@ def load_in_few_bits(
         _put(model, tensor, print_, entry, dtype)
 
     model = built(print_.config, put, resident, lambda done, _: tell(done))
-    organ, banks = print_.config.experts, [name[:-3] for name in sizes if name.endswith(".bank.up")]
+    organ, banks = print_.config.experts, sparse_banks(print_.config)
     if organ is None:
         return model
     record = record_bytes(entry, print_.config.hidden_size, organ.unit_width, ACTIVATIONS[organ.activation])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -26,17 +26,30 @@ PASSING = 2
 """Slots through which layers pass: one computes, the next is read."""
 
 
+class Layers(Protocol):
+    """Where the records of layers come from."""
+
+    pool: UnitPool
+
+    def fetch(self, number: int) -> Tensor:
+        """A layer's record, held."""
+
+    def release(self, number: int) -> None:
+        """Let go of a layer."""
+
+
 @final
 class LayersOnDisk:
-    """The records of a model's layers, and which way the reader goes."""
+    """The records of a model's layers, and which way the reader goes; those before `first` stay elsewhere."""
 
-    def __init__(self, pool: UnitPool, layers: Sequence[Sequence[Stored]]) -> None:
+    def __init__(self, pool: UnitPool, layers: Sequence[Sequence[Stored]], first: int = 0) -> None:
         self.pool, self.count, self.last, self.step = pool, len(layers), 0, 1
         for number, parts in enumerate(layers):
             extents = [Extent(*extent) for part in parts for extent in part.extents]
             pool.place(number, 0, extents, [one for part in parts for one in part.sums])
-        self.kept = self.count if pool.slots >= self.count else pool.slots - PASSING
-        for number in range(self.kept):
+        room = pool.slots if first == 0 and pool.slots >= self.count else pool.slots - PASSING
+        self.first, self.kept = first, range(first, min(self.count, first + room))
+        for number in self.kept:
             self.fetch(number)
 
     def fetch(self, number: int) -> Tensor:
@@ -48,7 +61,7 @@ class LayersOnDisk:
         if number != self.last:
             self.step, self.last = (1 if number == 0 or number > self.last else -1), number
             following = (number + self.step) % self.count
-            if following >= self.kept:
+            if following >= self.first and following not in self.kept:
                 self.pool.ask(following, [0])
         return record
 
@@ -58,7 +71,7 @@ class LayersOnDisk:
 
     def move(self, number: int, parts: Sequence[Stored]) -> None:
         """A layer has changed and lies elsewhere."""
-        kept = number < self.kept
+        kept = number in self.kept
         if kept:
             self.pool.release(number, 0)
         self.pool.move(number, 0, [Extent(*extent) for part in parts for extent in part.extents])
@@ -70,7 +83,7 @@ class LayersOnDisk:
 class LayerWeights:
     """One layer's matrices: in their places while `present`, nowhere else."""
 
-    def __init__(self, layers: LayersOnDisk, number: int, parts: Sequence[Stored], model: nn.Module) -> None:
+    def __init__(self, layers: Layers, number: int, parts: Sequence[Stored], model: nn.Module) -> None:
         self.layers, self.number, self.users = layers, number, 0
         self.parts = list(parts)
         self.own: dict[str, nn.Parameter] = {}
@@ -112,6 +125,7 @@ class LayerWeights:
         """Some of its matrices have changed and lie elsewhere; none is in memory any more."""
         self.own = {}
         self.parts = [replace(part, extents=extents.get(part.name, part.extents)) for part in self.parts]
+        assert isinstance(self.layers, LayersOnDisk)  # nothing learns on a device
         self.layers.move(self.number, self.parts)
         self._bind(None)
 
@@ -153,12 +167,11 @@ class OnDisk(nn.Module):
         return self.piece.fresh_memory(batch, room, like)  # type: ignore[operator]
 
 
-def put_layers(model: PragnosiaForCausalLM, layers: Sequence[Sequence[Stored]], pool: UnitPool) -> None:
+def put_layers(model: PragnosiaForCausalLM, layers: Sequence[Sequence[Stored]], store: Layers) -> None:
     """Let every layer of a model come and go."""
-    on_disk = LayersOnDisk(pool, layers)
     for number, (layer, parts) in enumerate(zip(model.model.layers, layers, strict=True)):
         _make_room(model, parts)
-        weights = LayerWeights(on_disk, number, parts, model)
+        weights = LayerWeights(store, number, parts, model)
         layer.mixer, layer.feed_forward = OnDisk(layer.mixer, weights), OnDisk(layer.feed_forward, weights)
 
 

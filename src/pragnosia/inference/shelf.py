@@ -6,8 +6,7 @@ AsPacked    the packed form: rows of a format, units as records with checksums
 
 from __future__ import annotations
 
-import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from pragnosia.checkpoints.blueprint import Blueprint, blueprint, is_unit
+from pragnosia.checkpoints.blueprint import Blueprint, blueprint
 from pragnosia.checkpoints.places import Extents, Place, read_place
 from pragnosia.errors import CheckpointError
 from pragnosia.inference.directory import read_values
+from pragnosia.inference.sizes import PIECE, Sizes
 from pragnosia.inference.table import TableOnDisk
 from pragnosia.kernels.formats import FORMATS, Format, plain_format
 from pragnosia.model.configuration import PragnosiaConfig
@@ -27,7 +27,6 @@ from pragnosia.quantisation.index import RESIDENT, UNITS, checksums, is_packed, 
 from pragnosia.quantisation.layers import PackedEmbedding, PackedLinear
 
 EMBEDDING = "model.embed_tokens.weight"
-_PIECE = re.compile(r"model\.layers\.(\d+)\.(mixer|feed_forward)\..*")
 
 
 @dataclass(frozen=True)
@@ -45,31 +44,15 @@ class Stored:
     """Of its pieces, where they are known."""
 
 
-class Shelf(ABC):
-    """What the stream and its plan want to know of a model on disk."""
+class Shelf(Sizes):
+    """What the stream, too, wants to know of a model on disk."""
 
     folder: Path
-    config: PragnosiaConfig
-
-    @property
-    @abstractmethod
-    def resident(self) -> dict[str, int]:
-        """Bytes of every tensor that is no unit's, by our name."""
 
     @property
     @abstractmethod
     def table(self) -> TableOnDisk | None:
         """The token table, to be left on disk; None where the output head needs it too."""
-
-    @property
-    @abstractmethod
-    def format(self) -> Format:
-        """Of the units."""
-
-    @property
-    @abstractmethod
-    def dtype(self) -> torch.dtype:
-        """What the model computes in."""
 
     @abstractmethod
     def unit(self, bank: str, layer: int, unit: int) -> tuple[Extents, list[int]]:
@@ -83,48 +66,31 @@ class Shelf(ABC):
     def stored(self, name: str) -> Stored:
         """Where a tensor of a layer lies."""
 
-    @property
-    def is_dense(self) -> bool:
-        """Whether every weight wakes for every token, so that whole layers come and go."""
-        return not self.sparse
-
-    def comes_and_goes(self, name: str, shape: Sequence[int]) -> bool:
-        """Whether a tensor is no resident: part of a unit or, in a dense model, a matrix of a layer."""
-        if not self.is_dense:
-            return is_unit(name)
-        return len(shape) > 1 and _PIECE.fullmatch(name) is not None
-
-    @property
-    @abstractmethod
-    def shapes(self) -> Mapping[str, Sequence[int]]:
-        """Of every tensor, by our name."""
-
     def layers(self) -> list[list[Stored]]:
         """Of a dense model: what is read for each layer, the strictest alignment first."""
         found: list[list[Stored]] = [[] for _ in range(self.config.num_hidden_layers)]
         for name, shape in self.shapes.items():
-            match = _PIECE.fullmatch(name)
+            match = PIECE.fullmatch(name)
             if match is not None and self.comes_and_goes(name, shape):
                 found[int(match[1])].append(self.stored(name))
         for layer in found:
             layer.sort(key=lambda part: (part.format is None, -part.dtype.itemsize))
         return found
 
-    @property
-    def sparse(self) -> list[str]:
-        """The banks' names, in order."""
-        kinds = enumerate(self.config.feed_forwards or ())
-        return [f"model.layers.{layer}.feed_forward.bank" for layer, kind in kinds if kind == "experts"]
-
 
 def open_shelf(folder: str | Path) -> Shelf:
-    """Of a model whose units can be read alone. Raises CheckpointError or ConfigError; reads no weights."""
-    if is_packed(Path(folder)):
-        return AsPacked(Path(folder))
-    shelf = AsItLies(blueprint(folder))
-    if shelf.sparse:
+    """Of a model whose units or layers can be read alone. Raises CheckpointError or ConfigError; reads no weights."""
+    shelf = shelf_of(folder)
+    if shelf.is_dense:
+        shelf.layers()
+    else:
         shelf.unit(shelf.sparse[0], 0, 0)
     return shelf
+
+
+def shelf_of(folder: str | Path) -> Shelf:
+    """Of any model that can be read. Raises CheckpointError or ConfigError; reads no weights."""
+    return AsPacked(Path(folder)) if is_packed(Path(folder)) else AsItLies(blueprint(folder))
 
 
 @final
@@ -135,21 +101,41 @@ class AsItLies(Shelf):
         self.print_, self.folder, self.config = print_, print_.folder, print_.config
 
     @property
-    def resident(self) -> dict[str, int]:
-        return {n: self.print_.num_bytes(n) for n, shape in self.shapes.items() if not self.comes_and_goes(n, shape)}
+    def name(self) -> str:
+        return str(self.folder)
 
     @property
     def shapes(self) -> Mapping[str, Sequence[int]]:
         return self.print_.shapes
+
+    def num_bytes(self, name: str) -> int:
+        return self.print_.num_bytes(name)
+
+    def plain_type(self, name: str) -> torch.dtype:
+        return self.print_.dtype(name)
+
+    @property
+    def on_disk(self) -> int:
+        return sum(self.print_.num_bytes(name) for name in self.shapes)
 
     def stored(self, name: str) -> Stored:
         print_, shape = self.print_, tuple(self.print_.shapes[name])
         return Stored(name, print_.extents(name), print_.num_bytes(name), shape, print_.dtype(name))
 
     @property
-    def table(self) -> TableOnDisk | None:
+    def leaves_table(self) -> bool:
+        return self._table_place() is not None
+
+    def _table_place(self) -> Place | None:
         place = self.print_.place(EMBEDDING)
         if self.config.tie_word_embeddings or place is None or place.dtype not in (torch.float32, torch.bfloat16):
+            return None
+        return place
+
+    @property
+    def table(self) -> TableOnDisk | None:
+        place = self._table_place()
+        if place is None:
             return None
         rows, width = place.shape
         return TableOnDisk(place.file, place.offset, (rows, width), plain_format(place.dtype), self.dtype)
@@ -181,13 +167,29 @@ class AsPacked(Shelf):
             raise CheckpointError(f"{folder}: config.json and packed.json describe different models; pack it again")
 
     @property
-    def resident(self) -> dict[str, int]:
-        tensors = self.index.tensors.items()
-        return {name: known.num_bytes for name, known in tensors if not self.comes_and_goes(name, known.shape)}
+    def name(self) -> str:
+        return str(self.folder)
 
     @property
     def shapes(self) -> Mapping[str, Sequence[int]]:
         return {name: known.shape for name, known in self.index.tensors.items()}
+
+    def num_bytes(self, name: str) -> int:
+        return self.index.tensors[name].num_bytes
+
+    def plain_type(self, name: str) -> torch.dtype:
+        known = self.index.tensors.get(name)
+        kind: torch.dtype = self.dtype if known is None or known.format in FORMATS else getattr(torch, known.format)
+        return kind
+
+    @property
+    def on_disk(self) -> int:
+        ends = (known.offset + known.num_bytes for known in self.index.tensors.values())
+        return self.index.stride * self.index.units_per_layer * self.index.sparse_layers + max(ends, default=0)
+
+    @property
+    def leaves_table(self) -> bool:
+        return not self.config.tie_word_embeddings
 
     def stored(self, name: str) -> Stored:
         known = self.index.tensors[name]
@@ -198,7 +200,7 @@ class AsPacked(Shelf):
     @property
     def table(self) -> TableOnDisk | None:
         known = self.index.tensors[EMBEDDING]
-        if self.config.tie_word_embeddings:
+        if not self.leaves_table:
             return None
         entry = FORMATS.get(known.format) or plain_format(getattr(torch, known.format))
         rows, width = known.shape

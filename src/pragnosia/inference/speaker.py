@@ -17,15 +17,17 @@ from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
 from pragnosia.errors import BudgetError, CheckpointError, PromptError, UserError
-from pragnosia.inference.budget import Plan, as_bytes
+from pragnosia.inference.budget import as_bytes
 from pragnosia.inference.choices import DeviceMap, chosen_device, chosen_dtype
 from pragnosia.inference.decode import Decoder, Trace
 from pragnosia.inference.directory import has_tokenizer
 from pragnosia.inference.exact_loading import load_exact
 from pragnosia.inference.few_bits import load_in_few_bits
 from pragnosia.inference.loading import load_model, load_tokenizer
+from pragnosia.inference.plan import Plan
 from pragnosia.inference.sampling import Sampling, check_room, check_text
 from pragnosia.inference.stream import Progress, load_streamed
+from pragnosia.inference.vram import check_vram
 from pragnosia.model.modeling import PragnosiaForCausalLM
 from pragnosia.tuning.lora import attach_tensors
 from pragnosia.tuning.peft_format import read_adapter
@@ -64,25 +66,30 @@ class Pragnosia:
         device_map: DeviceMap = None,
         progress: Progress | None = None,
         exact: bool = False,
+        vram: int | str | None = None,
     ) -> Pragnosia:
         """Load a model directory, ours or a supported family's, or a GGUF file; a tokenizer matters only for text.
 
         With `memory` ("4GiB", or bytes) units stay on disk and come when they wake, so that the whole process keeps to
         that budget, with room for `context` tokens. `adapter` is a directory in PEFT's format, as `tune` writes it;
-        it is added as it is, not folded in. With `load_in_8bit` or `load_in_4bit` the matrices are packed as
-        they are loaded, into our formats int8 or int4 (kernels/formats.py; not bitsandbytes' ones), on the CPU; the
-        token table and the output head take int8 in either. `torch_dtype` is another name of `dtype`, and `device_map`
-        may name one device, or "auto": the GPU if there is one. `exact` runs another family's directory through
-        transformers' own eager modules, for their logits bit for bit; with `memory` its experts stay on disk. Raises
-        CheckpointError, ConfigError, BudgetError, UserError.
+        it is added as it is, not folded in. With `vram` beside `memory` the units that woke lately are on the GPU
+        (the current one unless named), within that budget. With `load_in_8bit` or `load_in_4bit` the matrices are
+        packed as they are loaded, into our formats int8 or int4 (kernels/formats.py; not bitsandbytes' ones), on the
+        CPU; the token table and the output head take int8 in either. `torch_dtype` is another name of `dtype`, and
+        `device_map` may name one device, or "auto": the GPU if there is one. `exact` runs another family's directory
+        through transformers' own eager modules, for their logits bit for bit; with `memory` its experts stay on disk.
+        Raises CheckpointError, ConfigError, BudgetError, UserError.
         """
+        if vram is not None:
+            check_vram(memory, adapter)
         # before the plan, which counts what is there already
         learned = None if adapter is None else read_adapter(adapter, directory)
         plan = None
         dtype = chosen_dtype(dtype, torch_dtype)
         place = chosen_device(device, device_map, in_budget=memory is not None or load_in_8bit or load_in_4bit)
         if exact:
-            if learned is not None or load_in_8bit or load_in_4bit or dtype != "auto" or place != "cpu":
+            changed = learned is not None or vram is not None or load_in_8bit or load_in_4bit
+            if changed or dtype != "auto" or place != "cpu":
                 raise UserError(
                     "exact mode runs a model as it lies, on the CPU: no adapter, other type, fewer bits or device; "
                     "leave those out, or exact"
@@ -91,11 +98,20 @@ class Pragnosia:
             standing_in: Any = load_exact(directory, budget, context=context, progress=progress)
             model, plan = standing_in
         elif memory is not None:
-            if dtype != "auto" or place != "cpu":
-                raise BudgetError("within a memory budget a model runs on the CPU, in the type it is stored in")
+            if dtype != "auto" or (vram is None and place != "cpu"):
+                raise BudgetError(
+                    "within a memory budget a model runs on the CPU, with vram on the GPU, in the type it is stored in"
+                )
             if load_in_8bit or load_in_4bit:
                 raise BudgetError("units are read from disk as they lie there; pack the model first: pragnosia pack")
-            model, plan = load_streamed(directory, as_bytes(memory), context=context, progress=progress)
+            model, plan = load_streamed(
+                directory,
+                as_bytes(memory),
+                context=context,
+                progress=progress,
+                vram=0 if vram is None else as_bytes(vram),
+                device=None if place == "cpu" else torch.device(place),
+            )
         elif load_in_8bit or load_in_4bit:
             model = _in_few_bits(directory, dtype, place, (load_in_8bit, load_in_4bit), progress)
         else:

@@ -15,9 +15,14 @@ from torch import Tensor, nn
 
 from pragnosia.checkpoints.blueprint import blueprint
 from pragnosia.errors import CheckpointError
-from pragnosia.inference.budget import Plan, Tuning, make_plan
-from pragnosia.inference.layers import OnDisk, put_layers
+from pragnosia.inference.accelerator import AcceleratorBank
+from pragnosia.inference.budget import Tuning, make_plan
+from pragnosia.inference.device_layers import LayersOnDevice
+from pragnosia.inference.device_slots import DeviceSlots, SlotStats
+from pragnosia.inference.layers import Layers, LayersOnDisk, OnDisk, put_layers
+from pragnosia.inference.plan import Plan
 from pragnosia.inference.shelf import EMBEDDING, AsItLies, Shelf, open_shelf
+from pragnosia.inference.vram import accelerator
 from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.kernels.formats import Format
 from pragnosia.kernels.pool import HALF_LIFE, Extent, PooledBank, UnitPool
@@ -65,10 +70,23 @@ def load_whole(
 
 
 def load_streamed(
-    folder: str | Path, budget: int, *, context: int | None = None, progress: Progress | None = None
+    folder: str | Path,
+    budget: int,
+    *,
+    context: int | None = None,
+    progress: Progress | None = None,
+    vram: int = 0,
+    device: torch.device | None = None,
 ) -> tuple[PragnosiaForCausalLM, Plan]:
-    """A model within `budget` bytes. Raises BudgetError, CheckpointError or ConfigError."""
-    return build(*planned(folder, budget, context=context), progress=progress)
+    """A model within `budget` bytes of host memory and `vram` bytes of a device, by default the GPU that is there.
+
+    Raises BudgetError, CheckpointError or ConfigError.
+    """
+    if vram and device is None:
+        device = accelerator()
+    shelf = open_shelf(folder)
+    plan = make_plan(shelf, budget, context=context, vram=vram, device=device)
+    return build(shelf, plan, progress=progress, device=device)
 
 
 def planned(
@@ -79,21 +97,29 @@ def planned(
     return shelf, make_plan(shelf, budget, context=context, tuning=tuning)
 
 
-def build(shelf: Shelf, plan: Plan, *, progress: Progress | None = None) -> tuple[PragnosiaForCausalLM, Plan]:
-    """The model of a plan."""
+def build(
+    shelf: Shelf, plan: Plan, *, progress: Progress | None = None, device: torch.device | None = None
+) -> tuple[PragnosiaForCausalLM, Plan]:
+    """The model of a plan; `device` is the accelerator of a plan that has one."""
+    device = device if plan.vram and device is not None else torch.device("cpu")
     table = shelf.table
     layers = shelf.layers() if plan.dense else []
     names = {name: size for name, size in shelf.resident.items() if table is None or name != EMBEDDING}
-    if plan.slots >= plan.num_units:  # nothing has to go: the layers are as resident as the rest
+    slots = plan.vram_slots if plan.vram else plan.slots
+    if slots >= plan.num_units:  # nothing has to go: the layers are as resident as the rest
         names |= {part.name: part.num_bytes for layer in layers for part in layer}
         layers = []
-    model = built(shelf.config, shelf.put, names, progress)
+    model = built(shelf.config, shelf.put, names, progress, device)
     if table is not None:
+        table.device = device
         model.model.embed_tokens = table
     if layers:
-        put_layers(model, layers, UnitPool(len(layers), 1, plan.record, plan.slots))
+        pool = UnitPool(len(layers), 1, plan.record, plan.slots)
+        on_device = LayersOnDevice(pool, layers, plan.vram_slots, device) if plan.vram else None
+        store: Layers = on_device or LayersOnDisk(pool, layers)
+        put_layers(model, layers, store)
     if not plan.dense:
-        _put_units(model, shelf, plan)
+        _put_units(model, shelf, plan, device)
     return model, plan
 
 
@@ -102,17 +128,23 @@ def built(
     put: Callable[[PragnosiaForCausalLM, str], None],
     names: Mapping[str, int],
     progress: Progress | None,
+    device: torch.device | None = None,
 ) -> PragnosiaForCausalLM:
-    """A model of which only these tensors are there; `put` reads one into its place."""
+    """A model of which only these tensors are there, on `device`; `put` reads one into its place."""
     with torch.device("meta"):
         model = PragnosiaForCausalLM(config)
     done, total = 0, sum(names.values())
     for name, num_bytes in names.items():
         put(model, name)
+        if device is not None:  # at once: the host may not have room for all
+            _move(model, name, device)
         done += num_bytes
         if progress is not None:
             progress(done, total)
     _fill_buffers(model)
+    if device is not None:
+        for owner, _ in list(model.named_modules()):  # what was in no file
+            _move(model, f"{owner}.", device)
     if isinstance(model.model.embed_tokens, nn.Embedding):  # a packed table is shared as it is put
         model.tie_weights()
     return model.eval()  # type: ignore[no-any-return,no-untyped-call]
@@ -126,6 +158,8 @@ def pool_of(model: PragnosiaForCausalLM) -> UnitPool | None:
     for module in model.modules():
         if isinstance(module, StreamedBank):
             return module.bank.pool
+        if isinstance(module, AcceleratorBank):
+            return module.slots.pool
         if isinstance(module, OnDisk):
             return module.weights.layers.pool
         if isinstance(module, LoraBank) and isinstance(module.units, UnitsOnDisk):
@@ -133,28 +167,57 @@ def pool_of(model: PragnosiaForCausalLM) -> UnitPool | None:
     return None
 
 
-def _put_units(model: PragnosiaForCausalLM, shelf: Shelf, plan: Plan) -> None:
+def slots_of(model: PragnosiaForCausalLM) -> SlotStats | None:
+    """What the slots of a model's units on an accelerator did."""
+    banks = (module for module in model.modules() if isinstance(module, AcceleratorBank))
+    return next((bank.slots.stats() for bank in banks), None)
+
+
+def _put_units(model: PragnosiaForCausalLM, shelf: Shelf, plan: Plan, device: torch.device) -> None:
     """Put a streamed bank in every sparse layer."""
     organ = shelf.config.experts
     assert organ is not None
     # a model that learns goes up and down through its layers: what was used last is used first
     half_life = 0.5 if plan.learning else HALF_LIFE
-    pool = UnitPool(len(shelf.sparse), organ.num_units, plan.record, plan.slots, half_life=half_life)
+    counts = len(shelf.sparse), organ.num_units
+    pool = UnitPool(*counts, plan.record, plan.slots, half_life=half_life)
+    slots = DeviceSlots(pool, *counts, plan.vram_slots, device) if plan.vram else None
     for number, name in enumerate(shelf.sparse):
         for unit in range(organ.num_units):
             extents, sums = shelf.unit(name, number, unit)
             pool.place(number, unit, [Extent(*extent) for extent in extents], sums)
-        put_bank(model, name, number, pool, shelf.format)
+        put_bank(model, name, number, pool, shelf.format, slots)
 
 
-def put_bank(model: PragnosiaForCausalLM, name: str, number: int, pool: UnitPool, entry: Format) -> None:
-    """The `number`th bank of a pool, in the place of the bank of this name."""
+def put_bank(
+    model: PragnosiaForCausalLM,
+    name: str,
+    number: int,
+    pool: UnitPool,
+    entry: Format,
+    slots: DeviceSlots | None = None,
+) -> None:
+    """The `number`th bank of a pool, in the place of the bank of this name; with `slots`, on their device."""
     organ = model.config.experts
     experts: Any = model.get_submodule(name.rpartition(".")[0])
     shape = (organ.num_units, model.config.hidden_size, organ.unit_width)
     bank = PooledBank(pool, number, *shape, entry, ACTIVATIONS[organ.activation])
     old = experts.bank
-    experts.bank = StreamedBank(bank, *(_data(bias) for bias in (old.up_bias, old.down_bias)))
+    biases = _data(old.up_bias), _data(old.down_bias)
+    experts.bank = StreamedBank(bank, *biases) if slots is None else AcceleratorBank(bank, slots, *biases)
+
+
+def _move(model: nn.Module, name: str, device: torch.device) -> None:
+    """Take what was just put there to the device; a packed table and the head that shares its rows move together."""
+    moved: dict[int, Tensor] = {}
+    owners = [name.rpartition(".")[0], *(["lm_head"] if name == EMBEDDING else [])]
+    for owner in map(model.get_submodule, owners):
+        for kind in (owner._parameters, owner._buffers):
+            for key, tensor in kind.items():
+                if tensor is not None and not tensor.is_meta and tensor.device != device:
+                    there = moved.setdefault(id(tensor), tensor.detach().to(device))
+                    is_weight = kind is owner._parameters
+                    kind[key] = nn.Parameter(there, requires_grad=False) if is_weight else there  # type: ignore[assignment]
 
 
 def _data(tensor: Tensor | None) -> Tensor | None:

@@ -20,6 +20,8 @@ class TableOnDisk(nn.Module):
 
     def __init__(self, file: Path, offset: int, shape: tuple[int, int], entry: Format, dtype: torch.dtype) -> None:
         super().__init__()
+        self.device = torch.device("cpu")
+        """Where rows go."""
         self.file, self.offset, self.entry, self.dtype = file, offset, entry, dtype
         self.num_rows, self.width = shape
         self.row_bytes = entry.bank_row_bytes(self.width)
@@ -37,7 +39,7 @@ class TableOnDisk(nn.Module):
     @property
     def weight(self) -> Tensor:
         """Of the table only type and device are here: what a state is made like."""
-        return torch.empty(0, self.width, dtype=self.dtype)
+        return torch.empty(0, self.width, dtype=self.dtype, device=self.device)
 
     def row(self, token: int, out: Tensor) -> None:
         """Fill `out`, bytes of one row. Raises CheckpointError."""
@@ -50,10 +52,10 @@ class TableOnDisk(nn.Module):
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """The tokens' rows; each is read once."""
-        wanted, where = ids.unique(return_inverse=True)
+        wanted, where = ids.cpu().unique(return_inverse=True)
         rows = torch.empty(len(wanted), self.row_bytes, dtype=torch.uint8)
         for out, token in zip(rows, wanted.tolist(), strict=True):
             self.row(token, out)
         plain = self.entry.plain_dtype
         values = rows.view(plain) if plain else unpack(rows, self.width, self.entry.name, self.dtype)
-        return values.to(self.dtype)[where]
+        return values.to(self.dtype)[where].to(self.device)

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 GROUP, BLOCK = 32, 128  # weights that share a header; weights that are packed together
 LINE = 64  # bytes: where rows begin
-CHUNK = 1 << 17  # weights searched at once: they stay in the second-level cache
+CHUNK = 1 << 17  # weights searched or unpacked at once: they stay in the second-level cache
+MANY_AT_ONCE = 1 << 22  # unpacked at once by an accelerator, to which every call is a journey
 EXPONENT = 87  # the smallest exponent of s, as single precision counts: 2^-40
 LARGEST = 2.0**24  # what s reaches is 2^24; nothing beyond is a weight
 # times 127, so that products with 8-bit activations stay whole
@@ -150,7 +151,7 @@ def unpack(packed: Tensor, depth: int, name: str, dtype: torch.dtype = torch.flo
     check_rows(packed, depth, entry)
     rows = packed.reshape(-1, packed.shape[-1])
     out = torch.empty((len(rows), depth), dtype=dtype, device=packed.device)
-    step = max(1, CHUNK // max(1, depth))
+    step = max(1, (CHUNK if packed.is_cpu else MANY_AT_ONCE) // max(1, depth))
     for start in range(0, len(rows), step):
         out[start : start + step] = _values(rows[start : start + step], depth, entry)
     return out.view(*packed.shape[:-1], depth)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from pragnosia.kernels.compiled import loaded_library, native_library
-from pragnosia.kernels.formats import Format, check_rows, format_named, unpack
+from pragnosia.kernels.formats import MANY_AT_ONCE, Format, check_rows, format_named, unpack
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +67,7 @@ def _few(x: Tensor, packed: Tensor, depth: int, entry: Format, bias: Tensor | No
 
 def _many(x: Tensor, packed: Tensor, depth: int, entry: Format, bias: Tensor | None) -> Tensor:
     out = x.new_empty((len(x), len(packed)))
-    step = max(64, SCRATCH // max(1, depth))
+    step = max(64, (SCRATCH if x.is_cpu else MANY_AT_ONCE) // max(1, depth))
     scratch = x.new_empty((min(step, len(packed)), depth))
     for start in range(0, len(packed), step):
         block = packed[start : start + step]

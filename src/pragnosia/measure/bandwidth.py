@@ -86,6 +86,13 @@ def memory_bandwidth(device: torch.device, *, seconds: float = 0.3, num_bytes: i
     return matrix.nbytes / _best(lambda: torch.mv(matrix, vector), device, seconds)
 
 
+def link_bandwidth(device: torch.device, *, seconds: float = 0.3, num_bytes: int = 256 * MIB) -> float:
+    """Bytes per second from host memory to a device: page-locked, as units travel; a plain copy where it is the CPU."""
+    here = torch.ones(num_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    there = torch.empty_like(here, device=device, pin_memory=False)
+    return num_bytes / _best(lambda: there.copy_(here, non_blocking=True), device, seconds)
+
+
 def matrix_throughput(
     device: torch.device, dtype: torch.dtype, *, seconds: float = 0.3, size: int | None = None
 ) -> float:

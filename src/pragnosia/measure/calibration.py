@@ -25,8 +25,9 @@ from transformers import PreTrainedTokenizerBase
 from pragnosia.checkpoints.blueprint import Blueprint, blueprint, is_unit
 from pragnosia.data.sources import Source
 from pragnosia.errors import CheckpointError
-from pragnosia.inference.budget import Plan, as_bytes, make_plan, resident_memory
+from pragnosia.inference.budget import as_bytes, make_plan, resident_memory
 from pragnosia.inference.loading import load_model, load_tokenizer
+from pragnosia.inference.plan import Plan
 from pragnosia.inference.shelf import Shelf, open_shelf
 from pragnosia.inference.stream import StreamedBank, build
 from pragnosia.kernels.activations import ACTIVATIONS

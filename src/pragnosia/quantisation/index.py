@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 INDEX, UNITS, RESIDENT = "packed.json", "units.bin", "resident.bin"
 METHOD, VERSION = "pragnosia", 2
-PIECE = 1 << 20
+PIECE, PAGE, LINE = 1 << 20, 4096, 64  # bytes: what has one checksum; where records begin; where tensors begin
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,16 @@ class PackedIndex:
     @property
     def stride(self) -> int:
         """From one record to the next."""
-        return -(-self.record_bytes // 4096) * 4096
+        return stride_of(self.record_bytes)
 
     def to_json(self) -> dict[str, Any]:
         """For packed.json."""
         return {"version": VERSION, **asdict(self)}
+
+
+def stride_of(record_bytes: int) -> int:
+    """From one record to the next."""
+    return -(-record_bytes // PAGE) * PAGE
 
 
 def checksums(data: Any) -> tuple[int, ...]:

@@ -22,14 +22,12 @@ from pragnosia.checkpoints.blueprint import Blueprint, is_unit
 from pragnosia.checkpoints.travel import carry
 from pragnosia.checkpoints.writer import write_json
 from pragnosia.errors import CheckpointError
-from pragnosia.kernels.activations import ACTIVATIONS
-from pragnosia.kernels.formats import FORMATS, Format, format_named, pack
-from pragnosia.kernels.pool import record_bytes
+from pragnosia.kernels.formats import FORMATS, Format, pack
 from pragnosia.quantisation.calibration import STATISTICS, Calibration, Importance, importance_in, unit_importance
-from pragnosia.quantisation.index import INDEX, METHOD, RESIDENT, UNITS, Packed, PackedIndex, checksums
+from pragnosia.quantisation.index import INDEX, LINE, METHOD, RESIDENT, UNITS, Packed, PackedIndex, checksums, stride_of
+from pragnosia.quantisation.sizes import packed_sizes, packing_format, resident_format, sparse_banks
 from pragnosia.units import format_bytes
 
-_LINE = 64
 _PROGRESS = "progress.json"
 Progress = Callable[[int, int], None]
 """Called with bytes read so far, and in all."""
@@ -57,7 +55,7 @@ def pack_model(
     progress: Progress | None = None,
 ) -> PackReport:
     """Write the packed form to `out`. Raises CheckpointError; what was done by then is kept for the next try."""
-    out, entry = Path(out), _format(name)
+    out, entry = Path(out), packing_format(name)
     if calibration is not None:
         check_calibrated(name)
     check_vacant(out)
@@ -79,19 +77,9 @@ def pack_model(
     return PackReport(str(out), name, size, work.total, 8 * size / weights, resumed)
 
 
-def _format(name: str) -> Format:
-    try:
-        entry = format_named(name)
-    except ValueError as error:
-        raise CheckpointError(f"--format: {error}") from error
-    if entry.name == "fp32":
-        raise CheckpointError("--format fp32 would pack nothing; choose bf16, int8, int4, int3, int2 or nf4")
-    return entry
-
-
 def check_calibrated(name: str) -> None:
     """Raise CheckpointError for a format that a calibration cannot change: it has no scales to search for."""
-    entry = _format(name)
+    entry = packing_format(name)
     if not entry.shrinks:
         able = ", ".join(other.name for other in FORMATS.values() if other.shrinks)
         raise CheckpointError(f"--calibrate changes nothing in {entry.name}; leave it out, or choose from {able}")
@@ -111,17 +99,10 @@ class _Work:
         self.print_, self.folder, self.entry, self.progress = print_, folder, entry, progress
         self.calibration = calibration
         self.importance: Importance | None = None
-        config, organ = print_.config, print_.config.experts
-        self.banks = [
-            f"model.layers.{layer}.feed_forward.bank"
-            for layer, kind in enumerate(config.feed_forwards or ())
-            if kind == "experts"
-        ]
-        self.num_units = self.record = 0
-        if organ is not None and self.banks:
-            self.num_units = organ.num_units
-            self.record = record_bytes(entry, config.hidden_size, organ.unit_width, ACTIVATIONS[organ.activation])
-        self.stride = -(-self.record // 4096) * 4096
+        self.banks = sparse_banks(print_.config)
+        dtypes = {name: print_.dtype(name) for name in print_.shapes}
+        self.sizes = packed_sizes(print_.config, print_.shapes, dtypes, entry)
+        self.num_units, self.record, self.stride = self.sizes.num_units, self.sizes.record, stride_of(self.sizes.record)
         self.total = sum(print_.num_bytes(name) for name in print_.shapes)
         self.done = 0
         self.sums: list[list[int]] = []
@@ -140,7 +121,7 @@ class _Work:
                 f"{self.folder} was begun from another model, format or calibration; remove it, or choose another OUT"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        needed = self.stride * self.num_units * len(self.banks) + self.resident_bytes()
+        needed = self.sizes.total
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise CheckpointError(f"{self.folder} needs {format_bytes(needed)}, the disk has {format_bytes(free)} free")
@@ -204,19 +185,10 @@ class _Work:
             file.flush()
             os.fsync(file.fileno())
 
-    def resident_bytes(self) -> int:
-        """About what the second file will hold."""
-        total = 0
-        for name, shape in self.print_.shapes.items():
-            if not is_unit(name):
-                entry = resident_format(name, shape, self.print_.dtype(name), self.entry)
-                total += self.print_.num_bytes(name) if entry is None else shape[0] * entry.row_bytes(shape[1])
-        return total
-
     def append(self, file: BinaryIO, name: str, tensor: Tensor) -> Packed:
         """One resident tensor, in its format."""
         entry = resident_format(name, tensor.shape, tensor.dtype, self.entry)
-        offset = file.seek(-(-file.tell() // _LINE) * _LINE)
+        offset = file.seek(-(-file.tell() // LINE) * LINE)
         seen = None if entry is None else self.importance_of(name)
         data = _bytes(tensor if entry is None else packed_rows(self.print_, tensor, entry, seen))
         file.write(data)
@@ -245,23 +217,6 @@ class _Work:
         self.done += num_bytes
         if self.progress is not None:
             self.progress(self.done, self.total)
-
-
-def resident_format(name: str, shape: Sequence[int], dtype: torch.dtype, entry: Format) -> Format | None:
-    """Of what is no unit, in a model whose units are in `entry`; None: as it is.
-
-    A rounded router wakes the wrong unit; a model's ends bear less rounding than its middle.
-    """
-    if (
-        len(shape) != 2
-        or ".thalamus." in name
-        or "bias" in name.rsplit(".", 1)[-1]
-        or entry.plain_dtype is not None
-        or not dtype.is_floating_point
-    ):
-        return None
-    ends = name in ("model.embed_tokens.weight", "lm_head.weight")
-    return FORMATS["int8"] if ends else entry
 
 
 def packed_rows(print_: Blueprint, matrix: Tensor, entry: Format, importance: Tensor | None = None) -> Tensor:

@@ -17,10 +17,11 @@ from transformers import PreTrainedTokenizerBase
 from pragnosia.checkpoints.blueprint import Blueprint
 from pragnosia.data import TuningBatches, read_conversations, tokenize_conversations
 from pragnosia.errors import BudgetError, CheckpointError, ConfigError
-from pragnosia.inference.budget import Plan, Tuning, as_bytes, make_plan
+from pragnosia.inference.budget import Tuning, as_bytes, make_plan
 from pragnosia.inference.directory import check_speaker
 from pragnosia.inference.layers import PASSING
 from pragnosia.inference.loading import load_config, load_model, load_tokenizer
+from pragnosia.inference.plan import Plan
 from pragnosia.inference.shelf import AsItLies, Shelf, open_shelf
 from pragnosia.inference.stream import build, pool_of
 from pragnosia.kernels.pool import UnitPool

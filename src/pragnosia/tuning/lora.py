@@ -123,6 +123,8 @@ def _attach_units(model: PragnosiaForCausalLM, config: LoraConfig) -> None:
     attached: list[LoraBank] = []
     for experts in model.experts():
         bank: Any = experts.bank
+        if not isinstance(bank, Bank) and not hasattr(bank, "bank"):
+            raise ConfigError("units on an accelerator take no adapters yet; load the model without vram")
         units = UnitsInMemory(bank) if isinstance(bank, Bank) else UnitsOnDisk(bank.bank)
         up_bias, down_bias = (None if bias is None else bias.detach() for bias in (bank.up_bias, bank.down_bias))
         adapted: Any = LoraBank(units, up_bias, down_bias, config.rank, config.scale)

@@ -1,0 +1,72 @@
+"""How fast bytes move: measured on this machine, given by hand (`--rates vram=300GB/s,link=12GB/s`), or assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pragnosia.errors import ConfigError, UserError, unknown_name
+from pragnosia.units import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from pragnosia.inference.plan import Rates
+
+NAMES = ("memory", "disk", "vram", "link")
+_DISK = 1e9  # what is assumed where nothing may be written: the slower half of the NVMe disks on sale
+
+
+def given_rates(text: str | None) -> dict[str, float]:
+    """`vram=300GB/s,link=12GB/s` -> bytes per second. Raises ConfigError; torch is not loaded."""
+    found: dict[str, float] = {}
+    for part in text.split(",") if text else ():
+        name, equals, rate = (word.strip() for word in part.partition("="))
+        if not equals:
+            raise ConfigError(f"--rates: {part!r} is no rate; write name=rate, as in disk=2GB/s,link=12GB/s")
+        if name not in NAMES:
+            raise ConfigError(f"--rates: {unknown_name('rate', name, NAMES)}")
+        try:
+            found[name] = parse_bytes(rate.removesuffix("/s"))
+        except ValueError as error:
+            raise ConfigError(f"--rates: {name}: {error}") from error
+        if found[name] <= 0:
+            raise ConfigError(f"--rates: {name} is {rate}; it must be more than nothing")
+    return found
+
+
+def measured_rates(folder: Path, given: Mapping[str, float] | None = None, *, gpu: bool = False) -> Rates:
+    """What is not given is measured: memory, the disk that holds `folder`, and the GPU's two where `gpu` asks for them.
+
+    Where there is no GPU, or nothing may be written into the folder, it is assumed and said so.
+    """
+    import torch
+
+    from pragnosia.inference.plan import Rates
+    from pragnosia.measure.bandwidth import disk_speed, link_bandwidth, memory_bandwidth
+
+    found, assumed = dict(given or {}), []
+    if "memory" not in found:
+        found["memory"] = memory_bandwidth(torch.device("cpu"))
+    if "disk" not in found:
+        try:
+            found["disk"] = disk_speed(folder).read_bytes_per_second
+        except UserError:
+            found["disk"] = _DISK
+            assumed.append("disk")
+    for name, measure in (("vram", memory_bandwidth), ("link", link_bandwidth)) if gpu else ():
+        if name in found:
+            continue
+        if torch.cuda.is_available():
+            found[name] = measure(torch.device("cuda:0"))
+        else:
+            assumed.append(name)
+    return Rates(**found, assumed=tuple(assumed))
+
+
+def rates_line(rates: Rates, given: Mapping[str, float], *, gpu: bool) -> str:
+    """Where each rate comes from, for people: `measured: memory 22 GiB/s; assumed: link 11.2 GiB/s`."""
+    told: dict[str, list[str]] = {"measured": [], "given": [], "assumed": []}
+    for name in NAMES if gpu else NAMES[:2]:
+        source = "given" if name in given else "assumed" if name in rates.assumed else "measured"
+        told[source].append(f"{name} {format_bytes(getattr(rates, name))}/s")
+    return "; ".join(f"{source}: {', '.join(words)}" for source, words in told.items() if words)

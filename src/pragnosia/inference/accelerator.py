@@ -1,0 +1,96 @@
+"""A bank on an accelerator: its units come through host memory into slots that all layers share (device_slots.py).
+
+    y[t] = sum_a strengths[t, a] (down[u] act(up[u] x[t] + up_bias[u]) + down_bias[u])      u = units[t, a]
+
+Unit by unit, each read once, those that are there before those that come; every product is written to its own place
+(t, a), so that who comes late changes no sum. On the CPU, which stands in for an accelerator in tests, the numbers are
+those of `kernels.bank(backend="cpu")`, bit for bit. Where units are packed a few at a time are unpacked by torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, final
+
+import torch
+from torch import Tensor, nn
+
+from pragnosia.errors import CheckpointError, ConfigError
+from pragnosia.kernels.formats import MANY_AT_ONCE, unpack
+from pragnosia.kernels.slots import sort_slots
+
+if TYPE_CHECKING:
+    from pragnosia.inference.device_slots import DeviceSlots, Placed
+    from pragnosia.kernels.pool import PooledBank
+
+
+@final
+class AcceleratorBank(nn.Module):
+    """Stands where a `Bank` stands; its units lie on disk, in host memory and on the device. It does not learn."""
+
+    up_bias: Tensor | None
+    down_bias: Tensor | None
+
+    def __init__(self, bank: PooledBank, slots: DeviceSlots, up_bias: Tensor | None, down_bias: Tensor | None) -> None:
+        super().__init__()
+        self.pooled, self.slots, self.activation, self.num_units = bank, slots, bank.activation.name, bank.num_units
+        self.register_buffer("up_bias", up_bias)
+        self.register_buffer("down_bias", down_bias)
+        up_row, down_row = bank.row_bytes
+        self._rows = bank.activation.num_parts * bank.unit_width
+        self._up_bytes, self._end = self._rows * up_row, self._rows * up_row + bank.width * down_row
+        weights = (self._rows + bank.unit_width) * bank.width
+        # packed units are unpacked together, up to so many; of plain ones a view is enough
+        self._at_once = 1 if bank.format.plain_dtype else max(1, MANY_AT_ONCE // weights)
+
+    @torch.no_grad()
+    def _sum(self, x: Tensor, units: Tensor, strengths: Tensor) -> Tensor:
+        sorted_ = sort_slots(units.cpu(), self.num_units)  # the host has to know who wakes
+        order, tokens = sorted_.order.to(x.device), sorted_.tokens.to(x.device)
+        spans = {unit: slice(start, stop) for unit, start, stop in sorted_.groups}
+        out, flat = x.new_zeros(units.numel(), self.pooled.width), strengths.reshape(-1)
+        if self.pooled.layer == 0:
+            self.slots.tick()
+        with closing(self.slots.turns(self.pooled.layer, spans, self._at_once)) as groups:
+            for group in groups:
+                up, down = self._matrices(group, x.dtype)
+                for number, (unit, _) in enumerate(group):
+                    span = spans[unit]
+                    y = self._unit(unit, x.index_select(0, tokens[span]), up[number], down[number])
+                    out[order[span]] = y.mul_(flat.index_select(0, order[span]).to(x.dtype)[:, None])
+        return out.view(*units.shape, -1).sum(1)
+
+    def forward(self, x: Tensor, units: Tensor, strengths: Tensor) -> Tensor:
+        """As `Bank.forward`. Raises CheckpointError where a unit cannot be read, ConfigError where slopes are asked."""
+        if torch.is_grad_enabled() and (x.requires_grad or strengths.requires_grad):
+            raise ConfigError("units on an accelerator do not learn yet; leave out --vram")
+        try:
+            return self._sum(x, units, strengths)
+        except OSError as error:
+            raise CheckpointError(f"{error}; what was said so far stays") from error
+
+    def _unit(self, unit: int, rows: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        """One unit's rows (N, D) -> (N, D)."""
+        hidden = rows @ up.to(rows.dtype).t()
+        if self.up_bias is not None:
+            hidden += self.up_bias[unit].to(rows.dtype)
+        y = self.pooled.activation(hidden) @ down.to(rows.dtype).t()
+        if self.down_bias is not None:
+            y += self.down_bias[unit].to(rows.dtype)
+        return y
+
+    def _matrices(self, group: Sequence[Placed], dtype: torch.dtype) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Up (R, D) and down (D, F) of each: views of plain numbers, else unpacked together."""
+        entry, depths = self.pooled.format, (self.pooled.width, self.pooled.unit_width)
+        records = self.slots.records
+        packed = records[group[0][1]][None] if len(group) == 1 else records[[slot for _, slot in group]]
+        parts = (
+            packed[:, : self._up_bytes].unflatten(1, (self._rows, -1)),
+            packed[:, self._up_bytes : self._end].unflatten(1, (self.pooled.width, -1)),
+        )
+        if entry.plain_dtype is not None:
+            up, down = (part.view(entry.plain_dtype) for part in parts)
+        else:
+            up, down = (unpack(part, depth, entry.name, dtype) for part, depth in zip(parts, depths, strict=True))
+        return up, down

@@ -1,0 +1,94 @@
+"""`plan` of presets and directories: every number in JSON, room on disk, rates measured, given or assumed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pragnosia import kernels
+from pragnosia.inference.sizes import described_preset
+from pragnosia.units import MIB
+
+Run = Callable[..., Any]
+RATES = ("--rates", "memory=20GB/s,disk=1GB/s,vram=300GB/s,link=12GB/s")
+
+
+def test_a_preset_is_planned_in_the_default_format(run: Run) -> None:
+    done = run("plan", "450b", "--memory", "16GiB", *RATES)
+    assert done.code == 0, done.err
+    assert re.search(r"on disk +\d+ GiB  packed as int4 \(the default\)", done.out)
+    assert re.search(r"expected: \d+% of woken units here \(\d+% to \d+%\), [\d.]+ to [\d.]+ tokens/s", done.out)
+    assert "given: memory 18.6 GiB/s, disk 954 MiB/s\n" in done.out
+    values = run("plan", "450b", "--memory", "16GiB", "--format", "int8", "--json", *RATES).values
+    assert values["format"] == "int8"
+    assert values["on_disk"] == described_preset("450b", "int8").on_disk
+    assert values["hit_rate_low"] < values["hit_rate"] < values["hit_rate_high"]
+    assert values["tokens_per_second_low"] < values["tokens_per_second"] < values["tokens_per_second_high"]
+    assert (values["vram"], values["vram_slots"], values["vram_bytes_per_second"]) == (0, 0, None)
+
+
+@pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
+def test_what_packing_would_buy(run: Run, model: Path, tmp_path: Path) -> None:
+    as_it_lies = run("plan", model, "--memory", "2GiB", "--json", *RATES).values
+    foretold = run("plan", model, "--memory", "2GiB", "--format", "int8", "--json", *RATES).values
+    packed = run("pack", model, tmp_path / "out", "--format", "int8", "--json").values
+    assert as_it_lies["format"] == "fp32"
+    assert as_it_lies["on_disk"] == packed["source_bytes"]
+    assert foretold["on_disk"] == packed["num_bytes"]
+    found = run("plan", tmp_path / "out", "--memory", "2GiB", "--json", *RATES).values
+    for name in ("resident", "record", "slots", "num_units", "awake_bytes", "scratch", "cache"):
+        assert found[name] == foretold[name], name
+    assert "as it lies, fp32" in run("plan", model, "--memory", "2GiB", *RATES).out
+
+
+def test_room_on_disk(run: Run, at_once: Run, tmp_path: Path) -> None:
+    small = ("plan", "450b", "--memory", "16GiB", *RATES, "--disk")
+    run(*small, "150GB").refused("450b as int4 takes", "--disk 150GB", "--format int2 takes")
+    run(*small, "1GB").refused("int2, the smallest format, takes")
+    assert "of 466 GiB" in run(*small, "500GB").out
+    room = run("plan", "nano", "--memory", "2GiB", "--disk", tmp_path, "--json", *RATES).values["disk_room"]
+    assert room > MIB
+    at_once(*small, "tmpp").refused("--disk", "'tmpp'", "or name a folder that is there")
+
+
+def test_a_gpu_in_the_plan(run: Run) -> None:
+    done = run("plan", "7b", "--memory", "2GiB", "--vram", "2GiB", *RATES)
+    assert done.code == 0, done.err
+    for words in ("on the GPU", "in memory", "% on the GPU", "vram 279 GiB/s, link 11.2 GiB/s"):
+        assert words in done.out
+    values = run("plan", "7b", "--memory", "2GiB", "--vram", "2GiB", "--json", *RATES).values
+    assert values["vram"] == 2048 * MIB
+    assert 0 < values["vram_slots"] < values["num_units"]
+    assert values["vram_total"] <= values["vram"]
+    assert 0 < values["vram_hit_rate"] < values["hit_rate"]
+    assert (values["vram_bytes_per_second"], values["link_bytes_per_second"]) == (300e9, 12e9)
+    assert values["rates_assumed"] == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
+def test_what_cannot_be_measured_is_assumed_and_said(run: Run) -> None:
+    shown = ("plan", "7b", "--memory", "2GiB", "--vram", "2GiB", "--rates", "disk=1GB/s,memory=20GB/s")
+    assert "; assumed: vram 279 GiB/s, link 11.2 GiB/s" in run(*shown).out
+    assert run(*shown, "--json").values["rates_assumed"] == ["vram", "link"]
+
+
+def test_a_directory_is_measured(run: Run, model: Path) -> None:
+    done = run("plan", model, "--memory", "2GiB", "--rates", "memory=20GB/s")
+    assert re.search(r"measured: disk .*; given: memory 18.6 GiB/s", done.out), done.out + done.err
+
+
+def test_wrong_words_are_told_before_anything_is_loaded(at_once: Run) -> None:
+    at_once("plan", "7b", "--memory", "lots").refused("--memory", "'lots'")
+    at_once("plan", "7b", "--memory", "2GiB", "--vram", "0").refused("--vram is 0")
+    at_once("plan", "7b", "--memory", "2GiB", "--rates", "lnk=1GB/s").refused("unknown rate 'lnk'", "link")
+    at_once("plan", "7b", "--memory", "2GiB", "--rates", "fast").refused("'fast' is no rate")
+    at_once("plan", "7b", "--memory", "2GiB", "--rates", "disk=quick").refused("disk", "'quick'")
+
+
+def test_neither_a_preset_nor_a_directory(run: Run) -> None:
+    run("plan", "45b", "--memory", "2GiB").refused("unknown preset '45b'", "450b", "no directory of that name")
