@@ -154,7 +154,7 @@ def _besides(config: PragnosiaConfig, tokens: int, itemsize: int) -> int:
     """Bytes that transformers' modules take beside what ours do, while a prompt of so many tokens is read at once.
 
     The eager attention's scores, their softmax in single precision and the mask; keys and values of the state before
-    and the state after; an expert's rows; and the code of products, one for each number of rows.
+    and the state after; an expert's rows; and the code of products, one for each number of rows that an expert gets.
     """
     attention, organ = config.attention, config.experts
     assert organ is not None
@@ -163,4 +163,4 @@ def _besides(config: PragnosiaConfig, tokens: int, itemsize: int) -> int:
     keys = 2 * config.num_hidden_layers * attention.num_key_value_heads * attention.head_dim * tokens * itemsize
     repeated = 4 * attention.num_heads * attention.head_dim * tokens * itemsize
     rows = tokens * (6 * organ.unit_width * 4 + organ.thalamus.num_awake * (organ.num_units + 1) * 16)
-    return int(scores + keys + repeated + rows) + PRODUCTS
+    return int(scores + keys + repeated + rows) + 2 * PRODUCTS
