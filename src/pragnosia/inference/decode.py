@@ -15,7 +15,7 @@ from pragnosia.errors import CheckpointError, PromptError
 from pragnosia.inference.budget import PROMPT_PIECE
 from pragnosia.inference.program import Program, writable
 from pragnosia.inference.sampler import Sampler, Sampling
-from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.cortex import Cortex
 from pragnosia.model.state import State
 from pragnosia.model.thalamus import Routing
 
@@ -40,7 +40,7 @@ class Decoder:
     through the model's modules, single tokens through a `Program` where one can be written.
     """
 
-    model: PragnosiaForCausalLM
+    model: Cortex
     room: int
     energy: float = 1.0
     trace: Trace | None = None

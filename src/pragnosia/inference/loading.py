@@ -24,11 +24,11 @@ from pragnosia.inference.directory import (
 )
 from pragnosia.inference.stream import UNLIMITED, load_streamed, load_whole
 from pragnosia.model.configuration import PragnosiaConfig
-from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.cortex import Cortex
 from pragnosia.quantisation.index import is_packed
 
 
-def load_model(directory: str | Path, dtype: torch.dtype | str = "auto", device: str = "cpu") -> PragnosiaForCausalLM:
+def load_model(directory: str | Path, dtype: torch.dtype | str = "auto", device: str = "cpu") -> Cortex:
     """The model in evaluation mode; other families' run as they lie. Raises CheckpointError for what is broken.
 
     Raises UserError for a device that is not there.
@@ -44,6 +44,8 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto", device:
         return foreign.to(device) if dtype == "auto" else foreign.to(device, dtype)  # type: ignore[no-any-return]
     load_config(folder)
     check_weights(folder)
+    from pragnosia.model.modeling import PragnosiaForCausalLM  # seconds, which whoever streams need not wait
+
     bars = transformers_logging.is_progress_bar_enabled()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()

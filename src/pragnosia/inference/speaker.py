@@ -23,7 +23,7 @@ from pragnosia.inference.directory import has_tokenizer
 from pragnosia.inference.loading import load_model, load_tokenizer
 from pragnosia.inference.sampling import Sampling, check_room, check_text
 from pragnosia.inference.stream import Progress, load_streamed
-from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.cortex import Cortex
 
 # Options of `stream` that are not Sampling's.
 _OWN = ("max_new_tokens", "energy", "trace")
@@ -34,11 +34,11 @@ class Pragnosia:
 
     def __init__(
         self,
-        model: PragnosiaForCausalLM,
+        model: Cortex,
         tokenizer: PreTrainedTokenizerBase | None = None,
         plan: Plan | None = None,
     ) -> None:
-        self.model: PragnosiaForCausalLM = model.eval()  # type: ignore[no-untyped-call]
+        self.model: Cortex = model.eval()
         self._tokenizer = tokenizer
         self.plan = plan
         """How the memory is shared out, where a budget was given."""

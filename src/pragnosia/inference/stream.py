@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,10 @@ from pragnosia.inference.layers import OnDisk, put_layers
 from pragnosia.inference.shelf import EMBEDDING, AsItLies, Shelf, open_shelf
 from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.kernels.pool import HALF_LIFE, Extent, PooledBank, UnitPool
-from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.cortex import Cortex, PlainCortex, initialise
+
+if TYPE_CHECKING:
+    from pragnosia.model.modeling import PragnosiaForCausalLM
 
 UNLIMITED = 1 << 60
 """A budget in which every unit has a slot."""
@@ -50,13 +53,18 @@ class StreamedBank(nn.Module):
 
 def load_whole(folder: str | Path, *, progress: Progress | None = None) -> PragnosiaForCausalLM:
     """A directory of ours or of a supported family, whole in memory. Raises CheckpointError or ConfigError."""
+    from pragnosia.model.modeling import PragnosiaForCausalLM  # slow to import, and only wanted here
+
     shelf = AsItLies(blueprint(folder))
-    return _built(shelf, {name: shelf.print_.num_bytes(name) for name in shelf.print_.shapes}, progress)
+    with torch.device("meta"):
+        model = PragnosiaForCausalLM(shelf.config)
+    _fill(model, shelf, {name: shelf.print_.num_bytes(name) for name in shelf.print_.shapes}, progress)
+    return model
 
 
 def load_streamed(
     folder: str | Path, budget: int, *, context: int | None = None, progress: Progress | None = None
-) -> tuple[PragnosiaForCausalLM, Plan]:
+) -> tuple[Cortex, Plan]:
     """A model within `budget` bytes. Raises BudgetError, CheckpointError or ConfigError."""
     return build(*planned(folder, budget, context=context), progress=progress)
 
@@ -69,7 +77,7 @@ def planned(
     return shelf, make_plan(shelf, budget, context=context, tuning=tuning)
 
 
-def build(shelf: Shelf, plan: Plan, *, progress: Progress | None = None) -> tuple[PragnosiaForCausalLM, Plan]:
+def build(shelf: Shelf, plan: Plan, *, progress: Progress | None = None) -> tuple[Cortex, Plan]:
     """The model of a plan."""
     table = shelf.table
     layers = shelf.layers() if plan.dense else []
@@ -77,7 +85,9 @@ def build(shelf: Shelf, plan: Plan, *, progress: Progress | None = None) -> tupl
     if plan.slots >= plan.num_units:  # nothing has to go: the layers are as resident as the rest
         names |= {part.name: part.num_bytes for layer in layers for part in layer}
         layers = []
-    model = _built(shelf, names, progress)
+    with torch.device("meta"):
+        model = PlainCortex(shelf.config)
+    _fill(model, shelf, names, progress)
     if table is not None:
         model.model.embed_tokens = table
     if layers:
@@ -87,10 +97,10 @@ def build(shelf: Shelf, plan: Plan, *, progress: Progress | None = None) -> tupl
     return model, plan
 
 
-def _built(shelf: Shelf, names: Mapping[str, int], progress: Progress | None) -> PragnosiaForCausalLM:
-    """A model of which only these tensors are there."""
-    with torch.device("meta"):
-        model = PragnosiaForCausalLM(shelf.config)
+def _fill(
+    model: PlainCortex | PragnosiaForCausalLM, shelf: Shelf, names: Mapping[str, int], progress: Progress | None
+) -> None:
+    """Put these tensors into a model that has none."""
     done, total = 0, sum(names.values())
     for name, num_bytes in names.items():
         shelf.put(model, name)
@@ -100,10 +110,10 @@ def _built(shelf: Shelf, names: Mapping[str, int], progress: Progress | None) ->
     _fill_buffers(model)
     if isinstance(model.model.embed_tokens, nn.Embedding):  # a packed table is shared as it is put
         model.tie_weights()
-    return model.eval()  # type: ignore[no-any-return,no-untyped-call]
+    model.eval()
 
 
-def pool_of(model: PragnosiaForCausalLM) -> UnitPool | None:
+def pool_of(model: Cortex) -> UnitPool | None:
     """The pool that a streamed model draws on."""
     for module in model.modules():
         if isinstance(module, StreamedBank):
@@ -113,7 +123,7 @@ def pool_of(model: PragnosiaForCausalLM) -> UnitPool | None:
     return None
 
 
-def _put_units(model: PragnosiaForCausalLM, shelf: Shelf, plan: Plan) -> None:
+def _put_units(model: Cortex, shelf: Shelf, plan: Plan) -> None:
     """Put a streamed bank in every sparse layer."""
     organ = shelf.config.experts
     assert organ is not None
@@ -135,10 +145,10 @@ def _data(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach()
 
 
-def _fill_buffers(model: PragnosiaForCausalLM) -> None:
+def _fill_buffers(model: Cortex) -> None:
     """What is in no file: steering, rotary frequencies."""
     for module in model.modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_meta:
                 module.register_buffer(name, torch.zeros(buffer.shape, dtype=torch.float32), persistent=False)
-    model._init_weights(model.model.positions)
+    initialise(model.model.positions, model.config)

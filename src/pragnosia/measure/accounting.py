@@ -21,7 +21,7 @@ from torch import nn
 from pragnosia.errors import ConfigError, unknown_name
 from pragnosia.inference.stream import pool_of
 from pragnosia.model.configuration import PragnosiaConfig
-from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.cortex import Cortex, PlainCortex
 from pragnosia.model.thalamus import Thalamus
 
 # Bits, since some precisions are finer than a byte.
@@ -129,7 +129,7 @@ class Account:
 
 
 def account(
-    subject: PragnosiaConfig | PragnosiaForCausalLM,
+    subject: PragnosiaConfig | Cortex,
     *,
     precision: str = "bfloat16",
     context: int | None = None,
@@ -169,10 +169,10 @@ def account(
     )
 
 
-def on_meta(config: PragnosiaConfig) -> PragnosiaForCausalLM:
+def on_meta(config: PragnosiaConfig) -> Cortex:
     """The model with shapes and without storage."""
     with torch.device("meta"):
-        return PragnosiaForCausalLM(config)
+        return PlainCortex(config)
 
 
 def _layer_account(layer: nn.Module, energy: float) -> LayerAccount:

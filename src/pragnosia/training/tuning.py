@@ -24,7 +24,7 @@ from pragnosia.inference.loading import load_config, load_model, load_tokenizer
 from pragnosia.inference.stream import build, planned, pool_of
 from pragnosia.kernels.pool import UnitPool
 from pragnosia.model.configuration import PragnosiaConfig
-from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.cortex import Cortex
 from pragnosia.training.assembly import sow
 from pragnosia.training.checkpoint import CheckpointConfig, Checkpoints, write_whole
 from pragnosia.training.optimisers import OptimiserConfig
@@ -101,7 +101,7 @@ class TuneConfig:
 class Pupil:
     """What a run works with."""
 
-    model: PragnosiaForCausalLM
+    model: Cortex
     attached: dict[str, torch.nn.Parameter]
     tokenizer: PreTrainedTokenizerBase
     batches: TuningBatches
