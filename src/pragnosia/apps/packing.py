@@ -41,7 +41,8 @@ def pack(
     from pragnosia.checkpoints.blueprint import blueprint
     from pragnosia.quantisation.packing import pack_model
 
-    report = pack_model(blueprint(source), out, format, progress=None if as_json else bar("packing"))
+    with bar("packing", quiet=as_json) as progress:
+        report = pack_model(blueprint(source), out, format, progress=progress)
     values: dict[str, Any] = {"source": str(source), **asdict(report)}
     rows = [
         ("packed", f"{source} to {out} as {format}{', resumed' if report.resumed else ''}"),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
-
 from pragnosia.checkpoints.source import Shape, TensorSource, pieces
 from pragnosia.errors import CheckpointError
 from pragnosia.model.configuration import PragnosiaConfig
@@ -18,8 +16,7 @@ _DERIVED = "rotary_emb.inv_freq"
 
 def parameter_shapes(config: PragnosiaConfig) -> dict[str, Shape]:
     """Our tensors and their shapes, without making any of them."""
-    with torch.device("meta"):
-        model = PlainCortex(config)
+    model = PlainCortex.unfilled(config)
     tied = {HEAD} if config.tie_word_embeddings else set()
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
 

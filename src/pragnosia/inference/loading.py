@@ -22,14 +22,16 @@ from pragnosia.inference.directory import (
     read_values,
     require_tokenizer,
 )
-from pragnosia.inference.stream import UNLIMITED, load_streamed, load_whole
+from pragnosia.inference.stream import UNLIMITED, Progress, load_streamed, load_whole
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.cortex import Cortex
 from pragnosia.quantisation.index import is_packed
 
 
-def load_model(directory: str | Path, dtype: torch.dtype | str = "auto", device: str = "cpu") -> Cortex:
-    """The model in evaluation mode; other families' run as they lie. Raises CheckpointError for what is broken.
+def load_model(
+    directory: str | Path, dtype: torch.dtype | str = "auto", device: str = "cpu", progress: Progress | None = None
+) -> Cortex:
+    """The model in evaluation mode; other families' run as they lie, and report their `progress`. Raises CheckpointError for what is broken.
 
     Raises UserError for a device that is not there.
     """
@@ -38,9 +40,9 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto", device:
     if is_packed(folder):
         if dtype != "auto" or device != "cpu":
             raise UserError("a packed model runs on the CPU, in the type it computes in")
-        return load_streamed(folder, UNLIMITED)[0]
+        return load_streamed(folder, UNLIMITED, progress=progress)[0]
     if is_foreign(folder):
-        foreign: Any = load_whole(folder)
+        foreign: Any = load_whole(folder, progress=progress)
         return foreign.to(device) if dtype == "auto" else foreign.to(device, dtype)  # type: ignore[no-any-return]
     load_config(folder)
     check_weights(folder)

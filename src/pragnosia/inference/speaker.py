@@ -65,7 +65,7 @@ class Pragnosia:
                 raise BudgetError("within a memory budget a model runs on the CPU, in the type it is stored in")
             model, plan = load_streamed(directory, as_bytes(memory), context=context, progress=progress)
         else:
-            model = load_model(directory, dtype, device)
+            model = load_model(directory, dtype, device, progress)
         config, tokenizer = model.config, None
         if has_tokenizer(directory):
             tokenizer = load_tokenizer(directory, config.vocab_size, config.tokenizer_digest)

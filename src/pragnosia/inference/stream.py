@@ -85,8 +85,7 @@ def build(shelf: Shelf, plan: Plan, *, progress: Progress | None = None) -> tupl
     if plan.slots >= plan.num_units:  # nothing has to go: the layers are as resident as the rest
         names |= {part.name: part.num_bytes for layer in layers for part in layer}
         layers = []
-    with torch.device("meta"):
-        model = PlainCortex(shelf.config)
+    model = PlainCortex.unfilled(shelf.config)
     _fill(model, shelf, names, progress)
     if table is not None:
         model.model.embed_tokens = table

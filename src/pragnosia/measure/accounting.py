@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import torch
 from torch import nn
 
 from pragnosia.errors import ConfigError, unknown_name
@@ -171,8 +170,7 @@ def account(
 
 def on_meta(config: PragnosiaConfig) -> Cortex:
     """The model with shapes and without storage."""
-    with torch.device("meta"):
-        return PlainCortex(config)
+    return PlainCortex.unfilled(config)
 
 
 def _layer_account(layer: nn.Module, energy: float) -> LayerAccount:

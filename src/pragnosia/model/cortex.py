@@ -21,6 +21,7 @@ from typing import Any, final
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import Cache, GenerationConfig
 from transformers import initialization as init
 
@@ -292,6 +293,19 @@ class Cortex(nn.Module):
 
 
 @final
+class _Unfilled(TorchFunctionMode):
+    """Within it torch.nn.init does nothing: on the device `meta` it would import torch's tracer, seconds of it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
+
+
+@final
 class PlainStack(CortexStack):
     """The stack as torch has it."""
 
@@ -302,15 +316,20 @@ class PlainStack(CortexStack):
 
 @final
 class PlainCortex(Cortex):
-    """The model as torch has it: the same tensors by the same names, and nothing of transformers around them.
-
-    Its weights are as torch leaves them; whoever makes one on the device `meta` fills them in.
-    """
+    """The model as torch has it: the same tensors by the same names, and nothing of transformers around them."""
 
     def __init__(self, config: PragnosiaConfig) -> None:
         super().__init__()
         self.grow(config, PlainStack(config))
         self.generation_config = GenerationConfig.from_model_config(config)
+
+    @classmethod
+    def unfilled(cls, config: PragnosiaConfig) -> PlainCortex:
+        """With shapes and without storage."""
+        with torch.device("meta"), _Unfilled():
+            model = cls(config)
+        model.tie_weights()
+        return model
 
     def tie_weights(self) -> None:
         """One table at both ends, where the configuration says so."""

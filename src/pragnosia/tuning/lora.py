@@ -106,7 +106,7 @@ def attach_tensors(model: Cortex, tensors: Mapping[str, Tensor], config: LoraCon
 def count_parameters(shape: PragnosiaConfig, config: LoraConfig) -> int:
     """Numbers that adapters of a model have."""
     with torch.device("meta"):
-        attached = attach(PlainCortex(shape), config)
+        attached = attach(PlainCortex.unfilled(shape), config)
     return sum(weight.numel() for weight in attached.values())
 
 
