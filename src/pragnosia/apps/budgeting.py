@@ -25,7 +25,9 @@ Memory = Annotated[
 Context = Annotated[
     int | None, typer.Option(min=1, help="With --memory: tokens to have room for; default 4096 or all the model holds.")
 ]
-Stats = Annotated[bool, typer.Option("--stats", help="With --memory: say what was here and what was read.")]
+Stats = Annotated[
+    bool, typer.Option("--stats", help="Say what decoded; with --memory also what was here, and read.")
+]
 
 
 @answering

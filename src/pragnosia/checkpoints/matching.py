@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from pragnosia.checkpoints.source import Shape, TensorSource, pieces
 from pragnosia.errors import CheckpointError
 from pragnosia.model.configuration import PragnosiaConfig

@@ -31,8 +31,9 @@ from pragnosia.quantisation.index import is_packed
 def load_model(
     directory: str | Path, dtype: torch.dtype | str = "auto", device: str = "cpu", progress: Progress | None = None
 ) -> Cortex:
-    """The model in evaluation mode; other families' run as they lie, and report their `progress`. Raises CheckpointError for what is broken.
+    """The model in evaluation mode; other families' run as they lie, and report their progress.
 
+    Raises CheckpointError for what is broken.
     Raises UserError for a device that is not there.
     """
     folder = Path(directory)
