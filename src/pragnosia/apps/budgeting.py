@@ -25,9 +25,7 @@ Memory = Annotated[
 Context = Annotated[
     int | None, typer.Option(min=1, help="With --memory: tokens to have room for; default 4096 or all the model holds.")
 ]
-Stats = Annotated[
-    bool, typer.Option("--stats", help="Say what decoded; with --memory also what was here, and read.")
-]
+Stats = Annotated[bool, typer.Option("--stats", help="Say what decoded; with --memory also what was here, and read.")]
 
 
 @answering
