@@ -60,14 +60,14 @@ def test_within_a_step_its_seconds_and_what_comes_from_disk_are_shown() -> None:
     for _ in range(8):
         shown.append(within.render(task).plain)  # type: ignore[arg-type]
         now[0], read[0] = now[0] + 1, read[0] + (3 << 20)
-    assert shown[0] == "0 s in this step"
-    assert shown[7] == "7 s in this step  3 MiB/s from disk"
+    assert shown[0] == "0 s in step"
+    assert shown[7] == "7 s in step  3 MiB/s from disk"
     for _ in range(7):  # the disk is done: it is forgotten after a while
         shown.append(within.render(task).plain)  # type: ignore[arg-type]
         now[0] += 1
     assert shown[-1].endswith("0 B/s from disk")
     within.begin()
-    assert within.render(task).plain.startswith("0 s in this step")  # type: ignore[arg-type]
+    assert within.render(task).plain.startswith("0 s in step")  # type: ignore[arg-type]
 
 
 def test_the_bar_moves_while_a_step_lasts() -> None:
@@ -80,4 +80,4 @@ def test_the_bar_moves_while_a_step_lasts() -> None:
         read[0] += 10 << 20
     bar.stop()
     assert "from disk" in written.getvalue()
-    assert "1 s in this step" in written.getvalue()
+    assert "1 s in step" in written.getvalue()

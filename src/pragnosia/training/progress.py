@@ -10,6 +10,7 @@ from typing import Protocol, final
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from pragnosia.training.log import Record
@@ -54,7 +55,7 @@ class Within(ProgressColumn):
     """What moves while a step lasts: its seconds, and the bytes per second that come from disk, of late."""
 
     def __init__(self, bytes_read: Callable[[], int] | None = None, clock: Callable[[], float] = monotonic) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True))
         self.bytes_read, self.clock = bytes_read, clock
         self.seen: deque[tuple[float, int]] = deque()
         self.began = clock()
@@ -66,7 +67,7 @@ class Within(ProgressColumn):
     def render(self, task: Task) -> Text:
         """Asked by the bar, several times a second."""
         now = self.clock()
-        parts = [f"{now - self.began:.0f} s in this step"]
+        parts = [f"{now - self.began:.0f} s in step"]
         if self.bytes_read is not None:
             self.seen.append((now, self.bytes_read()))
             while len(self.seen) > 2 and now - self.seen[1][0] >= _WINDOW_S:
@@ -105,6 +106,7 @@ class Bar:
                 TimeRemainingColumn(),
                 console=self.console,
                 expand=True,
+                transient=True,
             )
             self.progress.start()
             self.progress.add_task("", total=steps, completed=done, numbers="")
