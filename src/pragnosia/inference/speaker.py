@@ -21,14 +21,11 @@ from pragnosia.inference.budget import Plan, as_bytes
 from pragnosia.inference.choices import DeviceMap, chosen_device, chosen_dtype
 from pragnosia.inference.decode import Decoder, Trace
 from pragnosia.inference.directory import has_tokenizer
-from pragnosia.inference.exact_loading import load_exact
 from pragnosia.inference.few_bits import load_in_few_bits
 from pragnosia.inference.loading import load_model, load_tokenizer
 from pragnosia.inference.sampling import Sampling, check_room, check_text
 from pragnosia.inference.stream import Progress, load_streamed
-from pragnosia.model.modeling import PragnosiaForCausalLM
-from pragnosia.tuning.lora import attach_tensors
-from pragnosia.tuning.peft_format import read_adapter
+from pragnosia.model.cortex import Cortex
 
 # Options of `stream` that are not Sampling's.
 _OWN = ("max_new_tokens", "energy", "trace")
@@ -39,11 +36,11 @@ class Pragnosia:
 
     def __init__(
         self,
-        model: PragnosiaForCausalLM,
+        model: Cortex,
         tokenizer: PreTrainedTokenizerBase | None = None,
         plan: Plan | None = None,
     ) -> None:
-        self.model: PragnosiaForCausalLM = model.eval()  # type: ignore[no-untyped-call]
+        self.model: Cortex = model.eval()
         self._tokenizer = tokenizer
         self.plan = plan
         """How the memory is shared out, where a budget was given."""
@@ -76,9 +73,11 @@ class Pragnosia:
         transformers' own eager modules, for their logits bit for bit; with `memory` its experts stay on disk. Raises
         CheckpointError, ConfigError, BudgetError, UserError.
         """
-        # before the plan, which counts what is there already
-        learned = None if adapter is None else read_adapter(adapter, directory)
-        plan = None
+        learned = plan = None
+        if adapter is not None:  # before the plan, which counts what is there already
+            from pragnosia.tuning.peft_format import read_adapter
+
+            learned = read_adapter(adapter, directory)
         dtype = chosen_dtype(dtype, torch_dtype)
         place = chosen_device(device, device_map, in_budget=memory is not None or load_in_8bit or load_in_4bit)
         if exact:
@@ -87,6 +86,8 @@ class Pragnosia:
                     "exact mode runs a model as it lies, on the CPU: no adapter, other type, fewer bits or device; "
                     "leave those out, or exact"
                 )
+            from pragnosia.inference.exact_loading import load_exact  # brings transformers' model classes along
+
             budget = None if memory is None else as_bytes(memory)
             standing_in: Any = load_exact(directory, budget, context=context, progress=progress)
             model, plan = standing_in
@@ -99,8 +100,10 @@ class Pragnosia:
         elif load_in_8bit or load_in_4bit:
             model = _in_few_bits(directory, dtype, place, (load_in_8bit, load_in_4bit), progress)
         else:
-            model = load_model(directory, dtype, place)
+            model = load_model(directory, dtype, place, progress)
         if learned is not None:
+            from pragnosia.tuning.lora import attach_tensors
+
             attach_tensors(model, *learned)
         config, tokenizer = model.config, None
         if has_tokenizer(directory):
@@ -205,7 +208,7 @@ class Pragnosia:
 
 def _in_few_bits(
     directory: str | Path, dtype: torch.dtype | str, place: str, bits: tuple[bool, bool], progress: Progress | None
-) -> PragnosiaForCausalLM:
+) -> Cortex:
     """Packed as it is loaded. Raises UserError for wishes that exclude each other."""
     if all(bits):
         raise UserError("load_in_8bit and load_in_4bit exclude each other; give one")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,11 @@ from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.kernels.formats import Format
 from pragnosia.kernels.pool import HALF_LIFE, Extent, PooledBank, UnitPool
 from pragnosia.model.configuration import PragnosiaConfig
-from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.cortex import Cortex, PlainCortex, initialise
 from pragnosia.tuning.units import LoraBank, UnitsOnDisk
+
+if TYPE_CHECKING:
+    from pragnosia.model.modeling import PragnosiaForCausalLM
 
 UNLIMITED = 1 << 60
 """A budget in which every unit has a slot."""
@@ -58,15 +61,18 @@ def load_whole(
 
     Raises CheckpointError or ConfigError.
     """
+    from pragnosia.model.modeling import PragnosiaForCausalLM  # slow to import, and only wanted here
+
     shelf = AsItLies(blueprint(folder, dtype))
-    return built(
-        shelf.config, shelf.put, {name: shelf.print_.num_bytes(name) for name in shelf.print_.shapes}, progress
-    )
+    with torch.device("meta"):
+        model = PragnosiaForCausalLM(shelf.config)
+    _fill(model, shelf.put, {name: shelf.print_.num_bytes(name) for name in shelf.print_.shapes}, progress)
+    return model
 
 
 def load_streamed(
     folder: str | Path, budget: int, *, context: int | None = None, progress: Progress | None = None
-) -> tuple[PragnosiaForCausalLM, Plan]:
+) -> tuple[Cortex, Plan]:
     """A model within `budget` bytes. Raises BudgetError, CheckpointError or ConfigError."""
     return build(*planned(folder, budget, context=context), progress=progress)
 
@@ -79,7 +85,7 @@ def planned(
     return shelf, make_plan(shelf, budget, context=context, tuning=tuning)
 
 
-def build(shelf: Shelf, plan: Plan, *, progress: Progress | None = None) -> tuple[PragnosiaForCausalLM, Plan]:
+def build(shelf: Shelf, plan: Plan, *, progress: Progress | None = None) -> tuple[Cortex, Plan]:
     """The model of a plan."""
     table = shelf.table
     layers = shelf.layers() if plan.dense else []
@@ -98,14 +104,21 @@ def build(shelf: Shelf, plan: Plan, *, progress: Progress | None = None) -> tupl
 
 
 def built(
-    config: PragnosiaConfig,
-    put: Callable[[PragnosiaForCausalLM, str], None],
+    config: PragnosiaConfig, put: Callable[[Cortex, str], None], names: Mapping[str, int], progress: Progress | None
+) -> PlainCortex:
+    """A model of which only these tensors are there; `put` reads one into its place."""
+    model = PlainCortex.unfilled(config)
+    _fill(model, put, names, progress)
+    return model
+
+
+def _fill(
+    model: PlainCortex | PragnosiaForCausalLM,
+    put: Callable[[Cortex, str], None],
     names: Mapping[str, int],
     progress: Progress | None,
-) -> PragnosiaForCausalLM:
-    """A model of which only these tensors are there; `put` reads one into its place."""
-    with torch.device("meta"):
-        model = PragnosiaForCausalLM(config)
+) -> None:
+    """Put these tensors into a model that has none."""
     done, total = 0, sum(names.values())
     for name, num_bytes in names.items():
         put(model, name)
@@ -115,10 +128,10 @@ def built(
     _fill_buffers(model)
     if isinstance(model.model.embed_tokens, nn.Embedding):  # a packed table is shared as it is put
         model.tie_weights()
-    return model.eval()  # type: ignore[no-any-return,no-untyped-call]
+    model.eval()
 
 
-def pool_of(model: PragnosiaForCausalLM) -> UnitPool | None:
+def pool_of(model: Cortex) -> UnitPool | None:
     """The pool that a streamed model draws on."""
     pool: UnitPool | None = getattr(model, "unit_pool", None)  # exact mode's
     if pool is not None:
@@ -133,7 +146,7 @@ def pool_of(model: PragnosiaForCausalLM) -> UnitPool | None:
     return None
 
 
-def _put_units(model: PragnosiaForCausalLM, shelf: Shelf, plan: Plan) -> None:
+def _put_units(model: Cortex, shelf: Shelf, plan: Plan) -> None:
     """Put a streamed bank in every sparse layer."""
     organ = shelf.config.experts
     assert organ is not None
@@ -147,7 +160,7 @@ def _put_units(model: PragnosiaForCausalLM, shelf: Shelf, plan: Plan) -> None:
         put_bank(model, name, number, pool, shelf.format)
 
 
-def put_bank(model: PragnosiaForCausalLM, name: str, number: int, pool: UnitPool, entry: Format) -> None:
+def put_bank(model: Cortex, name: str, number: int, pool: UnitPool, entry: Format) -> None:
     """The `number`th bank of a pool, in the place of the bank of this name."""
     organ = model.config.experts
     experts: Any = model.get_submodule(name.rpartition(".")[0])
@@ -161,10 +174,10 @@ def _data(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach()
 
 
-def _fill_buffers(model: PragnosiaForCausalLM) -> None:
+def _fill_buffers(model: Cortex) -> None:
     """What is in no file: steering, rotary frequencies."""
     for module in model.modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_meta:
                 module.register_buffer(name, torch.zeros(buffer.shape, dtype=torch.float32), persistent=False)
-    model._init_weights(model.model.positions)
+    initialise(model.model.positions, model.config)
