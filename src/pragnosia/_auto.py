@@ -1,9 +1,9 @@
 """Make transformers' Auto classes know our models, without importing transformers before its time.
 
 transformers takes seconds to import, and `pragnosia --help` must not wait for it. So each registration runs at once if
-its Auto module is loaded already, else right after whoever needs it has loaded it. transformers imports
-configuration_auto halfway through its own start, when our models could not be made yet: there we leave only our name,
-and an alias under which transformers finds the class when it is first asked for.
+its Auto module is loaded already, else right after whoever needs it has loaded it. Then only our names are left there,
+and an alias under which transformers finds the classes when it is first asked for: transformers loads its Auto modules
+halfway through its own start, when our models could not be made yet, and who wants a configuration wants no model.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _MODELS = "transformers.models.auto.modeling_auto"
 def register_when_imported() -> None:
     """Register now or as soon as transformers' Auto classes are there."""
     awaited = {}
-    for name, register in _REGISTRATIONS.items():
+    for name, register in _NOW.items():
         if name in sys.modules:
             register()
         else:
-            awaited[name] = register
+            awaited[name] = _THEN[name]
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Watcher)]
     if awaited:
         sys.meta_path.insert(0, _Watcher(awaited))
@@ -38,7 +38,14 @@ def _register_name() -> None:
     sys.modules.setdefault("transformers.models.pragnosia", sys.modules["pragnosia"])
 
 
+def _register_model_names() -> None:
+    auto: Any = sys.modules[_MODELS]
+    auto.MODEL_MAPPING_NAMES["pragnosia"] = "PragnosiaModel"
+    auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["pragnosia"] = "PragnosiaForCausalLM"
+
+
 def _register_models() -> None:
+    """With Auto classes that have read their names already."""
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     from pragnosia.model.configuration import PragnosiaConfig
@@ -49,7 +56,8 @@ def _register_models() -> None:
     AutoModelForCausalLM.register(PragnosiaConfig, PragnosiaForCausalLM, exist_ok=True)
 
 
-_REGISTRATIONS = {_CONFIGS: _register_name, _MODELS: _register_models}
+_NOW = {_CONFIGS: _register_name, _MODELS: _register_models}
+_THEN = {_CONFIGS: _register_name, _MODELS: _register_model_names}
 
 
 class _Watcher(MetaPathFinder):

@@ -178,3 +178,16 @@ def test_scores_that_are_no_numbers(
         model.model.norm.weight[0] = float("nan")
     with pytest.raises(CheckpointError, match="no numbers"):
         told(decoder, 4, **options)
+
+
+def test_reading_tells_how_far_it_is(speaker: Pragnosia) -> None:
+    told: list[tuple[int, int]] = []
+    decoder = speaker.decoder(40)
+    decoder.progress = lambda done, total: told.append((done, total))
+    decoder.read([3, 1, 4, 1, 5])
+    said = list(decoder.speak(4, Sampling(temperature=0)))
+    layers = len(speaker.model.model.layers)
+    assert told == [(5 * done, 5 * layers) for done in range(layers + 1)]  # the answer's own tokens tell nothing
+    assert not any(layer._forward_hooks for layer in speaker.model.model.layers)
+    assert said == speaker.generate_tokens([3, 1, 4, 1, 5], max_new_tokens=4)
+    assert (decoder.decoding == "compiled") == (decoder._program is not None)

@@ -187,6 +187,19 @@ def test_a_long_prompt_is_read_as_a_whole(foreign: Made, dtype: torch.dtype, mon
     assert trace.routings[0][0].units.shape == (90, 2)
 
 
+@pytest.mark.parametrize("family", ["olmoe", "llama"])
+def test_reading_tells_how_far_it_is(family: str, foreign: Made) -> None:
+    ours = Pragnosia.from_pretrained(foreign(family), exact=True)
+    told: list[tuple[int, int]] = []
+    decoder = ours.decoder(40)
+    decoder.progress = lambda done, total: told.append((done, total))
+    decoder.read([3, 1, 4, 1, 5])
+    assert list(decoder.speak(3, Sampling())) == ours.generate_tokens([3, 1, 4, 1, 5], max_new_tokens=3)
+    layers = SIZES["num_hidden_layers"]
+    assert told == [(5 * done, 5 * layers) for done in range(layers + 1)]
+    assert decoder.decoding == "modules"
+
+
 def test_within_a_budget_the_plan_counts_what_transformers_takes(foreign: Made) -> None:
     folder = foreign("qwen3_moe")
     ours = Pragnosia.from_pretrained(folder, exact=True, memory="2GiB", context=128)

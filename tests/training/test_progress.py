@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from io import StringIO
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
-from pragnosia.training.progress import Bar, Reporter, Silent
+from pragnosia.training.progress import Bar, Reporter, Silent, Within
 
 RECORD = {
     "step": 5,
@@ -48,3 +50,34 @@ def test_both_are_reporters() -> None:
     reporters: list[Reporter] = [Bar(Console(file=StringIO())), Silent()]
     for reporter in reporters:
         reporter.stop()
+
+
+def test_within_a_step_its_seconds_and_what_comes_from_disk_are_shown() -> None:
+    now, read = [100.0], [5 << 20]
+    within = Within(lambda: read[0], clock=lambda: now[0])
+    task = Progress().tasks
+    shown = []
+    for _ in range(8):
+        shown.append(within.render(task).plain)  # type: ignore[arg-type]
+        now[0], read[0] = now[0] + 1, read[0] + (3 << 20)
+    assert shown[0] == "0 s in step"
+    assert shown[7] == "7 s in step  3 MiB/s from disk"
+    for _ in range(7):  # the disk is done: it is forgotten after a while
+        shown.append(within.render(task).plain)  # type: ignore[arg-type]
+        now[0] += 1
+    assert shown[-1].endswith("0 B/s from disk")
+    within.begin()
+    assert within.render(task).plain.startswith("0 s in step")  # type: ignore[arg-type]
+
+
+def test_the_bar_moves_while_a_step_lasts() -> None:
+    written, read = StringIO(), [0]
+    bar = Bar(Console(file=written, force_terminal=True, width=200, highlight=False))
+    bar.watch(lambda: read[0])
+    bar.start(10, 0)
+    for _ in range(12):
+        time.sleep(0.1)
+        read[0] += 10 << 20
+    bar.stop()
+    assert "from disk" in written.getvalue()
+    assert "1 s in step" in written.getvalue()

@@ -207,7 +207,7 @@ def test_a_failed_start_leaves_nothing(
     def fails(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pragnosia.training.assembly.PragnosiaForCausalLM", fails)
+    monkeypatch.setattr("pragnosia.model.modeling.PragnosiaForCausalLM", fails)
     with pytest.raises(OSError, match="No space"):
         run(configure(), tmp_path / "run", resume=resume)
     assert list(tmp_path.iterdir()) == []

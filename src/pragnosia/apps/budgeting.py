@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
@@ -34,7 +36,7 @@ Exact = Annotated[
         "--exact", help="Another family's model by transformers' own modules: its logits bit for bit, slower."
     ),
 ]
-Stats = Annotated[bool, typer.Option("--stats", help="With --memory: say what was here and what was read.")]
+Stats = Annotated[bool, typer.Option("--stats", help="Say what decoded; with --memory also what was here, and read.")]
 
 
 def check_memory(memory: str | None) -> None:
@@ -76,19 +78,11 @@ def open_speaker(
 
     if vram is not None:
         size_of("--vram", vram)
-    if memory is None and vram is None:
-        return Pragnosia.from_pretrained(model, adapter=adapter, exact=exact)
-    speaker = Pragnosia.from_pretrained(
-        model,
-        memory=memory,
-        context=context,
-        adapter=adapter,
-        progress=None if quiet else bar("loading"),
-        exact=exact,
-        vram=vram,
-    )
-    if not quiet:
-        assert speaker.plan is not None
+    with bar("loading", quiet=quiet) as progress:
+        speaker = Pragnosia.from_pretrained(
+            model, memory=memory, context=context, adapter=adapter, progress=progress, exact=exact, vram=vram
+        )
+    if not quiet and speaker.plan is not None:
         print(speaker.plan.table(), file=sys.stderr)
     return speaker
 
@@ -129,22 +123,57 @@ def streamed_line(values: dict[str, Any]) -> str:
     )
 
 
-def bar(doing: str) -> Any:
-    """Bytes done, how fast and how long still, on stderr, where somebody watches."""
+class Counting(Protocol):
+    """Is told how much is done, and of how much."""
+
+    def __call__(self, done: int, total: int) -> None: ...
+
+
+@contextmanager
+def bar(doing: str, *, quiet: bool = False, counts: bool = False) -> Iterator[Counting | None]:
+    """Bytes done (or with `counts` a share), how fast and how long still, on stderr, where somebody watches.
+
+    It shows from the first word it is told until all is done, may then show again, and leaves nothing behind.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     console = Console(file=sys.stderr)
-    if not console.is_terminal:
-        return None
-    columns = (TextColumn(doing), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    shown = Progress(*columns, console=console, transient=True)
-    task = shown.add_task(doing)
-    shown.start()
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    amount = (TaskProgressColumn(),) if counts else (DownloadColumn(), TransferSpeedColumn())
+    shown: Progress | None = None
 
     def show(done: int, total: int) -> None:
-        shown.update(task, completed=done, total=total)
+        nonlocal shown
+        if shown is None and done < total:
+            shown = Progress(
+                TextColumn(doing), BarColumn(), *amount, TimeRemainingColumn(), console=console, transient=True
+            )
+            shown.add_task(doing, total=total)
+            shown.start()
+        if shown is not None:
+            shown.update(shown.task_ids[0], completed=done, total=total)
         if done >= total:
-            shown.stop()
+            stop()
 
-    return show
+    def stop() -> None:
+        nonlocal shown
+        if shown is not None:
+            shown.stop()
+        shown = None
+
+    try:
+        yield show
+    finally:
+        stop()

@@ -69,8 +69,8 @@ def pack(
 
         check_calibrated(format)
         calibration = calibrated(source, resolve(calibrate), tokens=calibrate_tokens, memory=memory)
-    shown = None if as_json else bar("packing")
-    report = pack_model(blueprint(source), out, format, calibration=calibration, progress=shown)
+    with bar("packing", quiet=as_json) as progress:
+        report = pack_model(blueprint(source), out, format, calibration=calibration, progress=progress)
     values: dict[str, Any] = {"source": str(source), **asdict(report)}
     rows = [
         ("packed", f"{source} to {out} as {format}{', resumed' if report.resumed else ''}"),

@@ -18,6 +18,7 @@ from pragnosia.apps.budgeting import (
     Memory,
     Stats,
     Vram,
+    bar,
     check_memory,
     open_speaker,
     streamed,
@@ -95,7 +96,7 @@ def generate(
     decoder = speaker.decoder(len(ids) + max_new_tokens, energy, trace)
     decoder.read(ids)
     started = time.perf_counter()
-    with EnergyMeter() as meter:
+    with EnergyMeter() as meter, bar("reading", quiet=as_json, counts=True) as decoder.progress:
         spoken = Spoken(decoder, max_new_tokens, sampling, speaker.stop_tokens)
         pieces = [_shown(piece, quiet=as_json) for piece in speaker.pieces(iter(spoken), sampling.stop, after=ids)]
     seconds = time.perf_counter() - started
@@ -108,6 +109,7 @@ def generate(
         "stopped": spoken.stopped,
         "tokens": tokens,
         "tokens_per_second": tokens / max(seconds, 1e-9),
+        "decoding": decoder.decoding,
         **cost,
         **streamed(speaker, tokens),
     }
@@ -115,6 +117,8 @@ def generate(
     aside.append(cost_line(values))
     if stats and "hit_rate" in values:
         aside.append(streamed_line(values))
+    if stats:
+        aside.append(f"[decoding: {decoder.decoding}]")
     return Answer(values, aside="\n".join(aside))
 
 
@@ -174,7 +178,8 @@ def chat(
         if not line.strip():
             continue
         try:
-            answer = _reply(conversation, line, as_json)
+            with bar("reading", quiet=as_json, counts=True) as conversation.decoder.progress:
+                answer = _reply(conversation, line, as_json)
         except PromptError as error:  # one turn that cannot be is not the end of a talk
             print(f"pragnosia: {one_line(error)}", file=sys.stderr)
             continue

@@ -9,7 +9,7 @@ import torch
 from pragnosia.checkpoints.source import Shape, TensorSource, pieces
 from pragnosia.errors import CheckpointError
 from pragnosia.model.configuration import PragnosiaConfig
-from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.cortex import PlainCortex
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Old Llama files store rotary frequencies, which follow from the configuration.
@@ -18,8 +18,7 @@ _DERIVED = "rotary_emb.inv_freq"
 
 def parameter_shapes(config: PragnosiaConfig) -> dict[str, Shape]:
     """Our tensors and their shapes, without making any of them."""
-    with torch.device("meta"):
-        model = PragnosiaForCausalLM(config)
+    model = PlainCortex.unfilled(config)
     tied = {HEAD} if config.tie_word_embeddings else set()
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from pragnosia.errors import CheckpointError, PromptError
 from pragnosia.inference.program import Program, writable
 from pragnosia.inference.sampler import Sampler, Sampling
 from pragnosia.inference.scratch import PROMPT_PIECE
 from pragnosia.inference.vram import prompt_piece
-from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.cortex import Cortex
 from pragnosia.model.state import State
 from pragnosia.model.thalamus import Routing
 
@@ -41,10 +42,12 @@ class Decoder:
     through the model's modules, single tokens through a `Program` where one can be written.
     """
 
-    model: PragnosiaForCausalLM
+    model: Cortex
     room: int
     energy: float = 1.0
     trace: Trace | None = None
+    progress: Callable[[int, int], None] | None = None
+    """Called while a prompt is read, layer by layer, with tokens times layers done, and in all."""
 
     def __post_init__(self) -> None:
         limit = self.model.config.max_position_embeddings
@@ -53,6 +56,8 @@ class Decoder:
         self._state: State = self.model.fresh_state(1, self.room)
         self._program: Program | None = None
         self._piece: int = getattr(self.model, "prompt_piece", PROMPT_PIECE)  # of a prompt, read at once
+        self.decoding = "modules"
+        """What computes single tokens: `modules`, or `compiled` where a program can be written."""
 
     @property
     def tokens(self) -> Int[Tensor, "1 S"]:
@@ -92,6 +97,7 @@ class Decoder:
         limit = self.model.config.max_position_embeddings
         self._fold()  # the model may have changed since we last spoke
         single = writable(self.model, self._state)
+        self.decoding = "compiled" if single else "modules"
         for _ in range(min(max_new_tokens, limit - len(self.ids))):
             try:
                 chosen = self._step(sampler, single)
@@ -117,10 +123,11 @@ class Decoder:
             self._record(self._program.routings, 1)
             return chosen
         piece = self._piece if self.model.device.type == "cpu" else prompt_piece(self.model.config, self.room)
-        while len(self.ids) - self._state.length > piece:
-            self._settle(self._modules(piece), piece)
-        unread = len(self.ids) - self._state.length
-        output = self._modules(unread)
+        with self._watched(len(self.ids) - self._state.length):
+            while len(self.ids) - self._state.length > piece:
+                self._settle(self._modules(piece), piece)
+            unread = len(self.ids) - self._state.length
+            output = self._modules(unread)
         logits = output.logits[:, -1]
         chosen = self._choose(sampler, logits, int(logits.argmax()))
         self._settle(output, unread)
@@ -140,6 +147,28 @@ class Decoder:
         unread = self.ids[self._state.length : self._state.length + count]
         tokens = torch.tensor([unread], dtype=torch.long, device=self.model.device)
         return self.model(tokens, past_key_values=self._state, logits_to_keep=1, energy=self.energy)
+
+    @contextmanager
+    def _watched(self, unread: int) -> Iterator[None]:
+        """Within it every layer that has read its tokens says so, if anybody wants to know."""
+        if self.progress is None or unread < 2:  # an answer's own tokens are progress enough
+            yield
+            return
+        layers: nn.ModuleList = getattr(self.model, "layers", None) or self.model.model.layers  # exact mode's, or ours
+        tell, done, total = self.progress, 0, unread * len(layers)
+
+        def read(layer: nn.Module, given: Any, output: Any) -> None:
+            nonlocal done
+            done += given[0].shape[1]
+            tell(done, total)
+
+        tell(0, total)
+        hooks = [layer.register_forward_hook(read) for layer in layers]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _settle(self, output: Any, count: int) -> None:
         self._state = output.past_key_values

@@ -143,6 +143,12 @@ class ExactModel(nn.Module):
         self.device, self.dtype = torch.device("cpu"), theirs.dtype
 
     @property
+    def layers(self) -> nn.ModuleList:
+        """Theirs, from the first to the last."""
+        layers: nn.ModuleList = self.theirs.model.layers
+        return layers
+
+    @property
     def lm_head(self) -> nn.Module:
         """The output head."""
         head: nn.Module = self.theirs.lm_head

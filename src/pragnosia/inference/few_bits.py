@@ -20,7 +20,7 @@ from pragnosia.kernels import native_library
 from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.kernels.formats import FORMATS, Format
 from pragnosia.kernels.pool import UnitPool, record_bytes
-from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.cortex import Cortex
 from pragnosia.quantisation.index import is_packed
 from pragnosia.quantisation.packing import packed_rows, record_of, units_of
 from pragnosia.quantisation.sizes import resident_format, sparse_banks
@@ -28,7 +28,7 @@ from pragnosia.quantisation.sizes import resident_format, sparse_banks
 
 def load_in_few_bits(
     folder: str | Path, name: str, dtype: torch.dtype | None = None, *, progress: Progress | None = None
-) -> PragnosiaForCausalLM:
+) -> Cortex:
     """A model in the row format `name`, computing in `dtype` or what it is stored in.
 
     Raises CheckpointError or ConfigError for what cannot be read or packed, UserError without the compiled kernels.
@@ -49,7 +49,7 @@ def load_in_few_bits(
         if progress is not None:
             progress(done, total)
 
-    def put(model: PragnosiaForCausalLM, tensor: str) -> None:
+    def put(model: Cortex, tensor: str) -> None:
         _put(model, tensor, print_, entry, dtype)
 
     model = built(print_.config, put, resident, lambda done, _: tell(done))
@@ -67,7 +67,7 @@ def load_in_few_bits(
     return model
 
 
-def _put(model: PragnosiaForCausalLM, name: str, print_: Blueprint, entry: Format, dtype: torch.dtype) -> None:
+def _put(model: Cortex, name: str, print_: Blueprint, entry: Format, dtype: torch.dtype) -> None:
     """One tensor that is no unit's, packed or as it is."""
     tensor = print_.read(name)
     chosen = resident_format(name, tensor.shape, tensor.dtype, entry)

@@ -19,7 +19,7 @@ from pragnosia.checkpoints.places import Extents
 from pragnosia.errors import CheckpointError
 from pragnosia.inference.shelf import Stored
 from pragnosia.kernels.pool import Extent, UnitPool
-from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.cortex import Cortex
 from pragnosia.quantisation.layers import PackedLinear
 
 PASSING = 2
@@ -167,7 +167,7 @@ class OnDisk(nn.Module):
         return self.piece.fresh_memory(batch, room, like)  # type: ignore[operator]
 
 
-def put_layers(model: PragnosiaForCausalLM, layers: Sequence[Sequence[Stored]], store: Layers) -> None:
+def put_layers(model: Cortex, layers: Sequence[Sequence[Stored]], store: Layers) -> None:
     """Let every layer of a model come and go."""
     for number, (layer, parts) in enumerate(zip(model.model.layers, layers, strict=True)):
         _make_room(model, parts)

@@ -23,15 +23,18 @@ from pragnosia.inference.directory import (
     read_values,
     require_tokenizer,
 )
-from pragnosia.inference.stream import UNLIMITED, load_streamed, load_whole
+from pragnosia.inference.stream import UNLIMITED, Progress, load_streamed, load_whole
 from pragnosia.model.configuration import PragnosiaConfig
-from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.cortex import Cortex
 from pragnosia.quantisation.index import is_packed
 
 
-def load_model(directory: str | Path, dtype: torch.dtype | str = "auto", device: str = "cpu") -> PragnosiaForCausalLM:
-    """The model in evaluation mode; other families' run as they lie. Raises CheckpointError for what is broken.
+def load_model(
+    directory: str | Path, dtype: torch.dtype | str = "auto", device: str = "cpu", progress: Progress | None = None
+) -> Cortex:
+    """The model in evaluation mode; other families' run as they lie, and report their progress.
 
+    Raises CheckpointError for what is broken.
     Raises UserError for a device that is not there.
     """
     folder = Path(directory)
@@ -39,13 +42,15 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto", device:
     if is_packed(folder):
         if dtype != "auto" or device != "cpu":
             raise UserError("a packed model runs on the CPU, in the type it computes in")
-        return load_streamed(folder, UNLIMITED)[0]
+        return load_streamed(folder, UNLIMITED, progress=progress)[0]
     if is_foreign(folder):
         asked = dtype if isinstance(dtype, torch.dtype) else None
-        foreign: Any = load_whole(folder, asked)
+        foreign: Any = load_whole(folder, asked, progress=progress)
         return foreign.to(device, asked)  # type: ignore[no-any-return]
     load_config(folder)
     check_weights(folder)
+    from pragnosia.model.modeling import PragnosiaForCausalLM  # seconds, which whoever streams need not wait
+
     bars = transformers_logging.is_progress_bar_enabled()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()

@@ -1,6 +1,6 @@
 """A program: a model written out once with every address filled in, so that a token is one compiled call.
 
-`forward` in model/modeling.py says what a model computes; a program computes the same for the next single token of one
+`forward` in model/cortex.py says what a model computes; a program computes the same for the next single token of one
 text on the CPU, without visiting a module. It is written anew each time somebody begins to speak, and there is none
 where anything stands in the model that it cannot write down (a mixer of one's own, a hook, an adapter): then the
 modules run, as ever.
@@ -23,10 +23,10 @@ from pragnosia.kernels.formats import Format, plain_format
 from pragnosia.kernels.step import Step, StepFeedForward, StepLinear, StepMixer, Stored
 from pragnosia.model.attention import Attention, RotaryPositions
 from pragnosia.model.bank import Bank
+from pragnosia.model.cortex import Cortex, CortexLayer, CortexStack
 from pragnosia.model.experts import Experts
 from pragnosia.model.feed_forward import FeedForward
 from pragnosia.model.linear import Linear
-from pragnosia.model.modeling import PragnosiaForCausalLM, PragnosiaLayer, PragnosiaModel
 from pragnosia.model.norm import RMSNorm
 from pragnosia.model.state import KeyValues, State
 from pragnosia.model.thalamus import Routing, SigmoidThalamus, SoftmaxThalamus, ThresholdThalamus
@@ -34,10 +34,14 @@ from pragnosia.quantisation.layers import PackedEmbedding, PackedLinear
 
 _ROUTERS: dict[type, str] = {SoftmaxThalamus: "softmax", SigmoidThalamus: "sigmoid", ThresholdThalamus: "threshold"}
 _WRITABLE = {
-    *(PragnosiaForCausalLM, PragnosiaModel, PragnosiaLayer, nn.ModuleList, nn.Embedding, nn.Identity, Linear, RMSNorm),
+    *(nn.ModuleList, nn.Embedding, nn.Identity, Linear, RMSNorm),
     *(Attention, RotaryPositions, FeedForward, Experts, Bank, *_ROUTERS),
     *(StreamedBank, PackedLinear, PackedEmbedding, TableOnDisk),
 }
+
+_PATH = (Cortex, CortexStack, CortexLayer)
+# The plain model's and transformers' are asked for by where they are made, since transformers' may not be imported yet.
+_HOMES = {"pragnosia.model.cortex", "pragnosia.model.modeling"}
 
 
 class Program:
@@ -49,7 +53,7 @@ class Program:
         program.length += 1             # and program.state
     """
 
-    def __init__(self, model: PragnosiaForCausalLM, state: State, energy: float) -> None:
+    def __init__(self, model: Cortex, state: State, energy: float) -> None:
         memories: Any = state.layers
         self._layers: tuple[KeyValues, ...] = memories
         self.length = state.length
@@ -95,7 +99,7 @@ class Program:
         return tuple(routings)
 
 
-def writable(model: PragnosiaForCausalLM, state: State) -> bool:
+def writable(model: Cortex, state: State) -> bool:
     """Whether a program can be written: our own modules, untouched, in numbers the compiled code reads, on the CPU."""
     if kernels.native_library() is None or torch.is_autocast_enabled("cpu"):
         return False
@@ -103,7 +107,8 @@ def writable(model: PragnosiaForCausalLM, state: State) -> bool:
         return False
     for module in model.modules():
         touched = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
-        if type(module) not in _WRITABLE or touched:
+        ours = type(module) in _WRITABLE or (isinstance(module, _PATH) and type(module).__module__ in _HOMES)
+        if touched or not ours:
             return False
     return all(_readable(tensor) for tensor in (*model.parameters(), *model.buffers()))
 
@@ -116,7 +121,7 @@ def _readable(tensor: Tensor) -> bool:
 class _Pen:
     """Writes the structures, and holds on to every tensor whose address stands in them."""
 
-    def __init__(self, model: PragnosiaForCausalLM, memories: tuple[KeyValues, ...], energy: float) -> None:
+    def __init__(self, model: Cortex, memories: tuple[KeyValues, ...], energy: float) -> None:
         self.held: list[Tensor] = []
         self.pool = pool_of(model)
         self.bytes_read, self.has_bf16, self.has_packed = 0, False, False

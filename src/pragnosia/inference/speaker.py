@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers.decoders import DecodeStream
@@ -21,16 +21,16 @@ from pragnosia.inference.budget import as_bytes
 from pragnosia.inference.choices import DeviceMap, chosen_device, chosen_dtype
 from pragnosia.inference.decode import Decoder, Trace
 from pragnosia.inference.directory import has_tokenizer
-from pragnosia.inference.exact_loading import load_exact
 from pragnosia.inference.few_bits import load_in_few_bits
 from pragnosia.inference.loading import load_model, load_tokenizer
 from pragnosia.inference.plan import Plan
 from pragnosia.inference.sampling import Sampling, check_room, check_text
 from pragnosia.inference.stream import Progress, load_streamed
 from pragnosia.inference.vram import check_vram
-from pragnosia.model.modeling import PragnosiaForCausalLM
-from pragnosia.tuning.lora import attach_tensors
-from pragnosia.tuning.peft_format import read_adapter
+from pragnosia.model.cortex import Cortex
+
+if TYPE_CHECKING:
+    from pragnosia.tuning.configuration import LoraConfig
 
 # Options of `stream` that are not Sampling's.
 _OWN = ("max_new_tokens", "energy", "trace")
@@ -41,11 +41,11 @@ class Pragnosia:
 
     def __init__(
         self,
-        model: PragnosiaForCausalLM,
+        model: Cortex,
         tokenizer: PreTrainedTokenizerBase | None = None,
         plan: Plan | None = None,
     ) -> None:
-        self.model: PragnosiaForCausalLM = model.eval()  # type: ignore[no-untyped-call]
+        self.model: Cortex = model.eval()
         self._tokenizer = tokenizer
         self.plan = plan
         """How the memory is shared out, where a budget was given."""
@@ -82,9 +82,7 @@ class Pragnosia:
         """
         if vram is not None:
             check_vram(memory, adapter)
-        # before the plan, which counts what is there already
-        learned = None if adapter is None else read_adapter(adapter, directory)
-        plan = None
+        plan, learned = None, _learned(adapter, directory)  # before the plan, which counts what is there already
         dtype = chosen_dtype(dtype, torch_dtype)
         place = chosen_device(device, device_map, in_budget=memory is not None or load_in_8bit or load_in_4bit)
         if exact:
@@ -94,6 +92,8 @@ class Pragnosia:
                     "exact mode runs a model as it lies, on the CPU: no adapter, other type, fewer bits or device; "
                     "leave those out, or exact"
                 )
+            from pragnosia.inference.exact_loading import load_exact  # brings transformers' model classes along
+
             budget = None if memory is None else as_bytes(memory)
             standing_in: Any = load_exact(directory, budget, context=context, progress=progress)
             model, plan = standing_in
@@ -115,8 +115,10 @@ class Pragnosia:
         elif load_in_8bit or load_in_4bit:
             model = _in_few_bits(directory, dtype, place, (load_in_8bit, load_in_4bit), progress)
         else:
-            model = load_model(directory, dtype, place)
+            model = load_model(directory, dtype, place, progress)
         if learned is not None:
+            from pragnosia.tuning.lora import attach_tensors
+
             attach_tensors(model, *learned)
         config, tokenizer = model.config, None
         if has_tokenizer(directory):
@@ -221,7 +223,7 @@ class Pragnosia:
 
 def _in_few_bits(
     directory: str | Path, dtype: torch.dtype | str, place: str, bits: tuple[bool, bool], progress: Progress | None
-) -> PragnosiaForCausalLM:
+) -> Cortex:
     """Packed as it is loaded. Raises UserError for wishes that exclude each other."""
     if all(bits):
         raise UserError("load_in_8bit and load_in_4bit exclude each other; give one")
@@ -229,6 +231,15 @@ def _in_few_bits(
         raise UserError(f"packed weights run on the CPU, and {place!r} was asked for; leave the device out")
     asked = dtype if isinstance(dtype, torch.dtype) else None
     return load_in_few_bits(directory, "int8" if bits[0] else "int4", asked, progress=progress)
+
+
+def _learned(adapter: str | Path | None, directory: str | Path) -> tuple[dict[str, torch.Tensor], LoraConfig] | None:
+    """What an adapter holds; its room is not imported where there is none."""
+    if adapter is None:
+        return None
+    from pragnosia.tuning.peft_format import read_adapter
+
+    return read_adapter(adapter, directory)
 
 
 def _token_ids(what: str, given: Any) -> list[int]:

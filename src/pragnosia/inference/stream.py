@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,11 @@ from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.kernels.formats import Format
 from pragnosia.kernels.pool import HALF_LIFE, Extent, PooledBank, UnitPool
 from pragnosia.model.configuration import PragnosiaConfig
-from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.cortex import Cortex, PlainCortex, initialise
 from pragnosia.tuning.units import LoraBank, UnitsOnDisk
+
+if TYPE_CHECKING:
+    from pragnosia.model.modeling import PragnosiaForCausalLM
 
 UNLIMITED = 1 << 60
 """A budget in which every unit has a slot."""
@@ -63,10 +66,13 @@ def load_whole(
 
     Raises CheckpointError or ConfigError.
     """
+    from pragnosia.model.modeling import PragnosiaForCausalLM  # slow to import, and only wanted here
+
     shelf = AsItLies(blueprint(folder, dtype))
-    return built(
-        shelf.config, shelf.put, {name: shelf.print_.num_bytes(name) for name in shelf.print_.shapes}, progress
-    )
+    with torch.device("meta"):
+        model = PragnosiaForCausalLM(shelf.config)
+    _fill(model, shelf.put, {name: shelf.print_.num_bytes(name) for name in shelf.print_.shapes}, progress)
+    return model
 
 
 def load_streamed(
@@ -77,7 +83,7 @@ def load_streamed(
     progress: Progress | None = None,
     vram: int = 0,
     device: torch.device | None = None,
-) -> tuple[PragnosiaForCausalLM, Plan]:
+) -> tuple[Cortex, Plan]:
     """A model within `budget` bytes of host memory and `vram` bytes of a device, by default the GPU that is there.
 
     Raises BudgetError, CheckpointError or ConfigError.
@@ -99,7 +105,7 @@ def planned(
 
 def build(
     shelf: Shelf, plan: Plan, *, progress: Progress | None = None, device: torch.device | None = None
-) -> tuple[PragnosiaForCausalLM, Plan]:
+) -> tuple[Cortex, Plan]:
     """The model of a plan; `device` is the accelerator of a plan that has one."""
     device = device if plan.vram and device is not None else torch.device("cpu")
     table = shelf.table
@@ -125,14 +131,25 @@ def build(
 
 def built(
     config: PragnosiaConfig,
-    put: Callable[[PragnosiaForCausalLM, str], None],
+    put: Callable[[Cortex, str], None],
     names: Mapping[str, int],
     progress: Progress | None,
     device: torch.device | None = None,
-) -> PragnosiaForCausalLM:
+) -> PlainCortex:
     """A model of which only these tensors are there, on `device`; `put` reads one into its place."""
-    with torch.device("meta"):
-        model = PragnosiaForCausalLM(config)
+    model = PlainCortex.unfilled(config)
+    _fill(model, put, names, progress, device)
+    return model
+
+
+def _fill(
+    model: PlainCortex | PragnosiaForCausalLM,
+    put: Callable[[Cortex, str], None],
+    names: Mapping[str, int],
+    progress: Progress | None,
+    device: torch.device | None = None,
+) -> None:
+    """Put these tensors into a model that has none, on `device`."""
     done, total = 0, sum(names.values())
     for name, num_bytes in names.items():
         put(model, name)
@@ -147,10 +164,10 @@ def built(
             _move(model, f"{owner}.", device)
     if isinstance(model.model.embed_tokens, nn.Embedding):  # a packed table is shared as it is put
         model.tie_weights()
-    return model.eval()  # type: ignore[no-any-return,no-untyped-call]
+    model.eval()
 
 
-def pool_of(model: PragnosiaForCausalLM) -> UnitPool | None:
+def pool_of(model: Cortex) -> UnitPool | None:
     """The pool that a streamed model draws on."""
     pool: UnitPool | None = getattr(model, "unit_pool", None)  # exact mode's
     if pool is not None:
@@ -167,13 +184,13 @@ def pool_of(model: PragnosiaForCausalLM) -> UnitPool | None:
     return None
 
 
-def slots_of(model: PragnosiaForCausalLM) -> SlotStats | None:
+def slots_of(model: Cortex) -> SlotStats | None:
     """What the slots of a model's units on an accelerator did."""
     banks = (module for module in model.modules() if isinstance(module, AcceleratorBank))
     return next((bank.slots.stats() for bank in banks), None)
 
 
-def _put_units(model: PragnosiaForCausalLM, shelf: Shelf, plan: Plan, device: torch.device) -> None:
+def _put_units(model: Cortex, shelf: Shelf, plan: Plan, device: torch.device) -> None:
     """Put a streamed bank in every sparse layer."""
     organ = shelf.config.experts
     assert organ is not None
@@ -190,7 +207,7 @@ def _put_units(model: PragnosiaForCausalLM, shelf: Shelf, plan: Plan, device: to
 
 
 def put_bank(
-    model: PragnosiaForCausalLM,
+    model: Cortex,
     name: str,
     number: int,
     pool: UnitPool,
@@ -224,10 +241,10 @@ def _data(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach()
 
 
-def _fill_buffers(model: PragnosiaForCausalLM) -> None:
+def _fill_buffers(model: Cortex) -> None:
     """What is in no file: steering, rotary frequencies."""
     for module in model.modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_meta:
                 module.register_buffer(name, torch.zeros(buffer.shape, dtype=torch.float32), persistent=False)
-    model._init_weights(model.model.positions)
+    initialise(model.model.positions, model.config)

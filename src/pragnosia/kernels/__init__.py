@@ -77,7 +77,9 @@ def bank(
     if torch.compiler.is_compiling():
         if backend in (None, "gathered") and units.numel() <= GATHERED_SLOTS:
             return gathered.bank(x, units, strengths, up, down, up_bias, down_bias, entry)
-        return _run_untraced(x, units, strengths, up, down, up_bias, down_bias, entry, backend)  # type: ignore[no-any-return]
+        from pragnosia.kernels import untraced  # brings the tracer along, which is here already
+
+        return untraced.bank(x, units, strengths, up, down, up_bias, down_bias, entry, backend)  # type: ignore[no-any-return]
     return _run(x, units, strengths, up, down, up_bias, down_bias, entry, backend)
 
 
@@ -102,9 +104,6 @@ def _run(
     else:
         raise ValueError(f"unknown backend {backend!r}. Available: {', '.join(BACKENDS)}")
     return run(x, units, strengths, up, down, up_bias, down_bias, activation)
-
-
-_run_untraced = torch.compiler.disable(_run)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

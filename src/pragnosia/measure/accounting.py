@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import torch
 from torch import nn
 
 from pragnosia.errors import ConfigError, unknown_name
 from pragnosia.inference.exact import ExactModel
 from pragnosia.inference.stream import pool_of
 from pragnosia.model.configuration import PragnosiaConfig
-from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.cortex import Cortex, PlainCortex
 from pragnosia.model.thalamus import Thalamus
 from pragnosia.tuning.lora import adapters
 
@@ -131,7 +130,7 @@ class Account:
 
 
 def account(
-    subject: PragnosiaConfig | PragnosiaForCausalLM,
+    subject: PragnosiaConfig | Cortex,
     *,
     precision: str = "bfloat16",
     context: int | None = None,
@@ -172,10 +171,9 @@ def account(
     )
 
 
-def on_meta(config: PragnosiaConfig) -> PragnosiaForCausalLM:
+def on_meta(config: PragnosiaConfig) -> Cortex:
     """The model with shapes and without storage."""
-    with torch.device("meta"):
-        return PragnosiaForCausalLM(config)
+    return PlainCortex.unfilled(config)
 
 
 def _layer_account(layer: nn.Module, energy: float) -> LayerAccount:

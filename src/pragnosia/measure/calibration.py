@@ -33,7 +33,7 @@ from pragnosia.inference.stream import StreamedBank, build
 from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.measure.passages import Passages
 from pragnosia.model.bank import Bank
-from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.cortex import Cortex
 from pragnosia.quantisation.calibration import Calibration, even
 from pragnosia.tuning.units import padded
 from pragnosia.units import MIB
@@ -61,7 +61,7 @@ def calibrate(
     digest = hashlib.sha256(f"{length} {PRIOR} ".encode())
     for window in windows:
         digest.update(window.numpy().tobytes())
-    load: Callable[[], PragnosiaForCausalLM] = partial(load_model, folder)
+    load: Callable[[], Cortex] = partial(load_model, folder)
     if memory is not None:
         shelf = open_shelf(folder)
         reserved = resident_memory() + _needed(print_, length)
@@ -99,7 +99,7 @@ def cut(
 
 
 @torch.inference_mode()
-def mean_squares(model: PragnosiaForCausalLM, windows: Sequence[Tensor]) -> dict[str, Tensor]:
+def mean_squares(model: Cortex, windows: Sequence[Tensor]) -> dict[str, Tensor]:
     """By our tensor name: (K,) of a linear layer's weight, (U, K) of a bank's up and down; of mean 1 along K.
 
     Raises CheckpointError for a model that computes no numbers.
@@ -183,5 +183,5 @@ def _widths(module: StreamedBank) -> tuple[int, int]:
     return module.bank.width, module.bank.unit_width
 
 
-def _built(shelf: Shelf, plan: Plan) -> PragnosiaForCausalLM:
+def _built(shelf: Shelf, plan: Plan) -> Cortex:
     return build(shelf, plan)[0]

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pragnosia.errors import DataError
 from pragnosia.measure.scoring import listening, score
-from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.cortex import Cortex
 from pragnosia.model.state import KeyValues, State
 
 BATCH_TOKENS = 8192
@@ -51,7 +51,7 @@ class _Row:
 
 
 def likelihoods(
-    model: PragnosiaForCausalLM,
+    model: Cortex,
     requests: Sequence[Continuation],
     *,
     energy: float = 1.0,
@@ -97,7 +97,7 @@ def _row(index: int, context: list[int], tokens: list[int], limit: int) -> _Row:
 class _Reader:
     """Reads rows in batches."""
 
-    def __init__(self, model: PragnosiaForCausalLM, energy: float, batch_tokens: int) -> None:
+    def __init__(self, model: Cortex, energy: float, batch_tokens: int) -> None:
         self.model = model
         self.energy = energy
         self.batch_tokens = batch_tokens

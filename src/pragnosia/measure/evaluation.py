@@ -32,7 +32,7 @@ from pragnosia.measure.energy import EnergyModel, energy_model
 from pragnosia.measure.meter import EnergyMeter
 from pragnosia.measure.passages import Passage, Passages, windows
 from pragnosia.measure.scoring import listening, score
-from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.cortex import Cortex
 
 # Tokens in one forward pass, and in the windows that wait for others of their length.
 _BATCH_TOKENS = 8192
@@ -126,7 +126,7 @@ def _exp(x: float) -> float:
 
 
 def evaluate(
-    model: PragnosiaForCausalLM,
+    model: Cortex,
     tokenizer: PreTrainedTokenizerBase,
     documents: Iterable[str] | Source,
     *,
@@ -195,7 +195,7 @@ def _check(nats: float, counts: _Counts) -> None:
 class _Reader:
     """Reads batches of windows and keeps account of who woke."""
 
-    def __init__(self, model: PragnosiaForCausalLM, energy: float) -> None:
+    def __init__(self, model: Cortex, energy: float) -> None:
         self.model = model
         self.energy = energy
         self.meter = ActivityMeter(account(model, precision=str(model.dtype).removeprefix("torch."), energy=energy))

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.cortex import Cortex
 
 # 512 x 4096 logits of float32 are 8 MiB: they stay in cache.
 ROWS, COLUMNS = 512, 4096
@@ -57,10 +57,10 @@ def _score_rows(rows: Float[Tensor, "R D"], head: Float[Tensor, "V D"], targets:
 
 
 @contextmanager
-def listening(model: PragnosiaForCausalLM) -> Iterator[None]:
+def listening(model: Cortex) -> Iterator[None]:
     """Evaluation mode and no gradients; afterwards the mode is as it was."""
     training = model.training
-    model.eval()  # type: ignore[no-untyped-call]
+    model.eval()
     try:
         with torch.inference_mode():
             yield

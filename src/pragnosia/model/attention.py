@@ -47,8 +47,9 @@ class RotaryPositions(nn.Module):
         self.kind: str = config.rope_parameters["rope_type"]  # type: ignore[index]
         # These two stretch with the sequence; the others are fixed once.
         self.stretches = self.kind in ("dynamic", "longrope")
-        frequencies, self.scaling = self.frequencies(None)
-        self.register_buffer("inv_freq", frequencies, persistent=False)
+        with torch.device("cpu"):  # arithmetic on the device `meta` would import torch's tracer, seconds of it
+            frequencies, self.scaling = self.frequencies(None)
+        self.register_buffer("inv_freq", frequencies.to(torch.get_default_device()), persistent=False)
 
     def frequencies(self, length: int | None) -> tuple[Float[Tensor, " K/2"], float]:
         """Radians per token of each pair, and the factor on cos and sin, for a sequence of `length` tokens."""

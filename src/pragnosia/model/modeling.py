@@ -1,60 +1,22 @@
-"""The cortex. Read this file top to bottom and you have read the model.
+"""The cortex as a citizen of transformers: loaded, saved, split, trained and asked to generate like any of its models.
 
-    tokens -> embeddings -> [ x += mixer(norm(x)) ;  x += feed_forward(norm(x)) ] x layers -> norm -> logits
-
-A mixer lets tokens look back; a feed-forward thinks about each token alone, and in a sparse layer only the few units
-that the thalamus wakes do so. Whatever is carried from token to token is a State value that goes in and comes out.
-
-B batch, T time, D width, H heads, K head width, U units in a bank, A awake units, F unit width, V vocabulary.
+What it computes is in cortex.py; here is only what transformers wants to know.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from transformers import Cache, GenerationMixin, PreTrainedModel
-from transformers import initialization as init
-from transformers.masking_utils import create_masks_for_generate
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pragnosia.errors import ConfigError
-from pragnosia.model.attention import Moment, RotaryPositions
 from pragnosia.model.configuration import PragnosiaConfig
-from pragnosia.model.experts import Experts
-from pragnosia.model.linear import Linear
-from pragnosia.model.norm import RMSNorm
-from pragnosia.model.output_cortex import PragnosiaCausalLMOutput, PragnosiaOutput, next_token_loss
-from pragnosia.model.parts import FEED_FORWARDS, MIXERS, part
-from pragnosia.model.state import Memory, State, as_visibility, borrowed, causal_mask
-from pragnosia.model.thalamus import Routing
-
-_ZEROS = {"bias", "up_bias", "down_bias", "sinks", "balance", "steering", "num_observed"}
+from pragnosia.model.cortex import Cortex, CortexLayer, CortexStack, initialise
 
 
-class PragnosiaLayer(GradientCheckpointingLayer):
-    """Mix with the past, then think."""
-
-    def __init__(self, config: PragnosiaConfig, layer: int) -> None:
-        super().__init__()
-        self.mixer_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mixer = part(MIXERS, config.mixers[layer])(config, layer)
-        self.feed_forward_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.feed_forward = part(FEED_FORWARDS, config.feed_forwards[layer])(config, layer)  # type: ignore[index]
-
-    def forward(
-        self, x: Float[Tensor, "B T D"], memory: Memory | None, moment: Moment
-    ) -> tuple[Float[Tensor, "B T D"], Memory | None, Routing | None]:
-        """One layer: the stream, this layer's memory, and who woke."""
-        mixed, memory = self.mixer(self.mixer_norm(x), memory, moment)
-        x = x + mixed
-        thought, routing = self.feed_forward(self.feed_forward_norm(x), moment.energy)
-        return x + thought, memory, routing
+class PragnosiaLayer(GradientCheckpointingLayer, CortexLayer):
+    """A layer that may keep only what went in, and compute again on the way back."""
 
 
 class PragnosiaPreTrainedModel(PreTrainedModel):
@@ -71,219 +33,27 @@ class PragnosiaPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _can_compile_fullgraph = True
 
-    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Every initialiser of the house, by the tensor's own name.
-
-        | tensor                                        | starts as                             |
-        |-----------------------------------------------|---------------------------------------|
-        | weight (embedding, head, projection, router), | N(0, initializer_range)               |
-        | up of a bank                                  |                                       |
-        | weight that writes to the stream, down        | N(0, initializer_range / sqrt(2 L))   |
-        | weight of a norm                              | 1                                     |
-        | biases, sinks, balance, steering, num_observed | 0                                    |
-        | thresholds                                    | 1/2                                   |
-        | inv_freq                                      | the frequencies of the rotation       |
-        """
-        std = self.config.initializer_range
-        writer_std = std / math.sqrt(2 * self.config.num_hidden_layers)
-        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            if name == "weight" and isinstance(module, RMSNorm):
-                init.ones_(tensor)
-            elif name in ("weight", "up", "down"):
-                writes = name == "down" or getattr(module, "writes_to_stream", False)
-                init.normal_(tensor, std=writer_std if writes else std)
-            elif name in _ZEROS:
-                init.zeros_(tensor)
-            elif name == "thresholds":
-                init.constant_(tensor, 0.5)
-            elif isinstance(module, RotaryPositions):
-                init.copy_(tensor, module.frequencies(None)[0])
+        config: Any = self.config
+        initialise(module, config)
 
 
-class PragnosiaModel(PragnosiaPreTrainedModel):
+class PragnosiaModel(PragnosiaPreTrainedModel, CortexStack):
     """The stack: token ids to hidden states."""
 
     def __init__(self, config: PragnosiaConfig) -> None:
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.positions = RotaryPositions(config)
-        self.layers = nn.ModuleList(PragnosiaLayer(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.grow(config, PragnosiaLayer)
         self.gradient_checkpointing = False
         self.post_init()  # type: ignore[no-untyped-call]
 
-    def forward(
-        self,
-        input_ids: Int[Tensor, "B T"] | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Int[Tensor, "B T"] | None = None,
-        past_key_values: State | Cache | None = None,
-        inputs_embeds: Float[Tensor, "B T D"] | None = None,
-        use_cache: bool | None = None,
-        output_hidden_states: bool = False,
-        energy: float = 1.0,
-        **_: Any,
-    ) -> PragnosiaOutput:
-        """Hidden states of the new tokens, and the state that includes them."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds, not both and not neither")
-        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        state = self._state(past_key_values, use_cache, x)
-        moment = self._moment(x, attention_mask, position_ids, past_key_values, state.length, energy)
 
-        memories: list[Memory | None] = []
-        routings: list[Routing | None] = []
-        stream = [x]
-        for layer, memory in zip(self.layers, state.layers, strict=True):
-            x, memory, routing = layer(x, memory, moment)
-            memories.append(memory)
-            routings.append(routing)
-            if output_hidden_states:
-                stream.append(x)
-        x = self.norm(x)
-
-        if isinstance(past_key_values, Cache):
-            carried: State | Cache | None = past_key_values
-        else:
-            remembers = any(memory is not None for memory in memories)
-            carried = State(tuple(memories), state.length + x.shape[1]) if remembers else None
-        return PragnosiaOutput(
-            last_hidden_state=x,
-            past_key_values=carried,
-            hidden_states=(*stream[:-1], x) if output_hidden_states else None,
-            routings=tuple(routings),
-        )
-
-    def fresh_state(self, batch: int = 1, room: int = 256) -> State:
-        """An empty state with room for `room` tokens before it has to grow."""
-        like = self.embed_tokens.weight
-        mixers: list[Any] = [layer.mixer for layer in self.layers]
-        return State(tuple(mixer.fresh_memory(batch, room, like) for mixer in mixers))
-
-    def _state(self, given: State | Cache | None, use_cache: bool | None, x: Tensor) -> State:
-        """What the layers remember on entry: given, borrowed, fresh, or nothing."""
-        if isinstance(given, State):
-            return given
-        if given is not None:
-            return borrowed(given, len(self.layers))
-        wanted = self.config.use_cache if use_cache is None else use_cache
-        if wanted and not self.training:
-            return self.fresh_state(x.shape[0], x.shape[1] + 64)
-        return State((None,) * len(self.layers))
-
-    def _moment(
-        self,
-        x: Tensor,
-        attention_mask: Any,
-        position_ids: Tensor | None,
-        past: State | Cache | None,
-        seen: int,
-        energy: float,
-    ) -> Moment:
-        """Positions and masks, worked out once for all layers."""
-        if not 0 < energy <= 1:
-            raise ConfigError(f"energy is {energy}; it must lie in (0, 1], where 1 wakes the usual number of units")
-        if position_ids is None:
-            position_ids = (torch.arange(x.shape[1], device=x.device) + seen)[None]
-        if isinstance(past, Cache):
-            # generate() builds the masks itself for a cache of fixed size.
-            built = (
-                attention_mask
-                if isinstance(attention_mask, dict)
-                else create_masks_for_generate(self.config, x, attention_mask, past, position_ids)
-            )
-            masks = {kind: as_visibility(mask) for kind, mask in built.items()}
-        else:
-            windows = {"full_attention": None, "sliding_attention": self.config.sliding_window}
-            padding = None if attention_mask is None or bool(attention_mask.all()) else attention_mask
-            masks = {
-                kind: causal_mask(x.shape[1], seen, windows[kind], padding, x.device)
-                for kind in dict.fromkeys(self.config.layer_types or ())
-            }
-        return Moment(self.positions(position_ids, x.dtype), masks, energy)
-
-
-class PragnosiaForCausalLM(PragnosiaPreTrainedModel, GenerationMixin):
+class PragnosiaForCausalLM(PragnosiaPreTrainedModel, Cortex, GenerationMixin):
     """The stack with its voice: token ids to the logits of the next token."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012  (transformers reads it so)
 
     def __init__(self, config: PragnosiaConfig) -> None:
         super().__init__(config)
-        self.model = PragnosiaModel(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.grow(config, PragnosiaModel(config))
         self.post_init()  # type: ignore[no-untyped-call]
-
-    def forward(
-        self,
-        input_ids: Int[Tensor, "B T"] | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Int[Tensor, "B T"] | None = None,
-        past_key_values: State | Cache | None = None,
-        inputs_embeds: Float[Tensor, "B T D"] | None = None,
-        labels: Int[Tensor, "B T"] | None = None,
-        use_cache: bool | None = None,
-        output_hidden_states: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        energy: float = 1.0,
-        **_: Any,
-    ) -> PragnosiaCausalLMOutput:
-        """Logits (B, T or logits_to_keep, V); with labels the loss [nats], and in training only the loss."""
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            output_hidden_states=bool(output_hidden_states),
-            energy=energy,
-        )
-        hidden = outputs.last_hidden_state
-        loss = None if labels is None else next_token_loss(hidden, self.lm_head.weight, labels)
-        logits = None
-        if labels is None or not self.training:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(hidden[:, kept])
-        return PragnosiaCausalLMOutput(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            routings=outputs.routings,
-        )
-
-    def fresh_state(self, batch: int = 1, room: int = 256) -> State:
-        """An empty state with room for `room` tokens before it has to grow."""
-        state: State = self.model.fresh_state(batch, room)
-        return state
-
-    def experts(self) -> Iterator[Experts]:
-        """The sparse feed-forwards, from the first layer to the last."""
-        for layer in self.model.layers:
-            if isinstance(layer.feed_forward, Experts):
-                yield layer.feed_forward
-
-    @contextmanager
-    def steer(self, lobe: str, amount: float) -> Iterator[None]:
-        """Within the context every router adds `amount` to the logits of a lobe's units."""
-        layers = list(self.experts())
-        if not layers:
-            raise ConfigError("this model is dense: it has no lobes to steer")
-        with ExitStack() as stack:
-            for experts in layers:
-                stack.enter_context(experts.steered(lobe, amount))
-            yield
-
-    @contextmanager
-    def lesion(self, lobe: str) -> Iterator[None]:
-        """Within the context the lobe's units never wake."""
-        with self.steer(lobe, float("-inf")):
-            yield
-
-    def rebalance(self, routings: tuple[Routing | None, ...]) -> None:
-        """Move every router's balance by what woke in the last step. A learning rule calls it between steps."""
-        for layer, routing in zip(self.model.layers, routings, strict=True):
-            if routing is not None:
-                layer.feed_forward.thalamus.rebalance(routing)

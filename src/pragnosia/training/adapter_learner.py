@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pragnosia.kernels.pool import UnitPool
-from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.cortex import Cortex
 from pragnosia.training.checkpoint import Checkpoints
 from pragnosia.training.optimisers import OptimiserConfig, Optimisers
 from pragnosia.training.snapshot import MOMENTS
@@ -29,7 +29,7 @@ class AdapterLearner:
 
     def __init__(
         self,
-        model: PragnosiaForCausalLM,
+        model: Cortex,
         pool: UnitPool | None,
         config: LoraConfig,
         optimiser: OptimiserConfig,

@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,11 +35,13 @@ from pragnosia.measure.accounting import account
 from pragnosia.measure.limits import read_limits
 from pragnosia.measure.memory import memory_to_train
 from pragnosia.model.configuration import PragnosiaConfig
-from pragnosia.model.modeling import PragnosiaForCausalLM
 from pragnosia.model.presets import PRESETS
 from pragnosia.training.configuration import TrainConfig
 from pragnosia.training.progress import Reporter
 from pragnosia.units import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from pragnosia.model.modeling import PragnosiaForCausalLM
 
 TOKENIZER = "tokenizer.json"
 
@@ -61,6 +63,8 @@ def assemble(config: TrainConfig, out: Path, reporter: Reporter) -> Materials:
     check_memory(config, shape, device)
     corpus = prepare_corpus(config, tokenizer, out, reporter)
     sow(config.seed)
+    from pragnosia.model.modeling import PragnosiaForCausalLM  # slow to import, and tuning reads this file too
+
     model = PragnosiaForCausalLM(shape).to(device)  # type: ignore[arg-type]
     if config.gradient_checkpointing:
         _checkpoint_activations(model)

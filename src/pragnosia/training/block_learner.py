@@ -22,7 +22,7 @@ from pragnosia.checkpoints.blueprint import Blueprint
 from pragnosia.checkpoints.places import Place, places_in
 from pragnosia.inference.layers import coming_and_going
 from pragnosia.kernels.pool import UnitPool
-from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.cortex import Cortex
 from pragnosia.training.checkpoint import Checkpoints
 from pragnosia.training.optimisers import OptimiserConfig, Optimisers
 from pragnosia.training.run_folder import CHECKPOINTS
@@ -42,7 +42,7 @@ class BlockLearner:
 
     def __init__(
         self,
-        model: PragnosiaForCausalLM,
+        model: Cortex,
         pool: UnitPool | None,
         plan: Blueprint,
         blocks: Sequence[Block],
@@ -64,7 +64,7 @@ class BlockLearner:
         self.optimisers: Optimisers | None = None
 
     @property
-    def model(self) -> PragnosiaForCausalLM:
+    def model(self) -> Cortex:
         """Whole, whichever block is out."""
         return self.tuned.model
 

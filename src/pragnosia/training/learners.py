@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from pragnosia.kernels.pool import UnitPool
-from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.cortex import Cortex
 from pragnosia.training.checkpoint import Checkpoints
 
 
@@ -21,7 +21,7 @@ class Learner(Protocol):
     """A model of which something learns."""
 
     @property
-    def model(self) -> PragnosiaForCausalLM:
+    def model(self) -> Cortex:
         """Whole, to compute with."""
 
     @property

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
 from typing import Protocol, final
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
 
 from pragnosia.training.log import Record
-from pragnosia.units import format_count, format_duration
+from pragnosia.units import format_bytes, format_count, format_duration
 
 
 class Reporter(Protocol):
@@ -17,6 +22,9 @@ class Reporter(Protocol):
 
     def note(self, line: str) -> None:
         """Say one line."""
+
+    def watch(self, bytes_read: Callable[[], int]) -> None:
+        """Weights come from disk: how many bytes so far can be asked at any time."""
 
     def start(self, steps: int, done: int) -> None:
         """The loop begins, `done` of `steps` steps behind it."""
@@ -33,9 +41,41 @@ class Silent:
     """Says nothing."""
 
     def note(self, line: str) -> None: ...
+    def watch(self, bytes_read: Callable[[], int]) -> None: ...
     def start(self, steps: int, done: int) -> None: ...
     def advance(self, step: int, record: Record | None) -> None: ...
     def stop(self) -> None: ...
+
+
+_WINDOW_S = 5.0
+
+
+@final
+class Within(ProgressColumn):
+    """What moves while a step lasts: its seconds, and the bytes per second that come from disk, of late."""
+
+    def __init__(self, bytes_read: Callable[[], int] | None = None, clock: Callable[[], float] = monotonic) -> None:
+        super().__init__(Column(no_wrap=True))
+        self.bytes_read, self.clock = bytes_read, clock
+        self.seen: deque[tuple[float, int]] = deque()
+        self.began = clock()
+
+    def begin(self) -> None:
+        """Another step begins."""
+        self.began = self.clock()
+
+    def render(self, task: Task) -> Text:
+        """Asked by the bar, several times a second."""
+        now = self.clock()
+        parts = [f"{now - self.began:.0f} s in step"]
+        if self.bytes_read is not None:
+            self.seen.append((now, self.bytes_read()))
+            while len(self.seen) > 2 and now - self.seen[1][0] >= _WINDOW_S:
+                self.seen.popleft()
+            (then, before), (_, after) = self.seen[0], self.seen[-1]
+            if now > then:
+                parts.append(f"{format_bytes(max(0, after - before) / (now - then))}/s from disk")
+        return Text("  ".join(parts), style="progress.elapsed")
 
 
 @final
@@ -46,20 +86,27 @@ class Bar:
         self.console = console or Console(file=sys.stderr, highlight=False)
         self.progress: Progress | None = None
         self.steps = 0
+        self.within = Within()
 
     def note(self, line: str) -> None:
         self.console.print(line, markup=False, soft_wrap=True)
 
+    def watch(self, bytes_read: Callable[[], int]) -> None:
+        self.within = Within(bytes_read)
+
     def start(self, steps: int, done: int) -> None:
         self.steps = steps
+        self.within.begin()
         if self.console.is_terminal:
             self.progress = Progress(
                 TextColumn("[bold]step {task.completed:.0f}/{task.total:.0f}"),
                 BarColumn(bar_width=None),
                 TextColumn("{task.fields[numbers]}"),
+                self.within,
                 TimeRemainingColumn(),
                 console=self.console,
                 expand=True,
+                transient=True,
             )
             self.progress.start()
             self.progress.add_task("", total=steps, completed=done, numbers="")
@@ -74,6 +121,7 @@ class Bar:
         if record is not None:
             self.progress.update(task, numbers=_numbers(record))
         self.progress.update(task, completed=step)
+        self.within.begin()
 
     def stop(self) -> None:
         if self.progress is not None:

@@ -26,7 +26,7 @@ from pragnosia.inference.shelf import AsItLies, Shelf, open_shelf
 from pragnosia.inference.stream import build, pool_of
 from pragnosia.kernels.pool import UnitPool
 from pragnosia.model.configuration import PragnosiaConfig
-from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.cortex import Cortex
 from pragnosia.training.adapter_learner import AdapterLearner
 from pragnosia.training.assembly import sow
 from pragnosia.training.block_learner import BLOCKS, CUT, BlockLearner
@@ -142,7 +142,7 @@ def _room(config: TuneConfig, shelf: Shelf, budget: int) -> int:
 
 def _loaded(
     config: TuneConfig, shelf: Shelf | None, plan: Plan | None, reporter: Reporter
-) -> tuple[PragnosiaForCausalLM, UnitPool | None]:
+) -> tuple[Cortex, UnitPool | None]:
     """The model of a plan, or whole in memory where there is none."""
     if shelf is None or plan is None:
         model, pool = load_model(Path(config.model)), None

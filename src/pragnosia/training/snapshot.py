@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from pragnosia.data import Batches, vocabulary_digest
@@ -22,6 +21,9 @@ from pragnosia.errors import CheckpointError
 from pragnosia.training.average import Average
 from pragnosia.training.checkpoint import random_state, restore_random
 from pragnosia.training.optimisers import Optimisers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 MOMENTS, AVERAGE, RANDOM, STATE = "moments.safetensors", "average.safetensors", "random.safetensors", "state.json"
 

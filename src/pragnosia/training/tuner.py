@@ -114,9 +114,12 @@ class Tuner:
             RunLog(self.out, tensorboard=False, after=course.step) as log,
             Interruption() as interruption,
         ):
+            if self.pool is not None:
+                pool = self.pool
+                self.reporter.watch(lambda: pool.stats().bytes_read)
+            self.reporter.start(self.steps, course.step)
             if course.step == 0:
                 self.before = self._validate()
-            self.reporter.start(self.steps, course.step)
             while course.step < self.steps:
                 self._step()
                 last = course.step >= self.steps

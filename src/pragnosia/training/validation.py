@@ -8,15 +8,17 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from pragnosia.data import Corpus, Place, validation_batches
 from pragnosia.model.thalamus import unit_load
 from pragnosia.training.configuration import TrainConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from pragnosia.checkpoints.places import Extents, Place, places_in, read_place
 from pragnosia.kernels.pool import Extent
 from pragnosia.model.bank import Bank
+from pragnosia.model.cortex import Cortex
 from pragnosia.model.experts import Experts
-from pragnosia.model.modeling import PragnosiaForCausalLM
 from pragnosia.tuning.block_files import read_tensor
 from pragnosia.tuning.blocks import Block, Part
 from pragnosia.tuning.own_units import OwnUnits, TunedBank
@@ -49,7 +49,7 @@ class ComingAndGoing(Protocol):
 class TunedModel:
     """A model, resident or streamed, that learns block by block. Its layers keep only what goes into them."""
 
-    def __init__(self, model: PragnosiaForCausalLM, layers: Iterable[ComingAndGoing] = ()) -> None:
+    def __init__(self, model: Cortex, layers: Iterable[ComingAndGoing] = ()) -> None:
         model.requires_grad_(requires_grad=False)
         self.model = model
         self.banks: dict[str, TunedBank] = {}

@@ -15,14 +15,11 @@ import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
 
 from pragnosia.checkpoints.source import Shape
 from pragnosia.errors import ConfigError
 from pragnosia.model.configuration import PragnosiaConfig
-from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.cortex import PlainCortex
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _BANK = re.compile(r"(.*\.bank)\.(up|down|up_bias|down_bias)")
@@ -147,9 +144,7 @@ def _layer_name(layer: int) -> str:
 
 
 def _trainable(config: PragnosiaConfig) -> Mapping[str, Shape]:
-    with torch.device("meta"):
-        model: Any = PragnosiaForCausalLM(config)
-    return {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    return {name: tuple(weight.shape) for name, weight in PlainCortex.unfilled(config).named_parameters()}
 
 
 def _most_units(config: PragnosiaConfig) -> int:

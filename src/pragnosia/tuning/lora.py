@@ -19,8 +19,8 @@ from pragnosia.errors import CheckpointError, ConfigError
 from pragnosia.model.attention import Attention
 from pragnosia.model.bank import Bank
 from pragnosia.model.configuration import PragnosiaConfig
+from pragnosia.model.cortex import Cortex, PlainCortex
 from pragnosia.model.feed_forward import FeedForward
-from pragnosia.model.modeling import PragnosiaForCausalLM
 from pragnosia.tuning.configuration import LoraConfig
 from pragnosia.tuning.units import LoraBank, UnitsInMemory, UnitsOnDisk, low_rank
 
@@ -45,7 +45,7 @@ class LoraLinear(nn.Module):
         return y + low_rank(x, self.lora_a, self.lora_b, self.scale)
 
 
-def attach(model: PragnosiaForCausalLM, config: LoraConfig) -> dict[str, nn.Parameter]:
+def attach(model: Cortex, config: LoraConfig) -> dict[str, nn.Parameter]:
     """Freeze a model and give it adapters; all of them by name. Raises ConfigError where nothing could have one."""
     model.requires_grad_(requires_grad=False)
     for name, linear in list(_linears(model, config)):
@@ -84,7 +84,7 @@ def load_adapters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         weight.copy_(tensors[name])
 
 
-def attach_tensors(model: PragnosiaForCausalLM, tensors: Mapping[str, Tensor], config: LoraConfig) -> None:
+def attach_tensors(model: Cortex, tensors: Mapping[str, Tensor], config: LoraConfig) -> None:
     """Give a model the adapters of a file, of whatever ranks, at the places it names and no others."""
     chosen = {name.rpartition(".")[0] for name in tensors}
     model.requires_grad_(requires_grad=False)
@@ -106,11 +106,11 @@ def attach_tensors(model: PragnosiaForCausalLM, tensors: Mapping[str, Tensor], c
 def count_parameters(shape: PragnosiaConfig, config: LoraConfig) -> int:
     """Numbers that adapters of a model have."""
     with torch.device("meta"):
-        attached = attach(PragnosiaForCausalLM(shape), config)
+        attached = attach(PlainCortex.unfilled(shape), config)
     return sum(weight.numel() for weight in attached.values())
 
 
-def _linears(model: PragnosiaForCausalLM, config: LoraConfig) -> Iterator[tuple[str, nn.Module]]:
+def _linears(model: Cortex, config: LoraConfig) -> Iterator[tuple[str, nn.Module]]:
     """Linear layers to adapt, with their names."""
     for path, module in model.named_modules():
         if isinstance(module, Attention) and "attention" in config.targets:
@@ -119,7 +119,7 @@ def _linears(model: PragnosiaForCausalLM, config: LoraConfig) -> Iterator[tuple[
             yield from ((f"{path}.{name}", getattr(module, name)) for name in ("up", "down"))
 
 
-def _attach_units(model: PragnosiaForCausalLM, config: LoraConfig) -> None:
+def _attach_units(model: Cortex, config: LoraConfig) -> None:
     attached: list[LoraBank] = []
     for experts in model.experts():
         bank: Any = experts.bank

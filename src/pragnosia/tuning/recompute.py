@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pragnosia.model.cortex import Cortex
 from pragnosia.model.experts import Experts
-from pragnosia.model.modeling import PragnosiaForCausalLM
 
 
-def recompute(model: PragnosiaForCausalLM) -> None:
+def recompute(model: Cortex) -> None:
     """From now on every layer keeps only what goes into its halves."""
     for layer in model.model.layers:
         layer.mixer, layer.mixer_norm = Recomputed(layer.mixer, layer.mixer_norm), nn.Identity()

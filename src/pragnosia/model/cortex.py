@@ -1,0 +1,337 @@
+"""The cortex. Read this file top to bottom and you have read the model.
+
+    tokens -> embeddings -> [ x += mixer(norm(x)) ;  x += feed_forward(norm(x)) ] x layers -> norm -> logits
+
+A mixer lets tokens look back; a feed-forward thinks about each token alone, and in a sparse layer only the few units
+that the thalamus wakes do so. Whatever is carried from token to token is a State value that goes in and comes out.
+
+Here are torch modules alone. modeling.py makes transformers models of them, whose base class takes seconds to import:
+whoever only speaks, or only asks for shapes, takes the `PlainCortex` and does without.
+
+B batch, T time, D width, H heads, K head width, U units in a bank, A awake units, F unit width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import Cache, GenerationConfig
+from transformers import initialization as init
+
+from pragnosia.errors import ConfigError
+from pragnosia.model.attention import Moment, RotaryPositions
+from pragnosia.model.configuration import PragnosiaConfig
+from pragnosia.model.experts import Experts
+from pragnosia.model.linear import Linear
+from pragnosia.model.norm import RMSNorm
+from pragnosia.model.output_cortex import PragnosiaCausalLMOutput, PragnosiaOutput, next_token_loss
+from pragnosia.model.parts import FEED_FORWARDS, MIXERS, part
+from pragnosia.model.state import Memory, State, as_visibility, borrowed, causal_mask
+from pragnosia.model.thalamus import Routing
+
+_ZEROS = {"bias", "up_bias", "down_bias", "sinks", "balance", "steering", "num_observed"}
+
+
+class CortexLayer(nn.Module):
+    """Mix with the past, then think."""
+
+    def __init__(self, config: PragnosiaConfig, layer: int) -> None:
+        super().__init__()
+        self.mixer_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mixer = part(MIXERS, config.mixers[layer])(config, layer)
+        self.feed_forward_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.feed_forward = part(FEED_FORWARDS, config.feed_forwards[layer])(config, layer)  # type: ignore[index]
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], memory: Memory | None, moment: Moment
+    ) -> tuple[Float[Tensor, "B T D"], Memory | None, Routing | None]:
+        """One layer: the stream, this layer's memory, and who woke."""
+        mixed, memory = self.mixer(self.mixer_norm(x), memory, moment)
+        x = x + mixed
+        thought, routing = self.feed_forward(self.feed_forward_norm(x), moment.energy)
+        return x + thought, memory, routing
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, config: PragnosiaConfig) -> None:
+    """Every initialiser of the house, by the tensor's own name.
+
+    | tensor                                        | starts as                             |
+    |-----------------------------------------------|---------------------------------------|
+    | weight (embedding, head, projection, router), | N(0, initializer_range)               |
+    | up of a bank                                  |                                       |
+    | weight that writes to the stream, down        | N(0, initializer_range / sqrt(2 L))   |
+    | weight of a norm                              | 1                                     |
+    | biases, sinks, balance, steering, num_observed | 0                                    |
+    | thresholds                                    | 1/2                                   |
+    | inv_freq                                      | the frequencies of the rotation       |
+    """
+    std = config.initializer_range
+    writer_std = std / math.sqrt(2 * config.num_hidden_layers)
+    for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        if name == "weight" and isinstance(module, RMSNorm):
+            init.ones_(tensor)
+        elif name in ("weight", "up", "down"):
+            writes = name == "down" or getattr(module, "writes_to_stream", False)
+            init.normal_(tensor, std=writer_std if writes else std)
+        elif name in _ZEROS:
+            init.zeros_(tensor)
+        elif name == "thresholds":
+            init.constant_(tensor, 0.5)
+        elif isinstance(module, RotaryPositions):
+            init.copy_(tensor, module.frequencies(None)[0])
+
+
+class CortexStack(nn.Module):
+    """The stack: token ids to hidden states."""
+
+    config: Any  # a PragnosiaConfig
+
+    def grow(self, config: PragnosiaConfig, layer: type[CortexLayer]) -> None:
+        """Put the organs in their places."""
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.positions = RotaryPositions(config)
+        self.layers = nn.ModuleList(layer(config, number) for number in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "B T"] | None = None,
+        past_key_values: State | Cache | None = None,
+        inputs_embeds: Float[Tensor, "B T D"] | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool = False,
+        energy: float = 1.0,
+        **_: Any,
+    ) -> PragnosiaOutput:
+        """Hidden states of the new tokens, and the state that includes them."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds, not both and not neither")
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        state = self._state(past_key_values, use_cache, x)
+        moment = self._moment(x, attention_mask, position_ids, past_key_values, state.length, energy)
+
+        memories: list[Memory | None] = []
+        routings: list[Routing | None] = []
+        stream = [x]
+        for layer, memory in zip(self.layers, state.layers, strict=True):
+            x, memory, routing = layer(x, memory, moment)
+            memories.append(memory)
+            routings.append(routing)
+            if output_hidden_states:
+                stream.append(x)
+        x = self.norm(x)
+
+        if isinstance(past_key_values, Cache):
+            carried: State | Cache | None = past_key_values
+        else:
+            remembers = any(memory is not None for memory in memories)
+            carried = State(tuple(memories), state.length + x.shape[1]) if remembers else None
+        return PragnosiaOutput(
+            last_hidden_state=x,
+            past_key_values=carried,
+            hidden_states=(*stream[:-1], x) if output_hidden_states else None,
+            routings=tuple(routings),
+        )
+
+    def fresh_state(self, batch: int = 1, room: int = 256) -> State:
+        """An empty state with room for `room` tokens before it has to grow."""
+        like = self.embed_tokens.weight
+        mixers: list[Any] = [layer.mixer for layer in self.layers]
+        return State(tuple(mixer.fresh_memory(batch, room, like) for mixer in mixers))
+
+    def _state(self, given: State | Cache | None, use_cache: bool | None, x: Tensor) -> State:
+        """What the layers remember on entry: given, borrowed, fresh, or nothing."""
+        if isinstance(given, State):
+            return given
+        if given is not None:
+            return borrowed(given, len(self.layers))
+        wanted = self.config.use_cache if use_cache is None else use_cache
+        if wanted and not self.training:
+            return self.fresh_state(x.shape[0], x.shape[1] + 64)
+        return State((None,) * len(self.layers))
+
+    def _moment(
+        self,
+        x: Tensor,
+        attention_mask: Any,
+        position_ids: Tensor | None,
+        past: State | Cache | None,
+        seen: int,
+        energy: float,
+    ) -> Moment:
+        """Positions and masks, worked out once for all layers."""
+        if not 0 < energy <= 1:
+            raise ConfigError(f"energy is {energy}; it must lie in (0, 1], where 1 wakes the usual number of units")
+        if position_ids is None:
+            position_ids = (torch.arange(x.shape[1], device=x.device) + seen)[None]
+        if isinstance(past, Cache):
+            # Only transformers' generate() comes with one of its caches, and what builds its masks is slow to import.
+            from transformers.masking_utils import create_masks_for_generate
+
+            # generate() builds the masks itself for a cache of fixed size.
+            built = (
+                attention_mask
+                if isinstance(attention_mask, dict)
+                else create_masks_for_generate(self.config, x, attention_mask, past, position_ids)
+            )
+            masks = {kind: as_visibility(mask) for kind, mask in built.items()}
+        else:
+            windows = {"full_attention": None, "sliding_attention": self.config.sliding_window}
+            padding = None if attention_mask is None or bool(attention_mask.all()) else attention_mask
+            masks = {
+                kind: causal_mask(x.shape[1], seen, windows[kind], padding, x.device)
+                for kind in dict.fromkeys(self.config.layer_types or ())
+            }
+        return Moment(self.positions(position_ids, x.dtype), masks, energy)
+
+
+class Cortex(nn.Module):
+    """The stack with its voice: token ids to the logits of the next token."""
+
+    config: Any  # a PragnosiaConfig
+    generation_config: GenerationConfig
+    model: Any  # a CortexStack
+
+    def grow(self, config: PragnosiaConfig, stack: CortexStack) -> None:
+        """Put the organs in their places."""
+        self.config, self.model = config, stack
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; layers that come and go are nowhere in between, the last norm always stays."""
+        return self.model.norm.weight.device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.model.norm.weight.dtype  # type: ignore[no-any-return]
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "B T"] | None = None,
+        past_key_values: State | Cache | None = None,
+        inputs_embeds: Float[Tensor, "B T D"] | None = None,
+        labels: Int[Tensor, "B T"] | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        energy: float = 1.0,
+        **_: Any,
+    ) -> PragnosiaCausalLMOutput:
+        """Logits (B, T or logits_to_keep, V); with labels the loss [nats], and in training only the loss."""
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=bool(output_hidden_states),
+            energy=energy,
+        )
+        hidden = outputs.last_hidden_state
+        loss = None if labels is None else next_token_loss(hidden, self.lm_head.weight, labels)
+        logits = None
+        if labels is None or not self.training:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden[:, kept])
+        return PragnosiaCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            routings=outputs.routings,
+        )
+
+    def fresh_state(self, batch: int = 1, room: int = 256) -> State:
+        """An empty state with room for `room` tokens before it has to grow."""
+        state: State = self.model.fresh_state(batch, room)
+        return state
+
+    def experts(self) -> Iterator[Experts]:
+        """The sparse feed-forwards, from the first layer to the last."""
+        for layer in self.model.layers:
+            if isinstance(layer.feed_forward, Experts):
+                yield layer.feed_forward
+
+    @contextmanager
+    def steer(self, lobe: str, amount: float) -> Iterator[None]:
+        """Within the context every router adds `amount` to the logits of a lobe's units."""
+        layers = list(self.experts())
+        if not layers:
+            raise ConfigError("this model is dense: it has no lobes to steer")
+        with ExitStack() as stack:
+            for experts in layers:
+                stack.enter_context(experts.steered(lobe, amount))
+            yield
+
+    @contextmanager
+    def lesion(self, lobe: str) -> Iterator[None]:
+        """Within the context the lobe's units never wake."""
+        with self.steer(lobe, float("-inf")):
+            yield
+
+    def rebalance(self, routings: tuple[Routing | None, ...]) -> None:
+        """Move every router's balance by what woke in the last step. A learning rule calls it between steps."""
+        for layer, routing in zip(self.model.layers, routings, strict=True):
+            if routing is not None:
+                layer.feed_forward.thalamus.rebalance(routing)
+
+
+@final
+class _Unfilled(TorchFunctionMode):
+    """Within it torch.nn.init does nothing: on the device `meta` it would import torch's tracer, seconds of it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
+
+
+@final
+class PlainStack(CortexStack):
+    """The stack as torch has it."""
+
+    def __init__(self, config: PragnosiaConfig) -> None:
+        super().__init__()
+        self.grow(config, CortexLayer)
+
+
+@final
+class PlainCortex(Cortex):
+    """The model as torch has it: the same tensors by the same names, and nothing of transformers around them."""
+
+    def __init__(self, config: PragnosiaConfig) -> None:
+        super().__init__()
+        self.grow(config, PlainStack(config))
+        self.generation_config = GenerationConfig.from_model_config(config)
+
+    @classmethod
+    def unfilled(cls, config: PragnosiaConfig) -> PlainCortex:
+        """With shapes and without storage."""
+        with torch.device("meta"), _Unfilled():
+            model = cls(config)
+        model.tie_weights()
+        return model
+
+    def tie_weights(self) -> None:
+        """One table at both ends, where the configuration says so."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
