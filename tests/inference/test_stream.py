@@ -14,7 +14,7 @@ import transformers
 
 from pragnosia import Pragnosia, PragnosiaForCausalLM, kernels
 from pragnosia.checkpoints import import_model
-from pragnosia.errors import BudgetError, CheckpointError
+from pragnosia.errors import BudgetError, CheckpointError, PromptError
 from pragnosia.inference.budget import make_plan
 from pragnosia.inference.plan import Plan, Rates
 from pragnosia.inference.sampler import Sampling
@@ -189,3 +189,10 @@ def test_a_cut_file_is_told_before_anything_is_loaded(foreign: Callable[[str], P
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match="truncated or corrupt"):
         load_streamed(tmp_path / "model", GIB)
+
+
+def test_a_plan_has_room_for_its_context_and_no_more(foreign: Callable[[str], Path]) -> None:
+    speaker = Pragnosia.from_pretrained(foreign("mixtral"), memory="16GiB", context=20)
+    assert len(speaker.generate_tokens(list(range(15)), max_new_tokens=50)) == 5
+    with pytest.raises(PromptError, match=r"has 30 tokens .*the plan \(see --context\) has room for 20"):
+        speaker.generate_tokens(list(range(30)), max_new_tokens=5)

@@ -321,3 +321,25 @@ def test_a_packed_model_is_accounted_for_and_scored(source: Path, tmp_path: Path
         found = score(hidden, model.lm_head.weight, ids[0])
         logits = model(ids).logits[0].float().log_softmax(-1)
     assert abs(float(found.log_probabilities.mean() - logits.gather(1, ids[0][:, None]).mean())) < 0.02
+
+
+def test_two_who_pack_into_one_place(source: Path, tmp_path: Path) -> None:
+    print_ = blueprint(source)
+
+    def meanwhile(done: int, total: int) -> None:
+        with pytest.raises(CheckpointError, match=r"another process is packing into .*; wait for it"):
+            pack_model(print_, tmp_path / "out", "int8")
+
+    pack_model(print_, tmp_path / "out", "int8", progress=meanwhile)
+    assert not [file.name for file in (tmp_path / "out").iterdir() if file.name.startswith(".")]
+
+
+def test_a_damaged_token_table_is_seen_before_it_speaks(source: Path, tmp_path: Path) -> None:
+    pack_model(blueprint(source), tmp_path / "out", "int8")
+    index = AsPacked(tmp_path / "out").index.tensors["model.embed_tokens.weight"]
+    file = tmp_path / "out" / "resident.bin"
+    data = bytearray(file.read_bytes())
+    data[index.offset + index.num_bytes // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"damaged .*checksum"):
+        Pragnosia.from_pretrained(tmp_path / "out").generate_tokens([1, 2], max_new_tokens=3)

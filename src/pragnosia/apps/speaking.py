@@ -111,7 +111,7 @@ def generate(
         "tokens_per_second": tokens / max(seconds, 1e-9),
         "decoding": decoder.decoding,
         **cost,
-        **streamed(speaker, tokens),
+        **streamed(speaker, len(decoder.ids)),
     }
     aside = [full_line(speaker)] if spoken.stopped == "context" else []
     aside.append(cost_line(values))

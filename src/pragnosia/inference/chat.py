@@ -39,7 +39,8 @@ class Conversation:
         self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
         self._answer: Generator[str, None, None] | None = None
         self._words: Spoken | None = None
-        self.decoder = Decoder(speaker.model, 1024, energy)  # the state grows beyond that
+        planned = None if speaker.plan is None else speaker.plan.context
+        self.decoder = Decoder(speaker.model, 1024, energy, planned=planned)  # the state grows as far as that
         self.text = ""  # what the decoder's tokens stand for
         # Characters of the text and the state that has read just those; the first mark is the beginning.
         self.marks: list[tuple[int, State]] = [(0, self.decoder.state)]
@@ -75,7 +76,7 @@ class Conversation:
 
     def _read(self) -> None:
         """Bring the decoder to where the answer begins, from as far along as what it holds still applies."""
-        limit = self.speaker.model.config.max_position_embeddings
+        limit = self.decoder.limit
         most = limit - min(self.max_new_tokens, limit // 2)
         oldest = int(self.messages[0]["role"] == "system")
         while True:
@@ -88,7 +89,7 @@ class Conversation:
         needed = len(self.decoder.ids) + len(ids)
         if needed >= limit:
             raise PromptError(
-                f"this turn and what goes before it take {needed} tokens, the model's context holds {limit} with the "
+                f"this turn and what goes before it take {needed} tokens, {self.decoder.bound} {limit} with the "
                 "answer; say it in fewer words"
             )
         self.decoder.read(ids)

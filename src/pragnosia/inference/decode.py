@@ -48,10 +48,13 @@ class Decoder:
     trace: Trace | None = None
     progress: Callable[[int, int], None] | None = None
     """Called while a prompt is read, layer by layer, with tokens times layers done, and in all."""
+    planned: int | None = None
+    """Tokens that a plan has room for; more would take more memory than it says."""
 
     def __post_init__(self) -> None:
-        limit = self.model.config.max_position_embeddings
-        self.room = max(1, min(self.room, limit))
+        most = self.model.config.max_position_embeddings
+        self.limit: int = most if self.planned is None else min(most, self.planned)
+        self.room = max(1, min(self.room, self.limit))
         self.ids: list[int] = []
         self._state: State = self.model.fresh_state(1, self.room)
         self._program: Program | None = None
@@ -76,16 +79,22 @@ class Decoder:
 
     def read(self, ids: list[int]) -> None:
         """Append tokens. Raises PromptError when they leave no room for an answer within the context."""
-        limit, vocabulary = self.model.config.max_position_embeddings, self.model.config.vocab_size
+        limit, vocabulary = self.limit, self.model.config.vocab_size
         if len(self.ids) + len(ids) >= limit:
             raise PromptError(
                 f"the prompt has {len(self.ids) + len(ids)} tokens and needs room for one more; "
-                f"the model's context holds {limit}: cut it"
+                f"{self.bound} {limit}: cut it"
             )
         outside = [token for token in ids if not 0 <= token < vocabulary]
         if outside:
             raise PromptError(f"token {outside[0]} is not in the model's vocabulary of {vocabulary}")
         self.ids += ids
+
+    @property
+    def bound(self) -> str:
+        """Where the room ends, in words that a number follows."""
+        planned = self.limit < self.model.config.max_position_embeddings
+        return "the plan (see --context) has room for" if planned else "the model's context holds"
 
     def speak(self, max_new_tokens: int, sampling: Sampling, stop_tokens: Collection[int] = ()) -> Iterator[int]:
         """New tokens until there are `max_new_tokens`, the context is full, or one of `stop_tokens` (not yielded)."""
@@ -94,7 +103,7 @@ class Decoder:
         if not self.ids:
             raise PromptError("there is no token to continue; give a prompt")
         sampler = Sampler(sampling, self.model.device)
-        limit = self.model.config.max_position_embeddings
+        limit = self.limit
         self._fold()  # the model may have changed since we last spoke
         single = writable(self.model, self._state)
         self.decoding = "compiled" if single else "modules"

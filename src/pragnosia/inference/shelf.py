@@ -204,7 +204,7 @@ class AsPacked(Shelf):
             return None
         entry = FORMATS.get(known.format) or plain_format(getattr(torch, known.format))
         rows, width = known.shape
-        return TableOnDisk(self.folder / RESIDENT, known.offset, (rows, width), entry, self.dtype)
+        return TableOnDisk(self.folder / RESIDENT, known.offset, (rows, width), entry, self.dtype, known.sums)
 
     @property
     def format(self) -> Format:

@@ -176,7 +176,7 @@ class Pragnosia:
 
     def decoder(self, room: int, energy: float = 1.0, trace: Trace | None = None) -> Decoder:
         """An empty text to read into and speak from."""
-        return Decoder(self.model, room, energy, trace)
+        return Decoder(self.model, room, energy, trace, planned=None if self.plan is None else self.plan.context)
 
     def encode(self, text: str) -> list[int]:
         """Token ids; an empty text is the token documents begin (or end) with.

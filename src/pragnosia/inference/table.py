@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
@@ -12,14 +14,25 @@ from torch import Tensor, nn
 
 from pragnosia.errors import CheckpointError
 from pragnosia.kernels.formats import Format, unpack
+from pragnosia.quantisation.index import PIECE
 
 
 @final
 class TableOnDisk(nn.Module):
     """Stands where the token table stands: rows of a format, from `offset` of a file, read as they are asked for."""
 
-    def __init__(self, file: Path, offset: int, shape: tuple[int, int], entry: Format, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        file: Path,
+        offset: int,
+        shape: tuple[int, int],
+        entry: Format,
+        dtype: torch.dtype,
+        sums: Sequence[int] = (),
+    ) -> None:
         super().__init__()
+        self.unseen = dict(enumerate(sums))
+        """Checksums of pieces that nothing was read from yet, by their number."""
         self.device = torch.device("cpu")
         """Where rows go."""
         self.file, self.offset, self.entry, self.dtype = file, offset, entry, dtype
@@ -43,12 +56,24 @@ class TableOnDisk(nn.Module):
 
     def row(self, token: int, out: Tensor) -> None:
         """Fill `out`, bytes of one row. Raises CheckpointError."""
+        first, last = (at // PIECE for at in (token * self.row_bytes, (token + 1) * self.row_bytes - 1))
         try:
+            for number in range(first, last + 1):
+                self._check(number)
             got = os.preadv(self.descriptor, [memoryview(out.numpy())], self.offset + token * self.row_bytes)  # type: ignore[arg-type]
         except OSError as error:
             raise CheckpointError(f"cannot read {self.file}: {error.strerror}") from error
         if got != self.row_bytes:
             raise CheckpointError(f"{self.file} ends too soon")
+
+    def _check(self, number: int) -> None:
+        """Before its first row is used, a piece is held against its checksum. Raises OSError or CheckpointError."""
+        known = self.unseen.pop(number, None)
+        if known is not None:
+            size = min(PIECE, self.num_rows * self.row_bytes - number * PIECE)
+            if zlib.crc32(os.pread(self.descriptor, size, self.offset + number * PIECE)) != known:
+                self.unseen[number] = known
+                raise CheckpointError(f"{self.file} is damaged (a checksum of the token table is wrong); copy it again")
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """The tokens' rows; each is read once."""

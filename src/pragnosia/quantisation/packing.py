@@ -6,6 +6,7 @@ after a kill or a full disk, from the layer it had reached.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -28,7 +29,7 @@ from pragnosia.quantisation.index import INDEX, LINE, METHOD, RESIDENT, UNITS, P
 from pragnosia.quantisation.sizes import packed_sizes, packing_format, resident_format, sparse_banks
 from pragnosia.units import format_bytes
 
-_PROGRESS = "progress.json"
+_PROGRESS, _LOCK = "progress.json", ".lock"
 Progress = Callable[[int, int], None]
 """Called with bytes read so far, and in all."""
 
@@ -71,6 +72,8 @@ def pack_model(
         raise CheckpointError(
             f"cannot write {partial}: {error.strerror}; what is done stays: make room and run the same command again"
         ) from error
+    finally:
+        work.let_go()
     partial.replace(out)
     size = sum((out / file).stat().st_size for file in (UNITS, RESIDENT))
     weights = sum(print_.num_bytes(n) // print_.dtype(n).itemsize for n in print_.shapes)
@@ -105,11 +108,20 @@ class _Work:
         self.num_units, self.record, self.stride = self.sizes.num_units, self.sizes.record, stride_of(self.sizes.record)
         self.total = sum(print_.num_bytes(name) for name in print_.shapes)
         self.done = 0
+        self.lock: int | None = None
         self.sums: list[list[int]] = []
         self.tensors: dict[str, Packed] = {}
 
     def begin(self) -> bool:
-        """Make the folder, or take up what lies there; True for the latter."""
+        """Make the folder, or take up what lies there; True for the latter. Nobody else may until it is done."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(
+                f"another process is packing into {self.folder} now; wait for it, or choose another OUT"
+            ) from None
         path = self.folder / _PROGRESS
         what = self.what()
         if path.is_file():
@@ -120,13 +132,17 @@ class _Work:
             raise CheckpointError(
                 f"{self.folder} was begun from another model, format or calibration; remove it, or choose another OUT"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
         needed = self.sizes.total
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise CheckpointError(f"{self.folder} needs {format_bytes(needed)}, the disk has {format_bytes(free)} free")
         self.note()
         return False
+
+    def let_go(self) -> None:
+        """Others may go on with it."""
+        if self.lock is not None:
+            os.close(self.lock)
 
     def note(self) -> None:
         """Write down how far we are, whole or not at all."""
@@ -211,6 +227,7 @@ class _Work:
         (self.folder / INDEX).write_text(json.dumps(index.to_json()), "utf-8")
         (self.folder / STATISTICS).unlink(missing_ok=True)
         (self.folder / _PROGRESS).unlink()
+        (self.folder / _LOCK).unlink()
 
     def advance(self, num_bytes: int) -> None:
         """Tell whoever watches."""
