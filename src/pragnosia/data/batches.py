@@ -15,6 +15,7 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pragnosia.data import position
 from pragnosia.data.corpus import Corpus, as_corpus
 from pragnosia.data.permutation import mix, permute
 from pragnosia.data.shards import TokenShards, TokenStream
@@ -84,20 +85,11 @@ class Batches:
 
     def state_dict(self) -> dict[str, object]:
         """The position, and what it is a position in; JSON. Batch and world size may change, the rest may not."""
-        return {"row": self.row, **self._identity()}
+        return position.written(self.row, self._identity())
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Go on where `state` was taken. Raises DataError where that was in other data, or in another order."""
-        for key, here in self._identity().items():
-            if state.get(key) != here:
-                raise DataError(
-                    f"cannot resume: {key.replace('_', ' ')} was {state.get(key)!r}, is {here!r}; "
-                    "resume with the data and settings the run was started with"
-                )
-        row = state.get("row")
-        if not isinstance(row, int) or row < 0:
-            raise DataError(f"cannot resume: the position in the data is {row!r}, expected a row number")
-        self.row = row
+        self.row = position.taken_up(state, self._identity())
 
     def _identity(self) -> dict[str, object]:
         return {

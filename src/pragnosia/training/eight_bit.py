@@ -10,12 +10,13 @@ Block-wise 8-bit moments: Dettmers et al. 2022, arXiv 2110.02861; float8 ones: P
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from pragnosia.training.weight_by_weight import WeightByWeight
 
 BLOCK = 256
 CHUNK = 1 << 16  # numbers worked on at once: what is fp32 meanwhile stays in the caches
@@ -24,22 +25,11 @@ _LARGEST, _LEAST = 448.0, 2.0**-9
 
 
 @final
-class AdamW8bit(torch.optim.Optimizer):
-    """As torch's AdamW; `grad_scale` divides every gradient before it is used."""
-
-    grad_scale: Tensor | None = None
+class AdamW8bit(WeightByWeight):
+    """As torch's AdamW."""
 
     def __init__(self, groups: Any, lr: float, betas: tuple[float, float], eps: float) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Move every weight that has a gradient."""
-        assert closure is None
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._move(weight, group)
 
     def _move(self, weight: Tensor, group: dict[str, Any]) -> None:
         state = self.state[weight]

@@ -13,12 +13,14 @@ alone: orthogonalised, what remains of its momentum would be full size again, an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from pragnosia.training.weight_by_weight import WeightByWeight
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NUM_ITERATIONS = 5
@@ -38,7 +40,7 @@ def orthogonalised(matrices: Float[Tensor, "U R C"]) -> Float[Tensor, "U R C"]:
 
 
 @final
-class Muon(torch.optim.Optimizer):
+class Muon(WeightByWeight):
     """Muon over 2-D parameters (R, C) and banks (U, R, C)."""
 
     def __init__(
@@ -50,19 +52,8 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-        self.grad_scale: Tensor | None = None
-        """Gradients are divided by this, as torch's fused AdamW does."""
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
-        assert closure is None
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._update(weight, group)
-
-    def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
+    def _move(self, weight: Tensor, group: dict[str, Any]) -> None:
         state = self.state[weight]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(weight)

@@ -79,7 +79,7 @@ def make_shared_folder(out: Path, settings: str) -> None:
 
 def differences(before: TrainConfig, now: TrainConfig) -> list[str]:
     """The keys that make another run of it, sorted."""
-    old, new = dict(_flat(before.write())), dict(_flat(now.write()))
+    old, new = dict(flat(before.write())), dict(flat(now.write()))
     changed = {key for key in old | new if old.get(key) != new.get(key)}
     return sorted(key for key in changed if not any(key == free or key.startswith(f"{free}.") for free in _FREE))
 
@@ -95,10 +95,11 @@ def _check_same_run(out: Path, config: TrainConfig, latest: Path | None) -> None
         raise ConfigError(f"cannot resume {out}: its tokenizer.json is not the run's own; copy it back from {latest}")
 
 
-def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings by dotted keys."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{path}{key}.")
+            yield from flat(value, f"{path}{key}.")
         else:
             yield f"{path}{key}", value
 

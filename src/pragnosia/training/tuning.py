@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -129,7 +129,7 @@ def open_tuning(out: Path, config: TuneConfig, *, resume: bool) -> Path | None:
 def _check_same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     now = json.loads(json.dumps(now))
     before = {"method": "lora", "blocks": now["blocks"], **before}  # as older runs were
-    old, new = dict(_flat(before)), dict(_flat(now))
+    old, new = dict(flat(before)), dict(flat(now))
     different = {key for key in old | new if old.get(key) != new.get(key)}
     changed = sorted(key for key in different if key.partition(".")[0] not in _FREE)
     if changed:
@@ -137,12 +137,3 @@ def _check_same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) ->
             f"cannot resume {out}: {', '.join(changed)} changed since the run was started; put it back (only "
             "--memory, --steps, --epochs and how often is logged and saved may change) or choose another --out"
         )
-
-
-def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings by dotted keys."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value
