@@ -16,7 +16,7 @@ from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.training.block_learner import BLOCKS
 from pragnosia.training.checkpoint import CheckpointConfig, Checkpoints, write_whole
 from pragnosia.training.optimisers import OptimiserConfig
-from pragnosia.training.run_folder import CHECKPOINTS, REPORT
+from pragnosia.training.run_folder import CHECKPOINTS, REPORT, flat
 from pragnosia.training.schedules import ScheduleConfig
 from pragnosia.tuning.blocks import BlockConfig
 from pragnosia.tuning.configuration import LoraConfig

@@ -1,4 +1,4 @@
-"""What our own optimisers share: one weight after the other, gradients divided by `grad_scale` as torch's fused AdamW does."""
+"""What our own optimisers share: one weight after the other; `grad_scale` as torch's fused AdamW has it."""
 
 from __future__ import annotations
 
