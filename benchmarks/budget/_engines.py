@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from _capped import capped, forget
 
+Run = dict[str, Any]
+Runs = dict[str, list[Run]]
+"""Of each engine, one a round."""
 HERE, GIB = Path(__file__).parent, 1 << 30
 FREE = 22 * GIB
 """A cap that none of them reaches."""
@@ -22,9 +27,10 @@ def make_checkpoint(folder: Path, *shape: int) -> None:
 
 
 def run_ours(folder: Path, cap: int, prompt: int, new: int) -> dict[str, Any]:
-    """Ours, told to stay a little below the cap."""
+    """Ours, told to stay a little below the cap; without one the whole model is loaded first, as the others do."""
     forget(folder)
-    budget = cap - (cap >> 7)  # what the kernel charges for sockets, page tables and the like
+    # what the kernel charges for sockets, page tables and the like
+    budget = 0 if cap == FREE else cap - (cap >> 7)
     return capped([sys.executable, str(HERE / "ours.py"), str(folder), str(budget), str(prompt), str(new)], cap)
 
 
@@ -49,3 +55,20 @@ def run_transformers(
     worker = str(HERE / "peer_transformers.py")
     command = [python, worker, way, str(folder), str(scratch), str(cap), str(prompt), str(new)]
     return capped(command, cap, timeout=900, environment={"MOST_SECONDS": "60", "PYTHONPATH": ""})
+
+
+def in_turn(engines: dict[str, Callable[[], Run]], rounds: int) -> Runs:
+    """One after the other, so that a noisy machine hits them alike."""
+    runs: Runs = {name: [] for name in engines}
+    for _ in range(rounds):
+        for name, engine in engines.items():
+            runs[name].append(engine())
+            print(name, json.dumps(runs[name][-1]), flush=True)
+    return runs
+
+
+def over_rounds(runs: Runs, key: str) -> dict[str, list[float]]:
+    """One value a round of each engine; of none where a round failed."""
+    found = {name: [one[key] for one in of if key in one] for name, of in runs.items()}
+    whole = all(len(values) == len(runs[name]) > 0 for name, values in found.items())
+    return found if whole else {name: [] for name in found}

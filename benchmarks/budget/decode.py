@@ -1,24 +1,28 @@
 """How fast does a model larger than its memory speak? Ours beside llama.cpp, each alone under the same hard cap.
 
-usage: decode.py WORK [CASE…]; WORK holds (or gets) the checkpoint `ckpt`, its packed forms `int8` and `int4`, and, for
-llama.cpp, `bf16.gguf`, `q8_0.gguf` and `q4_0.gguf` (made with its own convert and quantize tools). LLAMA_LIB names its
-libllama.so, LLAMA_PATH llama-cpp-python and LLAMA_PYTHON a Python that can import it; without them the peer
-is left out.
+usage: decode.py WORK [CASE…] [rounds=3]; WORK holds (or gets) the checkpoint `ckpt`, its packed forms `int8` and
+`int4`, and, for llama.cpp, `bf16.gguf`, `q8_0.gguf` and `q4_0.gguf` (made with its own convert and quantize tools).
+LLAMA_LIB names its libllama.so, LLAMA_PATH llama-cpp-python and LLAMA_PYTHON a Python that can import it; without them
+the peer is left out.
 
-The cap counts the page cache; files are dropped from it before each run. 32 tokens of prompt, then fixed random tokens.
+The cap counts the page cache; files are dropped from it before each run. 32 tokens of prompt, then fixed random tokens;
+the first third warms up. "In memory" both load the whole model before they begin.
+
+`of the limit` is ours over what the machine could do at best with the bytes that ours read: the longer of reading the
+units that were missing from the disk and of reading what wakes from memory, at rates measured before each round.
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _bench import earlier, publish
-from _engines import FREE, GIB, make_checkpoint, run_llama, run_ours
+from _bench import earlier, median, publish
+from _engines import FREE, GIB, Run, Runs, in_turn, make_checkpoint, over_rounds, run_llama, run_ours
+
+from pragnosia.apps.rates import measured_rates
 
 # name -> (our directory, llama.cpp's file, cap in GiB (0: none), prompt, new tokens, aim)
 CASES: dict[str, tuple[str, str, int, int, int, str]] = {
@@ -36,71 +40,70 @@ def prepare(work: Path) -> None:
     make_checkpoint(work / "ckpt")
     for name in ("int8", "int4"):
         if not (work / name).is_dir():
-            command = [
-                sys.executable,
-                "-m",
-                "pragnosia",
-                "pack",
-                str(work / "ckpt"),
-                str(work / name),
-                "--format",
-                name,
-            ]
-            subprocess.run(command, check=True)
+            command = [sys.executable, "-m", "pragnosia", "pack", str(work / "ckpt"), str(work / name)]
+            subprocess.run([*command, "--format", name], check=True)
 
 
-def ours(work: Path, case: str) -> dict[str, Any]:
-    """One run of ours."""
+def ours(work: Path, case: str) -> Run:
+    """One run of ours, with what the machine could do at best beside it."""
     folder, _, cap, prompt, new, _ = CASES[case]
-    return run_ours(work / folder, cap * GIB or FREE, prompt, new)
+    rates = measured_rates(work / folder)
+    found = run_ours(work / folder, cap * GIB or FREE, prompt, new)
+    if "awake_bytes" in found and "tokens_per_second" in found:
+        reading, thinking = found["bytes_read_per_token"] / rates.disk, found["awake_bytes"] / rates.memory
+        found["limit_tokens_per_second"] = 1 / max(reading, thinking)
+        found["of_the_limit"] = found["tokens_per_second"] * max(reading, thinking)
+    return found
 
 
-def theirs(work: Path, case: str) -> dict[str, Any]:
+def theirs(work: Path, case: str) -> Run:
     """One run of llama.cpp; empty where it is not there."""
     _, file, cap, prompt, new, _ = CASES[case]
     return run_llama(work / file, cap * GIB or FREE, prompt, new)
 
 
-def main(work: Path, cases: list[str]) -> None:
+def main(work: Path, words: list[str]) -> None:
     """Run every case, ours and theirs in turn; results of other cases in the JSON stay."""
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    cases = [word for word in words if "=" not in word] or list(CASES)
     prepare(work)
     results = earlier(__file__, "cases")
-    for case in cases or CASES:
-        mine, peer = ours(work, case), theirs(work, case)
-        results[case] = {"ours": mine, "llama.cpp": peer, "aim": CASES[case][-1]}
-        print(case, json.dumps(results[case]), flush=True)
-    rows = [_row(case, found) for case, found in results.items()]
-    header = [
-        "case",
-        "ours tok/s",
-        "llama.cpp tok/s",
-        "ratio (aim)",
-        "MB read per token",
-        "hits",
-        "first token s",
-        "peak MiB",
-    ]
-    publish(
-        "A model larger than memory: decoding beside llama.cpp under one cap",
-        header,
-        rows,
-        {"cases": results},
-        __file__,
-    )
+    for case in cases:
+        print(case, flush=True)
+        engines = {"ours": lambda case=case: ours(work, case), "llama.cpp": lambda case=case: theirs(work, case)}
+        results[case] = {**in_turn(engines, int(given.get("rounds", 3))), "aim": CASES[case][-1]}
+    header = ["case", "ours tok/s", "llama.cpp tok/s", "ratio (spread; aim)", "of the limit", "MB read per token"]
+    rows = [_row(case, results[case]) for case in CASES if case in results]
+    question = "A model larger than memory: decoding beside llama.cpp under one cap"
+    publish(question, [*header, "hits", "first token s", "peak MiB"], rows, {"cases": results}, __file__)
 
 
-def _row(case: str, found: dict[str, Any]) -> list[str]:
-    mine, peer = found["ours"], found["llama.cpp"]
+def _row(case: str, found: dict[str, list[Run]]) -> list[str]:
+    runs: Runs = {name: found[name] for name in ("ours", "llama.cpp")}
     first = case.endswith("512 tokens")
-    key = "seconds_to_first_token" if first else "tokens_per_second"
-    ratio = ""
-    if key in mine and key in peer:
-        ratio = f"{peer[key] / mine[key] if first else mine[key] / peer[key]:.2f}x ({found['aim']})"
-    both = [f"{one['tokens_per_second']:.2f}" if "tokens_per_second" in one else "-" for one in (mine, peer)]
-    read = "/".join(f"{one['bytes_read_per_token'] / 1e6:.0f}" for one in (mine, peer) if "bytes_read_per_token" in one)
-    firsts = "/".join(f"{one['seconds_to_first_token']:.1f}" for one in (mine, peer) if "seconds_to_first_token" in one)
-    peaks = "/".join(f"{one['peak_bytes'] >> 20}" for one in (mine, peer) if "peak_bytes" in one)
-    return [case, *both, ratio, read, f"{mine.get('hit_rate', 0):.2f}", firsts, peaks]
+    mine, peer = over_rounds(runs, "seconds_to_first_token" if first else "tokens_per_second").values()
+    ratios = [b / a if first else a / b for a, b in zip(mine, peer, strict=True)]
+    ratio = f"{median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f}; {found['aim']})" if ratios else ""
+    limits = [one["of_the_limit"] for one in runs["ours"] if "of_the_limit" in one]
+
+    def both(key: str, scale: float, digits: int) -> str:
+        return "/".join(
+            f"{median(some) / scale:.{digits}f}" if some else "-" for some in over_rounds(runs, key).values()
+        )
+
+    rates = both("tokens_per_second", 1, 2).split("/")
+    limit = f"{median(limits):.0%}" if limits and not first else ""
+    reads, hits = both("bytes_read_per_token", 1e6, 0), median([one["hit_rate"] for one in runs["ours"]])
+    return [
+        case,
+        *rates,
+        ratio,
+        limit,
+        reads,
+        f"{hits:.2f}",
+        both("seconds_to_first_token", 1, 1),
+        both("peak_bytes", 1 << 20, 0),
+    ]
 
 
 if __name__ == "__main__":

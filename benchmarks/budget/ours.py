@@ -1,4 +1,7 @@
-"""Worker: our engine on fixed tokens within a budget. usage: ours.py MODEL BYTES PROMPT NEW; prints a line of JSON."""
+"""Worker: our engine on fixed tokens within a budget. usage: ours.py MODEL BYTES PROMPT NEW; prints a line of JSON.
+
+With 0 bytes there is no budget: the whole model is loaded before it speaks.
+"""
 
 from __future__ import annotations
 
@@ -14,43 +17,49 @@ from _tokens import tokens  # noqa: E402
 from pragnosia.inference.decode import Decoder  # noqa: E402
 from pragnosia.inference.program import Program  # noqa: E402
 from pragnosia.inference.sampling import Sampling  # noqa: E402
-from pragnosia.inference.stream import load_streamed, pool_of  # noqa: E402
+from pragnosia.inference.stream import load_streamed, load_whole, pool_of  # noqa: E402
+from pragnosia.kernels.pool import PoolStats  # noqa: E402
 
 
 def main(folder: str, budget: int, prompt: int, new: int) -> None:
     """Read a prompt, then the given tokens one by one, as if they had been chosen."""
-    model, plan = load_streamed(folder, budget, context=prompt + new + 8)
+    context = prompt + new + 8
+    model, plan = load_streamed(folder, budget, context=context) if budget else (load_whole(folder), None)
     loaded = time.perf_counter() - started
     given = tokens(prompt + new)
-    decoder, pool = Decoder(model, prompt + new + 8), pool_of(model)
-    assert pool is not None
+    decoder, pool = Decoder(model, context), pool_of(model)
     decoder.read(given[:prompt])
     begun = time.perf_counter()
     next(decoder.speak(1, Sampling()))
     first = time.perf_counter() - begun
-    seconds, before = [], pool.stats()
+    seconds, none = [], PoolStats(0, 0, 0, 0, 0.0)
+    before = pool.stats() if pool else none
     with torch.inference_mode():
         program = Program(model, decoder.state, 1.0)
         for number, token in enumerate(given[prompt:]):
-            if number == new // 3:  # the first third warms the pool
+            if pool and number == new // 3:  # the first third warms the pool
                 before = pool.stats()
             begun = time.perf_counter()
             program(token)
             program.length += 1
             seconds.append(time.perf_counter() - begun)
-    after, steady = pool.stats(), seconds[new // 3 :]
+    after, steady = pool.stats() if pool else none, seconds[new // 3 :]
     asked = after.hits + after.misses - before.hits - before.misses
     result = {
         "tokens_per_second": len(steady) / sum(steady),
         "bytes_read_per_token": (after.bytes_read - before.bytes_read) / len(steady),
-        "hit_rate": (after.hits - before.hits) / max(asked, 1),
+        "hit_rate": (after.hits - before.hits) / asked if asked else 1.0,
         "share_waiting": (after.seconds_waiting - before.seconds_waiting) / torch.get_num_threads() / sum(steady),
         "seconds_to_load": loaded,
         "seconds_to_first_token": first,
-        "slots": plan.slots,
-        "planned_bytes": plan.total,
-        "expected_hit_rate": plan.hit_rate,
     }
+    if plan:
+        result |= {
+            "slots": plan.slots,
+            "planned_bytes": plan.total,
+            "expected_hit_rate": plan.hit_rate,
+            "awake_bytes": plan.awake_bytes,
+        }
     print(json.dumps(result))
 
 

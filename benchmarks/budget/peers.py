@@ -14,18 +14,15 @@ that peers write (6 and 8 GB) lie in WORK/scratch and are deleted afterwards.
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _bench import earlier, median, publish
-from _engines import GIB, make_checkpoint, run_ours, run_transformers
+from _engines import GIB, Run, Runs, in_turn, make_checkpoint, over_rounds, run_ours, run_transformers
 
-Runs = dict[str, list[dict[str, Any]]]
 CAP, PROMPT = 4 * GIB, 32
 AIMS = {"accelerate": 9, "airllm": 20}
 
@@ -34,12 +31,12 @@ def accelerate(work: Path, python: str, rounds: int, new: int) -> Runs:
     """It copies what does not fit when it loads, every time: no second run finds anything prepared."""
     folder, scratch = work / "ckpt", work / "scratch" / "accelerate"
 
-    def peer() -> dict[str, Any]:
+    def peer() -> Run:
         found = run_transformers(python, "accelerate", folder, scratch, CAP, PROMPT, new)
         shutil.rmtree(scratch, ignore_errors=True)
         return found
 
-    return in_turn(lambda: run_ours(folder, CAP, PROMPT, new), peer, rounds)
+    return in_turn({"ours": lambda: run_ours(folder, CAP, PROMPT, new), "peer": peer}, rounds)
 
 
 def airllm(work: Path, python: str, rounds: int, new: int) -> Runs:
@@ -47,33 +44,17 @@ def airllm(work: Path, python: str, rounds: int, new: int) -> Runs:
     folder, scratch = work / "ckpt", work / "scratch" / "airllm"
     try:
         prepared = run_transformers(python, "airllm", folder, scratch, CAP, PROMPT, 1)
-        runs = in_turn(
-            lambda: run_ours(folder, CAP, PROMPT, new),
-            lambda: run_transformers(python, "airllm", folder, scratch, CAP, PROMPT, new),
-            rounds,
-        )
+        engines = {
+            "ours": lambda: run_ours(folder, CAP, PROMPT, new),
+            "peer": lambda: run_transformers(python, "airllm", folder, scratch, CAP, PROMPT, new),
+        }
+        runs = in_turn(engines, rounds)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return runs | {"preparing": [prepared]}
 
 
 CASES: dict[str, Callable[[Path, str, int, int], Runs]] = {"accelerate": accelerate, "airllm": airllm}
-
-
-def in_turn(mine: Callable[[], dict[str, Any]], peer: Callable[[], dict[str, Any]], rounds: int) -> Runs:
-    """Both, one after the other, so that a noisy machine hits them alike."""
-    runs: Runs = {"ours": [], "peer": []}
-    for _ in range(rounds):
-        for name, one in (("ours", mine), ("peer", peer)):
-            runs[name].append(one())
-            print(name, json.dumps(runs[name][-1]), flush=True)
-    return runs
-
-
-def over_rounds(runs: Runs, key: str) -> dict[str, list[float]]:
-    """One value a round; empty where a round failed."""
-    found = {name: [one[key] for one in runs[name] if key in one] for name in ("ours", "peer")}
-    return found if all(len(values) == len(runs["ours"]) for values in found.values()) else {"ours": [], "peer": []}
 
 
 def main(work: Path, words: list[str]) -> None:
@@ -92,10 +73,10 @@ def main(work: Path, words: list[str]) -> None:
 
 def _row(case: str, runs: Runs) -> list[str]:
     def both(key: str, scale: float, digits: int) -> str:
-        found = over_rounds(runs, key)
+        found = over_rounds({name: runs[name] for name in ("ours", "peer")}, key)
         return "/".join(f"{median(values) / scale:.{digits}f}" if values else "failed" for values in found.values())
 
-    rates = over_rounds(runs, "tokens_per_second")
+    rates = over_rounds({name: runs[name] for name in ("ours", "peer")}, "tokens_per_second")
     ratios = [a / b for a, b in zip(*rates.values(), strict=True)]
     spread = f"{median(ratios):.1f}x ({min(ratios):.1f}-{max(ratios):.1f}; {AIMS[case]}x)" if ratios else "failed"
     mine, peer = both("tokens_per_second", 1, 3).split("/")
