@@ -92,6 +92,9 @@ def test_a_dense_model_packs_and_keeps_to_a_budget(run: Run, model: Path, tmp_pa
     PragnosiaForCausalLM(PragnosiaConfig(vocab_size=300, **shape, **organs)).save_pretrained(dense)
     packed = run("pack", dense, tmp_path / "out", "--format", "int8", "--json").values
     assert packed["bits_per_weight"] > 8
+    seen, whole = (run("inspect", folder, "--json").values for folder in (tmp_path / "out", dense))
+    assert (seen["precision"], whole["precision"]) == ("int8", "float32")
+    assert seen["memory_parts"]["run"]["weights"] == whole["memory_parts"]["run"]["weights"] / 4
     plan = run("plan", dense, "--memory", "8GiB", "--json").values
     assert plan["dense"]
     assert plan["hit_rate"] == 1.0

@@ -178,3 +178,30 @@ def test_one_turn_that_cannot_be_does_not_end_a_talk(
     assert long.startswith("pragnosia: this turn and what goes before it take")
     assert long.endswith("the model's context holds 64 with the answer; say it in fewer words")
     assert "not UTF-8 text at character 1" in broken
+
+
+@pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
+def test_a_damaged_unit_does_not_end_a_talk(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    packed, turns = tmp_path / "packed", tmp_path / "turns"
+    assert run("pack", model, packed, "--format", "int8").code == 0
+    units = packed / "units.bin"
+    units.write_bytes(bytes(byte ^ 0x55 for byte in units.read_bytes()))
+    turns.write_text("hello\nand you?\n", "utf-8")
+    with turns.open(encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        outcome = run("chat", packed, "--max-new-tokens", 4, "--memory", "2GiB", "--json")
+    assert outcome.code == 0
+    assert outcome.values["messages"] == []
+    told = outcome.err.splitlines()
+    assert len(told) == 2
+    assert all("its checksum is wrong" in line for line in told)
+
+
+@pytest.mark.parametrize("verb", ["generate", "plan"])
+def test_a_context_beyond_the_models_is_refused(run: Run, model: Path, verb: str) -> None:
+    prompt = ["hi"] if verb == "generate" else []
+    outcome = run(verb, model, *prompt, "--memory", "2GiB", "--context", 65)
+    assert outcome.code != 0
+    assert "--context is 65 tokens; the model holds at most 64" in outcome.err

@@ -191,7 +191,7 @@ def test_every_way_out_of_a_refusal_is_one() -> None:
             return False
 
     assert fits(memory * MIB, 32768)
-    assert not fits((memory - 1) * MIB, 32768)
+    assert not fits((memory - 9) * MIB, 32768)  # 8 MiB are for what varies
     assert fits(5 * GIB, context)
     assert not fits(5 * GIB, context + 1)
 
@@ -218,7 +218,7 @@ def test_a_directory_is_told_how_to_pack(make_model: Make, tmp_path: Path) -> No
                attention={"num_heads": 4, "num_key_value_heads": 2}).save_pretrained(tmp_path)  # fmt: skip
     shelf = open_shelf(tmp_path)
     least = number(r"--memory (\d+)MiB", offers(shelf, 300 * MIB))
-    text = offers(shelf, (least - 1) * MIB)
+    text = offers(shelf, (least - 9) * MIB)
     assert re.search(rf"pack it: pragnosia pack {re.escape(str(tmp_path))} OUT --format bf16, which needs \d+MiB", text)
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import BitsAndBytesConfig
 
 from pragnosia import Pragnosia
 from pragnosia.errors import UserError
-from pragnosia.inference.choices import chosen_device, chosen_dtype
+from pragnosia.inference.choices import chosen_bits, chosen_budgets, chosen_device, chosen_dtype
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,54 @@ def test_what_is_refused(device: Any, device_map: Any, words: str) -> None:
     with pytest.raises(UserError, match=words) as told:
         chosen_device(device, device_map)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("max_memory", "expected"),
+    [
+        (None, (None, None)),
+        ({"cpu": "4GiB"}, ("4GiB", None)),
+        ({"cpu": "16GiB", 0: "4GiB"}, ("16GiB", "4GiB")),
+        ({"cpu": 1 << 30, "cuda:1": 1 << 29}, (1 << 30, 1 << 29)),
+    ],
+)
+def test_max_memory_names_both_budgets(max_memory: Any, expected: tuple[Any, Any]) -> None:
+    assert chosen_budgets(None, None, max_memory) == expected
+
+
+@pytest.mark.parametrize("given", [{0: "4GiB"}, {}, {"cpu": 1, 0: 1, 1: 1}, {"cpu": 1, "disk": 1}])
+def test_max_memory_that_is_refused(given: Any) -> None:
+    with pytest.raises(UserError, match="max_memory names"):
+        chosen_budgets(None, None, given)
+    with pytest.raises(UserError, match="another name of memory"):
+        chosen_budgets("4GiB", None, given)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((False, False, None), None),
+        ((False, True, None), "int4"),
+        ((False, False, BitsAndBytesConfig(load_in_4bit=True)), "int4"),
+        ((False, False, BitsAndBytesConfig(load_in_8bit=True)), "int8"),
+        ((False, False, {"load_in_8bit": True}), "int8"),
+    ],
+)
+def test_bits(given: tuple[bool, bool, Any], expected: str | None) -> None:
+    assert chosen_bits(*given) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ((True, True), "exclude each other"),
+        ((True, False, {"load_in_4bit": True}), "exclude each other"),
+        ((False, False, {"quant_method": "gptq"}), "asks for neither"),
+    ],
+)
+def test_bits_that_are_refused(given: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        chosen_bits(*given)
 
 
 def test_types() -> None:

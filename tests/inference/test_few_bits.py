@@ -127,7 +127,7 @@ def test_wishes_that_cannot_be(tmp_path: Path) -> None:
     source = save(tmp_path / "hf", "llama")
     for options, error, words in (
         ({"load_in_4bit": True, "load_in_8bit": True}, UserError, "exclude each other"),
-        ({"load_in_4bit": True, "memory": "4GiB"}, BudgetError, "pack the model first"),
+        ({"load_in_4bit": True, "memory": "4GiB"}, BudgetError, "pack it first"),
         ({"load_in_4bit": True, "device": "meta"}, UserError, "packed weights run on the CPU"),
     ):
         with pytest.raises(error, match=words):

@@ -171,7 +171,7 @@ def test_too_small_a_budget_says_what_would_do(foreign: Callable[[str], Path]) -
     plan: Plan = make_plan(shelf, enough * MIB, interpreter=10 * MIB)
     assert plan.slots >= 4
     with pytest.raises(BudgetError):
-        make_plan(shelf, (enough - 1) * MIB, interpreter=10 * MIB)
+        make_plan(shelf, (enough - 9) * MIB, interpreter=10 * MIB)
 
 
 def test_what_cannot_be_streamed_says_so(tmp_path: Path) -> None:

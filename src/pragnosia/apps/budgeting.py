@@ -20,7 +20,8 @@ Memory = Annotated[
     typer.Option(help="A budget for the whole process, as in 4GiB: units stay on disk and come when they wake."),
 ]
 Context = Annotated[
-    int | None, typer.Option(min=1, help="With --memory: tokens to have room for; default 4096 or all the model holds.")
+    int | None,
+    typer.Option(min=1, help="With --memory: tokens to have room for; default 4096, at most what the model holds."),
 ]
 Vram = Annotated[
     str | None,

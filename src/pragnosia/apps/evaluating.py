@@ -123,12 +123,12 @@ def _evaluated(
     vram: str | None = None,
 ) -> dict[str, Any]:
     from pragnosia.data import Joined, resolve
+    from pragnosia.inference.loading import load_config
     from pragnosia.measure.evaluation import evaluate as measure_text
 
-    room = context or (None if memory is None else _CONTEXT_IN_BUDGET)
-    speaker = open_speaker(model, memory, room, adapter, quiet=True, exact=exact, vram=vram)
-    if context is None and room is not None:
-        context = min(room, int(speaker.model.config.max_position_embeddings))
+    if context is None and memory is not None:
+        context = min(_CONTEXT_IN_BUDGET, load_config(model).max_position_embeddings)
+    speaker = open_speaker(model, memory, context, adapter, quiet=True, exact=exact, vram=vram)
     text = Joined(tuple(resolve(source) for source in data))
     return measure_text(
         speaker.model,

@@ -76,13 +76,18 @@ def _described(model: str) -> tuple[PragnosiaConfig, str]:
     from pragnosia.errors import CheckpointError, unknown_name
     from pragnosia.inference.loading import load_config
     from pragnosia.model.presets import PRESETS, preset
+    from pragnosia.quantisation.index import is_packed, read_index
 
     if model in PRESETS:
         return preset(model), "bfloat16"
     if not Path(model).exists() and "/" not in model:
         raise CheckpointError(unknown_name("preset", model, PRESETS) + "; and there is no directory of that name")
     config = load_config(model)
-    return config, str(config.dtype or "float32").removeprefix("torch.")
+    plain = str(config.dtype or "float32").removeprefix("torch.")
+    if not is_packed(Path(model)):
+        return config, plain
+    entry = read_index(Path(model)).entry
+    return config, entry.name if entry.plain_dtype is None else plain
 
 
 def _description(values: dict[str, Any], config: PragnosiaConfig) -> list[str]:

@@ -24,7 +24,7 @@ from pragnosia.apps.budgeting import (
     streamed,
     streamed_line,
 )
-from pragnosia.errors import PromptError
+from pragnosia.errors import CheckpointError, PromptError
 from pragnosia.units import format_bytes, format_count, format_joules
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def chat(
     """Talk with a model, turn by turn. Ctrl-C stops the sentence, Ctrl-D (or /exit) leaves.
 
     With --json the turns are read from standard input, a line each, and the answer is the whole conversation. A turn
-    that the model cannot take is told of on stderr and left out; the talk goes on.
+    that the model cannot take, or whose units cannot be read from disk, is told of on stderr; the talk goes on.
     """
     from pragnosia.inference.directory import check_speaker
     from pragnosia.inference.sampling import Sampling, check_room, check_text
@@ -180,7 +180,7 @@ def chat(
         try:
             with bar("reading", quiet=as_json, counts=True) as conversation.decoder.progress:
                 answer = _reply(conversation, line, as_json)
-        except PromptError as error:  # one turn that cannot be is not the end of a talk
+        except (PromptError, CheckpointError) as error:  # one turn that cannot be is not the end of a talk
             print(f"pragnosia: {one_line(error)}", file=sys.stderr)
             continue
         turns += [{"role": "user", "content": line}, {"role": "assistant", "content": answer}]

@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
-from pragnosia.apps.budgeting import Memory, Stats, check_memory
+from pragnosia.apps.budgeting import Memory, check_memory
 from pragnosia.units import format_bytes, format_count, format_duration
 
 T = TypeVar("T")
@@ -65,7 +65,9 @@ def tune(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last good checkpoint in OUT; begin where there is none.")
     ] = False,
-    stats: Stats = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="With --memory: say what was here, what was read, and how long it took.")
+    ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:

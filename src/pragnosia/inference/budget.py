@@ -65,6 +65,9 @@ def make_plan(
     """
     if vram and tuning:
         raise BudgetError("a model does not learn on a GPU within --vram yet; leave --vram out")
+    most = sizes.config.max_position_embeddings
+    if context is not None and context > most:
+        raise BudgetError(f"--context is {context} tokens; the model holds at most {most}")
     process = resident_memory() if interpreter is None else interpreter
 
     def drafted(sizes: Sizes, context: int | None) -> Plan:

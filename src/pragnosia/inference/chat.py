@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 from tokenizers.decoders import DecodeStream
 
 from pragnosia.data.plain_form import PLAIN
-from pragnosia.errors import PromptError
+from pragnosia.errors import CheckpointError, PromptError
 from pragnosia.inference.decode import Decoder
 from pragnosia.inference.ending import Ending, Spoken
 from pragnosia.inference.sampling import Sampling, check_text
@@ -46,7 +46,10 @@ class Conversation:
         self.marks: list[tuple[int, State]] = [(0, self.decoder.state)]
 
     def say(self, text: str) -> Generator[str, None, None]:
-        """The answer to `text`, piece by piece. Raises PromptError for a text that does not fit, and forgets it."""
+        """The answer to `text`, piece by piece.
+
+        Raises PromptError for a text that does not fit, CheckpointError where a unit cannot be read; and forgets it.
+        """
         check_text(text)
         if self._answer is not None:
             self._answer.close()
@@ -71,8 +74,12 @@ class Conversation:
             for piece in self.speaker.pieces(self._spoken(before), self.stop, after=before):
                 said.append(piece)
                 yield piece
+        except CheckpointError:  # a unit on disk cannot be read
+            self.messages = kept
+            raise
         finally:
-            self.messages.append({"role": "assistant", "content": "".join(said)})
+            if self.messages is not kept:
+                self.messages.append({"role": "assistant", "content": "".join(said)})
 
     def _read(self) -> None:
         """Bring the decoder to where the answer begins, from as far along as what it holds still applies."""

@@ -1,4 +1,4 @@
-"""Where a model runs and in which type, as users of transformers and accelerate say it."""
+"""Where a model runs, within what and in which type, as users of transformers and accelerate say it."""
 
 from __future__ import annotations
 
@@ -33,6 +33,44 @@ def chosen_dtype(dtype: torch.dtype | str | None, torch_dtype: torch.dtype | str
     if "auto" not in (first, second) and first != second:
         raise UserError(f"dtype is {dtype} and torch_dtype is {torch_dtype}; give one of the two")
     return second if first == "auto" else first
+
+
+def chosen_bits(eight: bool, four: bool, quantization_config: Any = None) -> str | None:
+    """The format that a model is packed into as it is loaded, int8 or int4; None: it is not.
+
+    `quantization_config` is transformers' BitsAndBytesConfig, or a dict of its fields, of which only the number of
+    bits matters here. Raises UserError for wishes that exclude each other.
+    """
+    if quantization_config is not None:
+        fields = quantization_config if isinstance(quantization_config, Mapping) else vars(quantization_config)
+        told = [bool(fields.get(name, fields.get(f"_{name}"))) for name in ("load_in_8bit", "load_in_4bit")]
+        if not any(told):
+            raise UserError(
+                "quantization_config asks for neither load_in_8bit nor load_in_4bit, the two that exist here; a model "
+                "that is quantised already needs none, and `pragnosia pack` has more formats"
+            )
+        eight, four = eight or told[0], four or told[1]
+    if eight and four:
+        raise UserError("load_in_8bit and load_in_4bit exclude each other; give one")
+    return "int8" if eight else "int4" if four else None
+
+
+def chosen_budgets(
+    memory: int | str | None, vram: int | str | None, max_memory: Mapping[Any, int | str] | None
+) -> tuple[int | str | None, int | str | None]:
+    """Budgets of host and GPU; accelerate's `max_memory` names them {"cpu": "4GiB", 0: "4GiB"}. Raises UserError."""
+    if max_memory is None:
+        return memory, vram
+    if memory is not None or vram is not None:
+        raise UserError("max_memory is another name of memory and vram; give one or the other")
+    named = {_named(place): size for place, size in max_memory.items()}
+    gpus = [place for place in named if place != "cpu"]
+    if "cpu" not in named or len(gpus) > 1 or not all(place.startswith("cuda") for place in gpus):
+        raise UserError(
+            f"max_memory names {', '.join(named) or 'nothing'}; give the host's, and at most one GPU's beside it: "
+            'max_memory={"cpu": "4GiB", 0: "4GiB"}'
+        )
+    return named["cpu"], named[gpus[0]] if gpus else None
 
 
 def _mapped(device_map: DeviceMap, in_budget: bool) -> str:

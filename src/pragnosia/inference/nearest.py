@@ -20,6 +20,7 @@ from pragnosia.units import MIB, format_bytes
 if TYPE_CHECKING:
     from pragnosia.inference.plan import Plan
 
+_VARIES = 8 * MIB  # what the interpreter takes is a little more or less each time it starts
 Draft = Callable[[Sizes, int | None], "Plan"]
 """A plan for a model and a context, whether or not it fits."""
 
@@ -41,7 +42,8 @@ def refusal(plan: Plan, sizes: Sizes, drafted: Draft) -> str:
     parts.append(f"{least} slots of {format_bytes(each)}")
     given = f"{format_bytes(plan.vram)} of the GPU's memory" if on_gpu else format_bytes(plan.budget)
     option, needed = "--vram" if on_gpu else "--memory", _needed(plan, on_gpu)
-    ways = [f"give {option} {_whole(needed)} or more", *_shorter(plan, sizes, drafted), *_smaller(plan, sizes, drafted)]
+    enough = needed if on_gpu else needed + _VARIES
+    ways = [f"give {option} {_whole(enough)} or more", *_shorter(plan, sizes, drafted), *_smaller(plan, sizes, drafted)]
     return f"{given} are too little: {' + '.join(filter(None, parts))} = {format_bytes(needed)}; {', or '.join(ways)}"
 
 

@@ -7,7 +7,7 @@ for piece in model.stream("Once upon a time"):
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pragnosia.errors import BudgetError, CheckpointError, PromptError, UserError
 from pragnosia.inference.budget import as_bytes
-from pragnosia.inference.choices import DeviceMap, chosen_device, chosen_dtype
+from pragnosia.inference.choices import DeviceMap, chosen_bits, chosen_budgets, chosen_device, chosen_dtype
 from pragnosia.inference.decode import Decoder, Trace
 from pragnosia.inference.directory import has_tokenizer
 from pragnosia.inference.few_bits import load_in_few_bits
@@ -67,6 +67,8 @@ class Pragnosia:
         progress: Progress | None = None,
         exact: bool = False,
         vram: int | str | None = None,
+        max_memory: Mapping[Any, int | str] | None = None,
+        quantization_config: Any = None,
     ) -> Pragnosia:
         """Load a model directory, ours or a supported family's, or a GGUF file; a tokenizer matters only for text.
 
@@ -78,15 +80,19 @@ class Pragnosia:
         CPU; the token table and the output head take int8 in either. `torch_dtype` is another name of `dtype`, and
         `device_map` may name one device, or "auto": the GPU if there is one. `exact` runs another family's directory
         through transformers' own eager modules, for their logits bit for bit; with `memory` its experts stay on disk.
+        `max_memory` ({"cpu": "4GiB", 0: "4GiB"}) is accelerate's name of `memory` and `vram`, `quantization_config`
+        transformers' of the two `load_in_`.
         Raises CheckpointError, ConfigError, BudgetError, UserError.
         """
+        memory, vram = chosen_budgets(memory, vram, max_memory)
+        bits = chosen_bits(load_in_8bit, load_in_4bit, quantization_config)
         if vram is not None:
             check_vram(memory, adapter)
         plan, learned = None, _learned(adapter, directory)  # before the plan, which counts what is there already
         dtype = chosen_dtype(dtype, torch_dtype)
-        place = chosen_device(device, device_map, in_budget=memory is not None or load_in_8bit or load_in_4bit)
+        place = chosen_device(device, device_map, in_budget=memory is not None or bits is not None)
         if exact:
-            changed = learned is not None or vram is not None or load_in_8bit or load_in_4bit
+            changed = learned is not None or vram is not None or bits is not None
             if changed or dtype != "auto" or place != "cpu":
                 raise UserError(
                     "exact mode runs a model as it lies, on the CPU: no adapter, other type, fewer bits or device; "
@@ -102,8 +108,11 @@ class Pragnosia:
                 raise BudgetError(
                     "within a memory budget a model runs on the CPU, with vram on the GPU, in the type it is stored in"
                 )
-            if load_in_8bit or load_in_4bit:
-                raise BudgetError("units are read from disk as they lie there; pack the model first: pragnosia pack")
+            if bits is not None:
+                raise BudgetError(
+                    f"loading in {bits} packs the whole model into memory; within a budget units stay on disk as they "
+                    f"lie there: pack it first (pragnosia pack {directory} OUT --format {bits}), then load OUT"
+                )
             model, plan = load_streamed(
                 directory,
                 as_bytes(memory),
@@ -112,8 +121,8 @@ class Pragnosia:
                 vram=0 if vram is None else as_bytes(vram),
                 device=None if place == "cpu" else torch.device(place),
             )
-        elif load_in_8bit or load_in_4bit:
-            model = _in_few_bits(directory, dtype, place, (load_in_8bit, load_in_4bit), progress)
+        elif bits is not None:
+            model = _in_few_bits(directory, dtype, place, bits, progress)
         else:
             model = load_model(directory, dtype, place, progress)
         if learned is not None:
@@ -222,15 +231,13 @@ class Pragnosia:
 
 
 def _in_few_bits(
-    directory: str | Path, dtype: torch.dtype | str, place: str, bits: tuple[bool, bool], progress: Progress | None
+    directory: str | Path, dtype: torch.dtype | str, place: str, bits: str, progress: Progress | None
 ) -> Cortex:
-    """Packed as it is loaded. Raises UserError for wishes that exclude each other."""
-    if all(bits):
-        raise UserError("load_in_8bit and load_in_4bit exclude each other; give one")
+    """Packed as it is loaded. Raises UserError for another place than the CPU."""
     if place != "cpu":
         raise UserError(f"packed weights run on the CPU, and {place!r} was asked for; leave the device out")
     asked = dtype if isinstance(dtype, torch.dtype) else None
-    return load_in_few_bits(directory, "int8" if bits[0] else "int4", asked, progress=progress)
+    return load_in_few_bits(directory, bits, asked, progress=progress)
 
 
 def _learned(adapter: str | Path | None, directory: str | Path) -> tuple[dict[str, torch.Tensor], LoraConfig] | None:

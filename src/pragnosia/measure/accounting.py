@@ -26,7 +26,7 @@ from pragnosia.model.thalamus import Thalamus
 from pragnosia.tuning.lora import adapters
 
 # Bits, since some precisions are finer than a byte.
-PRECISIONS = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 4}
+PRECISIONS = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 4, "nf4": 4, "int3": 3, "int2": 2}
 DEFAULT_CONTEXT = 2048
 
 
@@ -121,7 +121,7 @@ class Account:
     @property
     def cache_precision(self) -> str:
         """Keys and values stay in floating point when weights are packed."""
-        return "bfloat16" if self.precision.startswith("int") else self.precision
+        return self.precision if "float" in self.precision else "bfloat16"
 
     def cache_bytes(self, context: int, batch: int = 1) -> int:
         """Keys and values of `batch` sequences of `context` tokens; the state keeps them whole, windowed or not."""
