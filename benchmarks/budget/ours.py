@@ -1,6 +1,6 @@
 """Worker: our engine on fixed tokens within a budget. usage: ours.py MODEL BYTES PROMPT NEW; prints a line of JSON.
 
-With 0 bytes there is no budget: the whole model is loaded before it speaks.
+With 0 bytes there is no budget: the whole model is loaded before it speaks, packed units too.
 """
 
 from __future__ import annotations
@@ -15,19 +15,25 @@ import torch  # noqa: E402
 from _tokens import tokens  # noqa: E402
 
 from pragnosia.inference.decode import Decoder  # noqa: E402
+from pragnosia.inference.loading import load_model  # noqa: E402
 from pragnosia.inference.program import Program  # noqa: E402
 from pragnosia.inference.sampling import Sampling  # noqa: E402
-from pragnosia.inference.stream import load_streamed, load_whole, pool_of  # noqa: E402
+from pragnosia.inference.stream import load_streamed, pool_of  # noqa: E402
 from pragnosia.kernels.pool import PoolStats  # noqa: E402
 
 
 def main(folder: str, budget: int, prompt: int, new: int) -> None:
     """Read a prompt, then the given tokens one by one, as if they had been chosen."""
     context = prompt + new + 8
-    model, plan = load_streamed(folder, budget, context=context) if budget else (load_whole(folder), None)
+    model, plan = load_streamed(folder, budget, context=context) if budget else (load_model(folder), None)
+    pool = pool_of(model)
+    for number in range(pool.slots if pool and not budget else 0):  # a slot for each
+        units = model.config.experts.num_units
+        pool.hold(number // units, number % units)
+        pool.release(number // units, number % units)
     loaded = time.perf_counter() - started
     given = tokens(prompt + new)
-    decoder, pool = Decoder(model, context), pool_of(model)
+    decoder = Decoder(model, context)
     decoder.read(given[:prompt])
     begun = time.perf_counter()
     next(decoder.speak(1, Sampling()))
