@@ -21,7 +21,7 @@ from pragnosia.errors import BudgetError
 from pragnosia.inference.device_slots import staging_bytes
 from pragnosia.inference.nearest import refusal
 from pragnosia.inference.plan import Plan
-from pragnosia.inference.scratch import PROMPT_PIECE, most_awake, speaking_scratch, tuning_scratch
+from pragnosia.inference.scratch import most_awake, prompt_scratch, tuning_scratch
 from pragnosia.inference.shelf import EMBEDDING
 from pragnosia.inference.sizes import Sizes
 from pragnosia.inference.vram import cuda_bytes, vram_scratch
@@ -95,7 +95,7 @@ def _bare(sizes: Sizes, budget: int, context: int | None, interpreter: int, tuni
         interpreter=interpreter,
         resident=weights,
         cache=0 if tuning else 2 * keys * room * sizes.dtype.itemsize,
-        scratch=tuning_scratch(sizes, room) if tuning else speaking_scratch(sizes, min(room, PROMPT_PIECE)),
+        scratch=tuning_scratch(sizes, room) if tuning else prompt_scratch(sizes, room),
         record=record,
         slots=0,
         num_units=layers * (1 if organ is None else organ.num_units),

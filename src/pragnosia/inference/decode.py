@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from pragnosia.errors import CheckpointError, PromptError
 from pragnosia.inference.program import Program, writable
+from pragnosia.inference.prompt import read_by_layers
 from pragnosia.inference.sampler import Sampler, Sampling
 from pragnosia.inference.scratch import PROMPT_PIECE
+from pragnosia.inference.stream import pool_of
 from pragnosia.inference.vram import prompt_piece
-from pragnosia.model.cortex import Cortex
+from pragnosia.model.cortex import Cortex, CortexStack
 from pragnosia.model.state import State
 from pragnosia.model.thalamus import Routing
 
@@ -133,10 +135,13 @@ class Decoder:
             return chosen
         piece = self._piece if self.model.device.type == "cpu" else prompt_piece(self.model.config, self.room)
         with self._watched(len(self.ids) - self._state.length):
-            while len(self.ids) - self._state.length > piece:
-                self._settle(self._modules(piece), piece)
             unread = len(self.ids) - self._state.length
-            output = self._modules(unread)
+            if unread > piece and self._comes_from_disk():
+                output = read_by_layers(self.model, self.tokens[:, -unread:], self._state, piece, self.energy)
+            else:
+                while (unread := len(self.ids) - self._state.length) > piece:
+                    self._settle(self._modules(piece), piece)
+                output = self._modules(unread)
         logits = output.logits[:, -1]
         chosen = self._choose(sampler, logits, int(logits.argmax()))
         self._settle(output, unread)
@@ -150,6 +155,10 @@ class Decoder:
             return likeliest
         seen = self.tokens if sampler.reads_text else torch.empty(1, 0, dtype=torch.long)
         return int(sampler(seen, logits))
+
+    def _comes_from_disk(self) -> bool:
+        """Whether our own layers read their units, or themselves, from disk."""
+        return isinstance(getattr(self.model, "model", None), CortexStack) and pool_of(self.model) is not None
 
     def _modules(self, count: int) -> Any:
         """The next unread tokens through the model's modules."""

@@ -11,7 +11,7 @@ from pragnosia.model.organs import ExpertsConfig
 from pragnosia.units import MIB
 
 PROMPT_PIECE = 1024
-"""Tokens of a prompt that are read at once: more would take more scratch and gain nothing."""
+"""Tokens of a prompt that a layer reads at once: more would take more scratch and gain nothing."""
 MARGIN = 24 * MIB
 """What malloc keeps and nobody counts."""
 PRODUCTS = 96 * MIB  # the code that torch's library of products writes for each shape, and keeps
@@ -34,6 +34,12 @@ def speaking_scratch(sizes: Sizes, tokens: int) -> int:
     rows = tokens * (most_awake(organ) + 12) * width * 4
     desk = 2 * 2 * (hidden + organ.unit_width) * width + 64 * 4 * (2 * hidden + 3 * width)
     return int(rows + threads * desk) + 4 * vocabulary * 4 + MARGIN
+
+
+def prompt_scratch(sizes: Sizes, room: int) -> int:
+    """Of a prompt that fills the room: one piece at work, and the stream of all where there are several."""
+    stream = room * int(sizes.config.hidden_size) * sizes.dtype.itemsize if room > PROMPT_PIECE else 0
+    return speaking_scratch(sizes, min(room, PROMPT_PIECE)) + stream
 
 
 def widest(sizes: Sizes) -> int:

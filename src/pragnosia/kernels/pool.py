@@ -162,9 +162,9 @@ class UnitPool:
                 return
             self.release(layer, unit)
 
-    def tick(self) -> None:
+    def tick(self, tokens: int = 1) -> None:
         """Time passes: what was used before is worth less."""
-        self._library.pragnosia_pool_tick(self.address)
+        self._library.pragnosia_pool_tick(self.address, tokens)
 
     def _request(self, layer: int, unit: int) -> bool:
         return bool(self._library.pragnosia_pool_request(self.address, layer, unit))

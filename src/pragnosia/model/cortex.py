@@ -119,7 +119,7 @@ class CortexStack(nn.Module):
             raise ValueError("give either input_ids or inputs_embeds, not both and not neither")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         state = self._state(past_key_values, use_cache, x)
-        moment = self._moment(x, attention_mask, position_ids, past_key_values, state.length, energy)
+        moment = self.moment(x, attention_mask, position_ids, past_key_values, seen=state.length, energy=energy)
 
         memories: list[Memory | None] = []
         routings: list[Routing | None] = []
@@ -161,16 +161,17 @@ class CortexStack(nn.Module):
             return self.fresh_state(x.shape[0], x.shape[1] + 64)
         return State((None,) * len(self.layers))
 
-    def _moment(
+    def moment(
         self,
         x: Tensor,
-        attention_mask: Any,
-        position_ids: Tensor | None,
-        past: State | Cache | None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past: State | Cache | None = None,
+        *,
         seen: int,
         energy: float,
     ) -> Moment:
-        """Positions and masks, worked out once for all layers."""
+        """Positions and masks of new tokens after `seen` others, worked out once for all layers."""
         if not 0 < energy <= 1:
             raise ConfigError(f"energy is {energy}; it must lie in (0, 1], where 1 wakes the usual number of units")
         if position_ids is None:

@@ -135,7 +135,7 @@ int pragnosia_pool_request(Pool* pool, int64_t layer, int64_t unit) { return poo
 const char* pragnosia_pool_wait(Pool* pool, int64_t layer, int64_t unit) { return pool->wait(layer, unit); }
 void pragnosia_pool_release(Pool* pool, int64_t layer, int64_t unit) { pool->release(layer, unit); }
 int pragnosia_pool_ready(const Pool* pool, int64_t layer, int64_t unit) { return pool->is_ready(layer, unit); }
-void pragnosia_pool_tick(Pool* pool) { pool->tick(); }
+void pragnosia_pool_tick(Pool* pool, int64_t tokens) { pool->tick(tokens); }
 
 // One token through a model, its logits left in `step`; the likeliest next token, or -1 out of memory, or -2 where a
 // unit on disk cannot be read.

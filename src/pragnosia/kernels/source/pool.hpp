@@ -174,9 +174,9 @@ class Pool {
         return memory + held.slot * record;
     }
 
-    void tick() {
+    void tick(int64_t tokens) {
         std::lock_guard<std::mutex> guard(lock);
-        ++clock;
+        clock += tokens;
     }
     bool is_ready(int64_t layer, int64_t unit) const { return all[layer * units + unit].state.load(std::memory_order_acquire) == READY; }
 

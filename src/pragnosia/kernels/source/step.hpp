@@ -200,7 +200,7 @@ class StepRun {
         Own mine = own(me.id);
         if (me.id == 0) {
             std::fill_n(best, step.threads, -1);  // the team may be smaller than was asked for
-            if (step.pool) step.pool->tick();
+            if (step.pool) step.pool->tick(1);
         }
         if (me.id == 0) {
             const StepLinear& table = step.embedding;

@@ -1,0 +1,49 @@
+"""A long prompt, layer by layer: every piece of it passes a layer before the next layer begins.
+
+So a unit that lies on disk is read once for the whole prompt, if memory holds the units of one layer; piece by piece
+through all layers it would be read once for each piece. Bits are the same either way. What it takes is the stream of
+the whole prompt, (1, T, D), which a plan counts (inference/scratch.py).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from pragnosia.inference.stream import pool_of
+from pragnosia.model.cortex import Cortex
+from pragnosia.model.output_cortex import PragnosiaCausalLMOutput
+from pragnosia.model.state import Memory, State
+from pragnosia.model.thalamus import Routing
+
+
+def read_by_layers(
+    model: Cortex, tokens: Int[Tensor, "1 T"], state: State, piece: int, energy: float
+) -> PragnosiaCausalLMOutput:
+    """Logits of the last token (1, 1, V), the state after all, and who woke. Raises CheckpointError."""
+    stack, pool, length = model.model, pool_of(model), tokens.shape[1]
+    x = stack.embed_tokens(tokens)
+    memories: list[Memory | None] = []
+    woken: list[Routing | None] = []
+    for layer, before in zip(stack.layers, state.layers, strict=True):
+        memory, routings = before, []
+        for start in range(0, length, piece):
+            part = x[:, start : start + piece]
+            moment = stack.moment(part, seen=state.length + start, energy=energy)
+            thought, memory, routing = layer(part, memory, moment)
+            part.copy_(thought)
+            routings.append(routing)
+        memories.append(memory)
+        woken.append(_joined(routings))
+        if pool is not None:
+            pool.tick(length)  # the layer behind us will not be asked for again
+    logits = model.lm_head(stack.norm(x[:, -1:]))
+    after = State(tuple(memories), state.length + length)
+    return PragnosiaCausalLMOutput(logits=logits, past_key_values=after, routings=tuple(woken))
+
+
+def _joined(routings: list[Routing | None]) -> Routing | None:
+    """Of all pieces."""
+    parts = [routing for routing in routings if routing is not None]
+    return Routing(*(torch.cat(column) for column in zip(*parts, strict=True))) if parts else None
