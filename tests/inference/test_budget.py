@@ -85,7 +85,8 @@ def test_the_forecast_is_the_one_that_was_held_beside_speeds() -> None:
     """Twelve layers of 64 units, 4 awake, 768 wide of 2048: forecast.json's plans, made anew from its rates."""
     cases = json.loads((MEASURED / "forecast.json").read_text("utf-8"))["cases"]
     off = []
-    for name, case in cases.items():
+    for name, rounds in cases.items():
+        case = sorted(rounds, key=lambda one: one["ratio"])[len(rounds) // 2]
         entry = FORMATS[name.split(",")[0].replace("ckpt", "bf16")]
         plan = Plan(
             budget=GIB, interpreter=0, resident=0, cache=0, scratch=0, context=1, num_units=768, streamed_layers=12,
@@ -96,7 +97,7 @@ def test_the_forecast_is_the_one_that_was_held_beside_speeds() -> None:
         rates = Rates(memory=case["memory_bytes_per_second"], disk=case["disk_bytes_per_second"])
         assert plan.tokens_per_second(rates) == pytest.approx(case["foretold"], rel=1e-6)
         off.append(abs(plan.tokens_per_second(rates) / case["measured"] - 1))
-    assert sorted(off)[-2] < 0.25, "all but one case"
+    assert max(off) < 0.25
 
 
 def test_a_forecast_has_two_ends() -> None:

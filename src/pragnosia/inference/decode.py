@@ -137,7 +137,7 @@ class Decoder:
         with self._watched(len(self.ids) - self._state.length):
             unread = len(self.ids) - self._state.length
             if unread > piece and self._comes_from_disk():
-                output = read_by_layers(self.model, self.tokens[:, -unread:], self._state, piece, self.energy)
+                output: Any = read_by_layers(self.model, self.tokens[:, -unread:], self._state, piece, self.energy)
             else:
                 while (unread := len(self.ids) - self._state.length) > piece:
                     self._settle(self._modules(piece), piece)

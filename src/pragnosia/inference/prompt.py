@@ -12,10 +12,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from pragnosia.inference.stream import pool_of
+from pragnosia.kernels.pool import HALF_LIFE
 from pragnosia.model.cortex import Cortex
 from pragnosia.model.output_cortex import PragnosiaCausalLMOutput
 from pragnosia.model.state import Memory, State
 from pragnosia.model.thalamus import Routing
+
+_FORGOTTEN = 16 * int(HALF_LIFE)  # ticks after which the uses of a whole prompt weigh less than a new one
 
 
 def read_by_layers(
@@ -37,7 +40,7 @@ def read_by_layers(
         memories.append(memory)
         woken.append(_joined(routings))
         if pool is not None:
-            pool.tick(length)  # the layer behind us will not be asked for again
+            pool.tick(_FORGOTTEN)  # the layer behind us will not be asked for again
     logits = model.lm_head(stack.norm(x[:, -1:]))
     after = State(tuple(memories), state.length + length)
     return PragnosiaCausalLMOutput(logits=logits, past_key_values=after, routings=tuple(woken))
