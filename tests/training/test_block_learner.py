@@ -17,6 +17,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from small_talk import with_tokenizer, write_chat
 
 from pragnosia import PragnosiaConfig, PragnosiaForCausalLM, kernels
 from pragnosia.checkpoints.blueprint import blueprint
@@ -32,16 +33,9 @@ from pragnosia.training.tuner import tune
 from pragnosia.training.tuning import TuneConfig
 from pragnosia.tuning.blocks import BlockConfig
 
-ANSWERS = {"Who slept?": "The old cat slept.", "Who sees snow?": "The red king sees snow.", "Where?": "In Rome."}
 FROZEN = {"model.embed_tokens.weight", "lm_head.weight"}
 needs_kernels = pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
 Configure = Callable[..., TuneConfig]
-
-
-def with_tokenizer(folder: Path, corner: Path) -> Path:
-    for file in (corner / "tokenizer").iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, corner: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rows = [{"prompt": question, "completion": answer} for question, answer in ANSWERS.items()] * 6
-    path = tmp_path_factory.mktemp("chats") / "chat.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_chat(tmp_path_factory.mktemp("chats") / "chat.jsonl")
 
 
 @pytest.fixture

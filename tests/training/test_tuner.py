@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_talk import with_tokenizer, write_chat
 
 from pragnosia import Pragnosia, PragnosiaConfig, PragnosiaForCausalLM, kernels
 from pragnosia.errors import BudgetError, CheckpointError, ConfigError, DataError, TrainingError
@@ -25,8 +26,6 @@ from pragnosia.training.progress import Silent
 from pragnosia.training.tuner import tune
 from pragnosia.training.tuning import TuneConfig
 from pragnosia.tuning.configuration import LoraConfig
-
-ANSWERS = {"Who slept?": "The old cat slept.", "Who sees snow?": "The red king sees snow.", "Where?": "In Rome."}
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +44,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory, corner: Path) -> Path:
         experts={"num_units": 6, "unit_width": 8, "thalamus": {"kind": "softmax", "num_awake": 2}},
     )
     PragnosiaForCausalLM(config).save_pretrained(made)
-    for file in (corner / "tokenizer").iterdir():
-        (made / file.name).write_bytes(file.read_bytes())
-    return made
+    return with_tokenizer(made, corner)
 
 
 @pytest.fixture(scope="module")
 def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rows = [{"prompt": question, "completion": answer} for question, answer in ANSWERS.items()] * 6
-    path = tmp_path_factory.mktemp("chats") / "chat.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_chat(tmp_path_factory.mktemp("chats") / "chat.jsonl")
 
 
 @pytest.fixture

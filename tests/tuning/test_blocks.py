@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import transformers
+from mixed_model import DENSE, SHAPE, made
 from torch import Tensor, nn
 
 from pragnosia import PragnosiaConfig, PragnosiaForCausalLM, kernels
@@ -24,37 +24,7 @@ from pragnosia.tuning.block_files import read_tensors, write_tensors
 from pragnosia.tuning.blocks import Block, BlockConfig, Cut, blocks_of, choose_cut, turn
 from pragnosia.units import GIB
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 60,
-    "hidden_size": 24,
-    "num_hidden_layers": 3,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-    "attention": {"num_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "bias": True},
-    "feed_forward": {"width": 20},
-    "feed_forwards": ["experts", "dense", "experts"],
-    "experts": {
-        "num_units": 6,
-        "unit_width": 8,
-        "num_shared": 1,
-        "bias": True,
-        "thalamus": {"kind": "softmax", "num_awake": 2, "renormalise": True},
-    },
-}
-DENSE: dict[str, Any] = {**SHAPE, "experts": None, "feed_forwards": None}
 SLOTS = {"sparse": (None, 3, 12), "dense": (None, 2, 3)}
-
-
-def made(folder: Path, kind: str, dtype: torch.dtype = torch.float32) -> Path:
-    torch.manual_seed(0)
-    config = PragnosiaConfig(**(SHAPE if kind == "sparse" else DENSE))
-    model = PragnosiaForCausalLM(config)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name.endswith("bias"):
-                weight.normal_(std=0.2)
-    model.to(dtype).save_pretrained(folder)
-    return folder
 
 
 def opened(folder: Path, slots: int | None) -> TunedModel:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from mixed_model import DENSE, made
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -23,35 +23,11 @@ from pragnosia.tuning.recompute import recompute
 from pragnosia.units import GIB
 
 EVERYTHING = LoraConfig(rank=3, alpha=6.0, targets=("attention", "units", "dense"))
-SHAPE: dict[str, Any] = {
-    "vocab_size": 60,
-    "hidden_size": 24,
-    "num_hidden_layers": 3,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-    "attention": {"num_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "bias": True},
-    "feed_forward": {"width": 20},
-    "feed_forwards": ["experts", "dense", "experts"],
-    "experts": {
-        "num_units": 6,
-        "unit_width": 8,
-        "num_shared": 1,
-        "bias": True,
-        "thalamus": {"kind": "softmax", "num_awake": 2, "renormalise": True},
-    },
-}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    model = PragnosiaForCausalLM(PragnosiaConfig(**SHAPE))
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name.endswith("bias"):
-                weight.normal_(std=0.2)
-    model.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    return made(tmp_path / "model")
 
 
 def streamed(folder: Path, slots: int) -> PragnosiaForCausalLM:
@@ -175,6 +151,6 @@ def test_what_cannot_be(make: Callable[[], LoraConfig], says: str) -> None:
 
 
 def test_a_model_without_the_target(folder: Path) -> None:
-    dense = PragnosiaForCausalLM(PragnosiaConfig(**{**SHAPE, "feed_forwards": None, "experts": None}))
+    dense = PragnosiaForCausalLM(PragnosiaConfig(**DENSE))
     with pytest.raises(ConfigError, match="no units to adapt"):
         attach(dense, LoraConfig(targets=("units",)))
