@@ -23,7 +23,7 @@ Make = Callable[..., PragnosiaForCausalLM]
 
 # name -> changes to the tiny shape: every entry of every table, and attention in its several dresses
 CASES: dict[str, dict[str, Any]] = {
-    **{f"mixer {name}": {"mixers": name} for name in (*MIXERS, OUTSIDER)},
+    **{f"mixer {name}": {"mixers": name, "dendrites": {"num_dendrites": 3}} for name in (*MIXERS, OUTSIDER)},
     **{f"feed-forward {name}": {"feed_forwards": name, "feed_forward": {"width": 10}} for name in FEED_FORWARDS},
     **{f"thalamus {name}": {"experts": {"thalamus": {"kind": name}}} for name in THALAMI},
     "attention window": {

@@ -22,6 +22,7 @@ from pragnosia.inference.exact import ExactModel
 from pragnosia.inference.stream import pool_of
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.cortex import Cortex, PlainCortex
+from pragnosia.model.dendrites import Dendrites
 from pragnosia.model.thalamus import Thalamus
 from pragnosia.tuning.lora import adapters
 
@@ -45,6 +46,8 @@ class LayerAccount:
     """All but the bank's units."""
     matrix_parameters: int
     """Those of them that multiply each token."""
+    silent_parameters: int = 0
+    """Those of `parameters` that a token leaves unread: its silent dendrites."""
     unit_parameters: int = 0
     unit_matrix_parameters: int = 0
     num_units: int = 0
@@ -68,7 +71,7 @@ class LayerAccount:
     @property
     def active_parameters(self) -> int:
         """With the awake ones."""
-        return self.parameters + self.num_awake * self.unit_parameters
+        return self.parameters - self.silent_parameters + self.num_awake * self.unit_parameters
 
     def seen(self, context: int) -> int:
         """Keys one token looks at when `context` tokens are there, itself included."""
@@ -179,18 +182,21 @@ def on_meta(config: PragnosiaConfig) -> Cortex:
 def _layer_account(layer: nn.Module, energy: float) -> LayerAccount:
     shapes = {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()}
     units = {name: shape[1:] for name, shape in shapes.items() if ".bank." in name}
-    others = {name: shape for name, shape in shapes.items() if ".bank." not in name}
+    others = {name.replace("mixer.attention.", "mixer."): s for name, s in shapes.items() if ".bank." not in name}
+    dendrites = [module for module in layer.modules() if isinstance(module, Dendrites)]
+    silent = sum(module.weight.numel() * (module.each - module.num_awake) // module.each for module in dendrites)
     routers = [module for module in layer.modules() if isinstance(module, Thalamus)]
     return LayerAccount(
         parameters=sum(map(prod, others.values())),
-        matrix_parameters=_matrices(others.values()),
+        matrix_parameters=_matrices(others.values()) + sum(d.weight.numel() for d in dendrites) - silent,
+        silent_parameters=silent,
         unit_parameters=sum(map(prod, units.values())),
         unit_matrix_parameters=_matrices(units.values()),
         num_units=routers[0].num_units if routers else 0,
         num_awake=routers[0].num_awake(energy) if routers else 0,
         query_width=others.get("mixer.q_proj.weight", (0,))[0],
         key_width=others.get("mixer.k_proj.weight", (0,))[0],
-        window=getattr(layer.mixer, "window", None),
+        window=getattr(getattr(layer.mixer, "attention", layer.mixer), "window", None),
         norms_queries="mixer.q_norm.weight" in others,
         hidden=_hidden(others),
         unit_hidden=_hidden(units),

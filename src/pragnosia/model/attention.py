@@ -91,8 +91,8 @@ class Attention(nn.Module):
         query_width, key_width = organ.num_heads * organ.head_dim, organ.num_key_value_heads * organ.head_dim
         self.q_proj = Linear(width, query_width, bias=organ.bias)
         self.k_proj = Linear(width, key_width, bias=organ.bias)
-        self.v_proj = Linear(width, key_width, bias=organ.bias)
-        self.o_proj = Linear(query_width, width, bias=organ.output_bias, writes_to_stream=True)
+        self.v_proj: nn.Module = Linear(width, key_width, bias=organ.bias)
+        self.o_proj: nn.Module = Linear(query_width, width, bias=organ.output_bias, writes_to_stream=True)
         self.norm_heads = organ.qk_norm == "head"
         normed = {"head": (organ.head_dim, organ.head_dim), "full": (query_width, key_width)}.get(organ.qk_norm)
         self.q_norm: nn.Module = RMSNorm(normed[0], eps=config.rms_norm_eps) if normed else nn.Identity()

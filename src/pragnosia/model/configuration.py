@@ -17,6 +17,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from pragnosia.errors import ConfigError, unknown_name
 from pragnosia.model.organs import (
     AttentionConfig,
+    DendritesConfig,
     ExpertsConfig,
     FeedForwardConfig,
     Organ,
@@ -26,11 +27,19 @@ from pragnosia.model.organs import (
     require_whole,
 )
 
-__all__ = ["AttentionConfig", "ExpertsConfig", "FeedForwardConfig", "PragnosiaConfig", "ThalamusConfig"]
+__all__ = [
+    "AttentionConfig",
+    "DendritesConfig",
+    "ExpertsConfig",
+    "FeedForwardConfig",
+    "PragnosiaConfig",
+    "ThalamusConfig",
+]
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 ORGANS: dict[str, type[Organ]] = {
     "attention": AttentionConfig,
+    "dendrites": DendritesConfig,
     "feed_forward": FeedForwardConfig,
     "experts": ExpertsConfig,
 }
@@ -106,9 +115,11 @@ class PragnosiaConfig(PreTrainedConfig):
     rope_parameters: dict[str, Any] | None = None
     """Rotary positions and their scaling, in transformers' form (rope_type, rope_theta, factor, …)."""
     attention: Any = None
+    dendrites: Any = None
     feed_forward: Any = None
     experts: Any = None
-    mixers: str | list[str] = "attention"
+    mixers: str | list[str] | None = None
+    """None is `dendrites` for every layer if they are configured, else `attention`."""
     feed_forwards: str | list[str] | None = None
     """None is `experts` for every layer if there are experts, else `dense`."""
     layer_types: list[str] | None = None
@@ -127,7 +138,8 @@ class PragnosiaConfig(PreTrainedConfig):
         self._check_sizes()
         self._share_out_heads()
         _check_rotation(kwargs.get("rope_scaling") or self.rope_parameters or {})
-        self.mixers = self._per_layer("mixers", self.mixers)
+        mixer = "dendrites" if self.dendrites is not None else "attention"
+        self.mixers = self._per_layer("mixers", self.mixers or mixer)
         thinker = "experts" if self.experts is not None else "dense"
         self.feed_forwards = self._per_layer("feed_forwards", self.feed_forwards or thinker)
         self.layer_types = self._per_layer("layer_types", self.layer_types or "full_attention")
@@ -171,6 +183,7 @@ class PragnosiaConfig(PreTrainedConfig):
     def _check_layers(self) -> None:
         assert self.layer_types is not None
         assert self.feed_forwards is not None
+        assert self.mixers is not None
         for kind in self.layer_types:
             if kind not in LAYER_TYPES:
                 raise ConfigError(unknown_name("layer type", kind, LAYER_TYPES))
@@ -178,6 +191,8 @@ class PragnosiaConfig(PreTrainedConfig):
             "sliding_attention" not in self.layer_types or self.attention.sliding_window is not None,
             "layer_types name sliding_attention, attention.sliding_window is not set; give it a number of tokens",
         )
+        require("dendrites" not in self.mixers or self.dendrites is not None,
+                "mixers name dendrites, dendrites are not configured; give num_dendrites and num_awake")  # fmt: skip
         require("dense" not in self.feed_forwards or self.feed_forward is not None,
                 "feed_forwards name a dense layer, feed_forward is not configured; give its width")  # fmt: skip
         require("experts" not in self.feed_forwards or self.experts is not None,

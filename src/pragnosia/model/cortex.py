@@ -45,7 +45,7 @@ class CortexLayer(nn.Module):
     def __init__(self, config: PragnosiaConfig, layer: int) -> None:
         super().__init__()
         self.mixer_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mixer = part(MIXERS, config.mixers[layer])(config, layer)
+        self.mixer = part(MIXERS, config.mixers[layer])(config, layer)  # type: ignore[index]
         self.feed_forward_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.feed_forward = part(FEED_FORWARDS, config.feed_forwards[layer])(config, layer)  # type: ignore[index]
 

@@ -106,6 +106,23 @@ class AttentionConfig(Organ):
             require_positive("attention", clip_qkv=self.clip_qkv)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DendritesConfig(Organ):
+    """Dendritic attention: every head of `attention` hears and speaks through the most driven of its dendrites."""
+
+    num_dendrites: int = 4
+    """Of each head."""
+    num_awake: int = 1
+    """Of each head, for each token."""
+
+    def __post_init__(self) -> None:
+        require_whole("dendrites", num_dendrites=self.num_dendrites, num_awake=self.num_awake)
+        require(
+            self.num_awake <= self.num_dendrites,
+            f"dendrites.num_awake is {self.num_awake}, more than the {self.num_dendrites} a head has; lower it",
+        )
+
+
 def _check_activation(owner: str, name: str) -> None:
     if name not in ACTIVATIONS:
         raise ConfigError(unknown_name(f"{owner}.activation", name, ACTIVATIONS))

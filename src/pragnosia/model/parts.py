@@ -14,7 +14,10 @@ from typing import Any
 
 from pragnosia.errors import ConfigError, unknown_name
 
-MIXERS = {"attention": "pragnosia.model.attention:Attention"}
+MIXERS = {
+    "attention": "pragnosia.model.attention:Attention",
+    "dendrites": "pragnosia.model.dendrites:DendriticAttention",
+}
 FEED_FORWARDS = {
     "dense": "pragnosia.model.feed_forward:FeedForward",
     "experts": "pragnosia.model.experts:Experts",
