@@ -15,6 +15,7 @@ from pragnosia.units import format_bytes, format_count, format_duration, format_
 
 if TYPE_CHECKING:
     from pragnosia.measure.evaluation import Evaluation
+    from pragnosia.measure.frontier import Point
 
 Data = Annotated[
     list[str], typer.Option("--data", help="Texts: files, directories, recipes, hf:NAME or default; repeatable.")
@@ -98,10 +99,10 @@ def _frontier(
     text: _Text, first: Evaluation, energies: list[float], values: dict[str, Any], plot: Path | None
 ) -> Answer:
     """Every setting beside the others."""
-    from pragnosia.measure.frontier import draw_frontier, point
+    from pragnosia.measure.frontier import draw_frontier
 
-    points = [point(energies[0], first, text.rate(energies[0]))]
-    points += [point(energy, text.measured(energy), text.rate(energy)) for energy in energies[1:]]
+    points = [text.point(energies[0], first)]
+    points += [text.point(energy, text.measured(energy)) for energy in energies[1:]]
     header = ("energy", "bits/byte", "awake", "operations", "bytes", "joules", "tokens/s")
     rows = [
         (
@@ -116,7 +117,7 @@ def _frontier(
         for one in points
     ]
     lines = ["".join(f"{cell:>12}" for cell in row) for row in (header, *rows)]
-    lines.append(f"per token read; joules by {points[0].joules_source}; tokens/s of decoding, one text")
+    lines.append(f"per token that is decoded, one text at a time; joules by {points[0].joules_source}")
     if plot is not None:
         draw_frontier(points, plot, f"{values['model']}: what sleep costs")
         lines.append(f"drawn: {plot}")
@@ -204,13 +205,15 @@ class _Text:
         speaker = self.speaker
         return measure_text(speaker.model, speaker.tokenizer, self.documents, energy=energy, **self.options)
 
-    def rate(self, energy: float) -> float:
-        """Tokens per second, decoding behind the text's first words."""
-        from pragnosia.measure.frontier import decoding_rate
+    def point(self, energy: float, measured: Evaluation) -> Point:
+        """Its quality beside what it costs to decode behind the text's first words."""
+        from pragnosia.apps.speaking import counted
+        from pragnosia.measure.frontier import point
 
         words = next(iter(self.documents.documents()))[:_OPENING]
         limit = int(self.speaker.model.config.max_position_embeddings)
-        return decoding_rate(self.speaker.model, self.speaker.encode(words)[: max(1, limit // 4)], energy)
+        ids = self.speaker.encode(words)[: max(1, limit // 4)]
+        return point(self.speaker.model, counted(self.speaker), ids, energy, measured)
 
 
 def _cost(values: dict[str, Any]) -> str:

@@ -280,7 +280,7 @@ def _purse(joules: float | None, speaker: Pragnosia, decoder: Decoder, meter: En
     from pragnosia.measure.energy import energy_model
     from pragnosia.measure.purse import Purse
 
-    return Purse(joules, decoder, _counted(speaker), energy_model(device=speaker.model.device.type), meter)
+    return Purse(joules, decoder, counted(speaker), energy_model(device=speaker.model.device.type), meter)
 
 
 def _purse_line(purse: Purse) -> str:
@@ -290,7 +290,7 @@ def _purse_line(purse: Purse) -> str:
     )
 
 
-def _counted(speaker: Pragnosia) -> Account:
+def counted(speaker: Pragnosia) -> Account:
     """What the model costs per token."""
     from pragnosia.measure.accounting import account
 
@@ -306,7 +306,7 @@ def spent(speaker: Pragnosia, trace: Trace, measured: Any) -> dict[str, Any]:
     from pragnosia.measure.energy import energy_model
 
     model = speaker.model
-    meter, past = ActivityMeter(_counted(speaker)), 0
+    meter, past = ActivityMeter(counted(speaker)), 0
     for routings, tokens in trace.steps():
         meter.add(routings, tokens=tokens, past=past, logits=1)
         past += tokens

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from pragnosia.inference.decode import Decoder
+from pragnosia.errors import PromptError
+from pragnosia.inference.decode import Decoder, Trace
 from pragnosia.inference.sampling import Sampling
+from pragnosia.measure.accounting import Account
+from pragnosia.measure.activity import ActivityMeter
+from pragnosia.measure.energy import energy_model
 from pragnosia.measure.evaluation import Evaluation
+from pragnosia.measure.meter import EnergyMeter
 from pragnosia.measure.pictures import COOL, INK, WARM, save, style
 from pragnosia.model.cortex import Cortex
 from pragnosia.units import format_bytes, format_count, format_joules
@@ -24,7 +29,7 @@ SPOKEN = 48
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One setting. Operations, bytes and joules are those of reading the text, per token."""
+    """One setting: quality on a text, and what a token costs that is decoded, one text at a time."""
 
     energy: float
     bits_per_byte: float
@@ -33,7 +38,6 @@ class Point:
     joules_per_token: float
     joules_source: str
     tokens_per_second: float
-    """Decoding one text."""
     units_awake: float
     """Per token and layer, mean over the layers that have units; 0 where none has."""
     layers_used: float
@@ -44,29 +48,40 @@ class Point:
         return asdict(self)
 
 
-def point(energy: float, measured: Evaluation, rate: float) -> Point:
-    """From an evaluation at this setting and a rate of decoding [tokens/s]."""
-    awake = [units for units in measured.awake_per_token if units]
+def point(model: Cortex, counted: Account, ids: Sequence[int], energy: float, measured: Evaluation) -> Point:
+    """From an evaluation at this setting, and from greedy decoding behind `ids`; `counted` is the model's account."""
+    trace = Trace()
+    decoder = Decoder(model, len(ids) + SPOKEN + 1, energy, trace)
+    decoder.read(list(ids))
+    moments, warm, joules = [], SPOKEN // 3, None
+    with EnergyMeter() as meter:
+        for _ in decoder.speak(SPOKEN, Sampling()):
+            moments.append(time.perf_counter())
+            if len(moments) == warm + 1:
+                joules = meter.read()
+    spoken = len(moments) - 1 - warm
+    if spoken < 1:
+        raise PromptError(f"the model ended after {len(moments)} tokens, too few to time; give another text")
+    activity, past = ActivityMeter(counted), 0
+    for number, (routings, tokens) in enumerate(trace.steps()):
+        if number > warm:
+            activity.add(routings, tokens=tokens, past=past)
+        past += tokens
+    done = activity.activity()
+    used = meter.measured and joules and replace(meter.measured, joules=meter.measured.joules - joules.joules)
+    cost = done.energy(energy_model(device=model.device.type), used)
+    awake = [units for units in done.awake_per_token if units]
     return Point(
         energy=energy,
         bits_per_byte=measured.bits_per_byte,
-        operations_per_token=measured.operations_per_token,
-        bytes_per_token=measured.bytes_per_token,
-        joules_per_token=measured.joules / max(measured.tokens_read, 1),
-        joules_source=measured.joules_source,
-        tokens_per_second=rate,
+        operations_per_token=done.operations_per_token,
+        bytes_per_token=done.bytes_per_token,
+        joules_per_token=cost.joules / done.tokens,
+        joules_source=cost.source,
+        tokens_per_second=spoken / max(moments[-1] - moments[warm], 1e-9),
         units_awake=mean(awake) if awake else 0.0,
-        layers_used=float(len(measured.awake_per_token)),
+        layers_used=float(len(done.awake_per_token)),
     )
-
-
-def decoding_rate(model: Cortex, ids: Sequence[int], energy: float, count: int = SPOKEN) -> float:
-    """Tokens per second of greedy decoding behind `ids`, once warm."""
-    decoder = Decoder(model, len(ids) + count + 1, energy)
-    decoder.read(list(ids))
-    moments = [time.perf_counter() for _ in decoder.speak(count, Sampling())]
-    warm = len(moments) // 3
-    return (len(moments) - 1 - warm) / max(moments[-1] - moments[warm], 1e-9) if len(moments) > warm + 1 else 0.0
 
 
 def draw_frontier(points: Sequence[Point], path: Path, title: str) -> None:
