@@ -8,6 +8,7 @@ KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
 _BINARY = {"": 1, "b": 1, "kib": KIB, "mib": MIB, "gib": GIB, "tib": 1024**4}
 _DECIMAL = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_JOULES = {"": 1.0, "j": 1.0, "mj": 1e-3, "uj": 1e-6, "kj": 1e3}
 _SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*")
 
 
@@ -48,6 +49,14 @@ def format_duration(seconds: float) -> str:
 def format_joules(value: float) -> str:
     """`0.0021` -> `2.1 mJ`."""
     return _scaled(value, [(1e3, "kJ"), (1, "J"), (1e-3, "mJ"), (1e-6, "uJ"), (1e-9, "nJ"), (1e-12, "pJ")])
+
+
+def parse_joules(text: str) -> float:
+    """`50J`, `200 mJ`, `1.5kJ`, or a bare number of joules. Raises ValueError that names the units there are."""
+    match = _SIZE.fullmatch(text)
+    if match is None or match[2].lower() not in _JOULES:
+        raise ValueError(f"cannot read {text!r} as an energy; write a number and one of J, mJ, uJ, kJ")
+    return float(match[1]) * _JOULES[match[2].lower()]
 
 
 def parse_bytes(text: str) -> int:

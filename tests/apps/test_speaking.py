@@ -205,3 +205,39 @@ def test_a_context_beyond_the_models_is_refused(run: Run, model: Path, verb: str
     outcome = run(verb, model, *prompt, "--memory", "2GiB", "--context", 65)
     assert outcome.code != 0
     assert "--context is 65 tokens; the model holds at most 64" in outcome.err
+
+
+def test_an_energy_budget_ends_an_answer(run: Run, model: Path) -> None:
+    free = run("generate", model, "Once", "--max-new-tokens", 30, "--json").values
+    bounded = run(
+        "generate", model, "Once", "--max-new-tokens", 30, "--energy-budget", f"{free['joules'] / 3}J", "--json"
+    )
+    values = bounded.values
+    assert values["energy"] < 1
+    assert values["joules"] < free["joules"] / 2
+    assert values["stopped"] in ("energy", "length")
+    assert "are spent; energy" in run("generate", model, "Once", "--energy-budget", "1J", "--max-new-tokens", 2).err
+    assert run("generate", model, "Once", "--energy-budget", "1nJ").code != 0
+
+
+def test_an_energy_budget_lasts_for_a_talk(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    turns = tmp_path / "turns"
+    turns.write_text("hi\n" * 6, "utf-8")
+    spent = []
+    for budget in ("1J", "20uJ"):
+        with turns.open(encoding="utf-8") as stdin:
+            monkeypatch.setattr(sys, "stdin", stdin)
+            outcome = run("chat", model, "--max-new-tokens", 4, "--seed", 1, "--energy-budget", budget, "--json")
+        spent.append((outcome.values["joules"], len(outcome.values["messages"])))
+    (whole, all_said), (bounded, said) = spent
+    assert bounded < 25e-6 < whole
+    assert said < all_said
+
+
+@pytest.mark.parametrize("given", ["lots", "0J", "-1J"])
+def test_an_energy_budget_that_is_none(run: Run, model: Path, given: str) -> None:
+    outcome = run("generate", model, "Once", f"--energy-budget={given}")
+    assert outcome.code != 0
+    assert "--energy-budget" in outcome.err

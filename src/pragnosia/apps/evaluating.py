@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
 from pragnosia.apps.budgeting import Adapter, Exact, Memory, Vram, check_memory, open_speaker
-from pragnosia.apps.speaking import Energy, Model
+from pragnosia.apps.speaking import Model
 from pragnosia.units import format_bytes, format_count, format_duration, format_joules
+
+if TYPE_CHECKING:
+    from pragnosia.measure.evaluation import Evaluation
+    from pragnosia.measure.frontier import Point
 
 Data = Annotated[
     list[str], typer.Option("--data", help="Texts: files, directories, recipes, hf:NAME or default; repeatable.")
 ]
 Context = Annotated[int | None, typer.Option(min=1, help="Tokens seen at once; default what the model holds.")]
 _CONTEXT_IN_BUDGET = 512  # within a budget of memory, unless said otherwise: windows take scratch
+_OPENING = 64  # characters
 MaxBytes = Annotated[str | None, typer.Option(help="Stop after so much text, as in 1MiB.")]
 
 
@@ -30,7 +35,10 @@ def evaluate(
         int | None, typer.Option(min=1, help="Tokens scored per window; default half the context.")
     ] = None,
     max_bytes: MaxBytes = None,
-    energy: Energy = 1.0,
+    energy: Annotated[
+        str, typer.Option(help="In (0, 1]: the share of the usual number of units that wakes; several make a frontier.")
+    ] = "1",
+    plot: Annotated[Path | None, typer.Option(help="With several energies: draw the frontier, as PNG.")] = None,
     memory: Memory = None,
     adapter: Adapter = None,
     exact: Exact = False,
@@ -38,11 +46,20 @@ def evaluate(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
-    """Perplexity and bits per byte of a text, every token scored once with the context before it."""
-    _check_input(model, data, max_bytes, [energy])
+    """Perplexity and bits per byte of a text, every token scored once with the context before it.
+
+    Several energies, as in 1,0.5,0.2, are set side by side: quality, cost and speed of decoding at each.
+    """
+    energies = _energies("--energy", energy)
+    _check_input(model, data, max_bytes, energies)
     check_memory(memory)
-    measured = _evaluated(model, data, context, stride, max_bytes, energy, memory, adapter, exact, vram)
-    values = {"model": str(model), "data": data, **measured}
+    if plot is not None:
+        _check_plot(plot, energies)
+    text = _Text(model, data, context, stride, max_bytes, memory, adapter, exact, vram)
+    first = text.measured(energies[0])
+    values = {"model": str(model), "data": data, **first.to_dict()}
+    if len(energies) > 1:
+        return _frontier(text, first, energies, values, plot)
     rows = [
         ("bits per byte", f"{values['bits_per_byte']:.4f}"),
         ("perplexity", f"{values['perplexity']:.3f} per token"),
@@ -65,9 +82,10 @@ def energy(
     debug: Debug = False,
 ) -> Answer:
     """What a text costs at each energy: operations, bytes and joules from the units that actually woke."""
-    energies = _energies(at)
+    energies = _energies("--at", at)
     _check_input(model, data, max_bytes, energies)
-    rows = [(energy, _evaluated(model, data, context, None, max_bytes, energy)) for energy in energies]
+    text = _Text(model, data, context, None, max_bytes)
+    rows = [(energy, text.measured(energy).to_dict()) for energy in energies]
     header = f"{'energy':>6}  {'bits/byte':>9}  {'awake':>6}  cost per token"
     lines = [
         f"{energy:>6.2f}  {row['bits_per_byte']:>9.4f}  {mean(row['awake_per_token']):>6.2f}  {_cost(row)}"
@@ -77,13 +95,52 @@ def energy(
     return Answer(values, [header, *lines])
 
 
-def _energies(text: str) -> list[float]:
+def _frontier(
+    text: _Text, first: Evaluation, energies: list[float], values: dict[str, Any], plot: Path | None
+) -> Answer:
+    """Every setting beside the others."""
+    from pragnosia.measure.frontier import draw_frontier
+
+    points = [text.point(energies[0], first)]
+    points += [text.point(energy, text.measured(energy)) for energy in energies[1:]]
+    header = ("energy", "bits/byte", "awake", "operations", "bytes", "joules", "tokens/s")
+    rows = [
+        (
+            f"{one.energy:.2f}",
+            f"{one.bits_per_byte:.4f}",
+            f"{one.units_awake:.2f}",
+            format_count(one.operations_per_token),
+            format_bytes(one.bytes_per_token),
+            format_joules(one.joules_per_token),
+            f"{one.tokens_per_second:.1f}",
+        )
+        for one in points
+    ]
+    lines = ["".join(f"{cell:>12}" for cell in row) for row in (header, *rows)]
+    lines.append(f"per token that is decoded, one text at a time; joules by {points[0].joules_source}")
+    if plot is not None:
+        draw_frontier(points, plot, f"{values['model']}: what sleep costs")
+        lines.append(f"drawn: {plot}")
+    return Answer(values | {"frontier": [one.to_dict() for one in points]}, lines)
+
+
+def _check_plot(path: Path, energies: list[float]) -> None:
+    """Raise ConfigError for a picture that cannot be drawn."""
+    from pragnosia.errors import ConfigError
+
+    if len(energies) < 2:
+        raise ConfigError("--plot draws a frontier, which takes several energies: --energy 1,0.5,0.2")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"--plot {path}: there is no folder {path.absolute().parent}; make it first")
+
+
+def _energies(option: str, text: str) -> list[float]:
     from pragnosia.errors import ConfigError
 
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"--at is {text!r}; write numbers in (0, 1] separated by commas, as in 1,0.5") from None
+        raise ConfigError(f"{option} is {text!r}; write numbers in (0, 1] separated by commas, as in 1,0.5") from None
 
 
 def _check_input(model: Path, data: list[str], max_bytes: str | None, energies: list[float]) -> None:
@@ -110,36 +167,53 @@ def _limit(max_bytes: str | None) -> int | None:
         raise ConfigError(f"--max-bytes: {error}") from error
 
 
-def _evaluated(
-    model: Path,
-    data: list[str],
-    context: int | None,
-    stride: int | None,
-    max_bytes: str | None,
-    energy: float,
-    memory: str | None = None,
-    adapter: Path | None = None,
-    exact: bool = False,
-    vram: str | None = None,
-) -> dict[str, Any]:
-    from pragnosia.data import Joined, resolve
-    from pragnosia.inference.loading import load_config
-    from pragnosia.measure.evaluation import evaluate as measure_text
+class _Text:
+    """A text before a model that is loaded once, to be scored at several settings."""
 
-    if context is None and memory is not None:
-        context = min(_CONTEXT_IN_BUDGET, load_config(model).max_position_embeddings)
-    speaker = open_speaker(model, memory, context, adapter, quiet=True, exact=exact, vram=vram)
-    text = Joined(tuple(resolve(source) for source in data))
-    return measure_text(
-        speaker.model,
-        speaker.tokenizer,
-        text,
-        context=context,
-        stride=stride,
-        batch_size=1 if exact else None,  # as transformers reads a text; a batch's eager scores would pass the budget
-        energy=energy,
-        max_bytes=_limit(max_bytes),
-    ).to_dict()
+    def __init__(
+        self,
+        model: Path,
+        data: list[str],
+        context: int | None,
+        stride: int | None,
+        max_bytes: str | None,
+        memory: str | None = None,
+        adapter: Path | None = None,
+        exact: bool = False,
+        vram: str | None = None,
+    ) -> None:
+        from pragnosia.data import Joined, resolve
+        from pragnosia.inference.loading import load_config
+
+        if context is None and memory is not None:
+            context = min(_CONTEXT_IN_BUDGET, load_config(model).max_position_embeddings)
+        self.speaker = open_speaker(model, memory, context, adapter, quiet=True, exact=exact, vram=vram)
+        self.documents = Joined(tuple(resolve(source) for source in data))
+        # as transformers reads a text; a batch's eager scores would pass the budget
+        batch = 1 if exact else None
+        self.options: dict[str, Any] = {
+            "context": context,
+            "stride": stride,
+            "batch_size": batch,
+            "max_bytes": _limit(max_bytes),
+        }
+
+    def measured(self, energy: float) -> Evaluation:
+        """The text scored."""
+        from pragnosia.measure.evaluation import evaluate as measure_text
+
+        speaker = self.speaker
+        return measure_text(speaker.model, speaker.tokenizer, self.documents, energy=energy, **self.options)
+
+    def point(self, energy: float, measured: Evaluation) -> Point:
+        """Its quality beside what it costs to decode behind the text's first words."""
+        from pragnosia.apps.speaking import counted
+        from pragnosia.measure.frontier import point
+
+        words = next(iter(self.documents.documents()))[:_OPENING]
+        limit = int(self.speaker.model.config.max_position_embeddings)
+        ids = self.speaker.encode(words)[: max(1, limit // 4)]
+        return point(self.speaker.model, counted(self.speaker), ids, energy, measured)
 
 
 def _cost(values: dict[str, Any]) -> str:

@@ -28,8 +28,12 @@ from pragnosia.errors import CheckpointError, PromptError
 from pragnosia.units import format_bytes, format_count, format_joules
 
 if TYPE_CHECKING:
-    from pragnosia.inference.decode import Trace
+    from pragnosia.inference.chat import Conversation
+    from pragnosia.inference.decode import Decoder, Trace
     from pragnosia.inference.speaker import Pragnosia
+    from pragnosia.measure.accounting import Account
+    from pragnosia.measure.meter import EnergyMeter
+    from pragnosia.measure.purse import Purse
 
 Model = Annotated[Path, typer.Argument(help="A model directory or a GGUF file.", metavar="MODEL")]
 MaxNewTokens = Annotated[int, typer.Option(help="Most tokens to say.")]
@@ -41,6 +45,12 @@ RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 makes tokens alr
 Seed = Annotated[int | None, typer.Option(help="The same seed says the same.")]
 Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be given several times.")]
 Energy = Annotated[float, typer.Option(help="In (0, 1]: the share of the usual number of units that wakes.")]
+EnergyBudget = Annotated[
+    str | None,
+    typer.Option(
+        help="What all may cost, as in 50J or 200mJ: fewer units wake so that it lasts, and speech ends with it."
+    ),
+]
 
 
 @answering
@@ -56,6 +66,7 @@ def generate(
     seed: Seed = None,
     stop: Stop = None,
     energy: Energy = 1.0,
+    energy_budget: EnergyBudget = None,
     memory: Memory = None,
     context: Context = None,
     adapter: Adapter = None,
@@ -67,8 +78,8 @@ def generate(
 ) -> Answer:
     """Continue a text.
 
-    With --json, `stopped` says why it ended: `length` (--max-new-tokens), `context` (the model's is full) or `stop`
-    (a stop text, or the model's own end).
+    With --json, `stopped` says why it ended: `length` (--max-new-tokens), `context` (the model's is full), `stop` (a
+    stop text, or the model's own end) or `energy` (the budget is spent).
     """
     from pragnosia.inference.directory import check_speaker
     from pragnosia.inference.sampling import Sampling, check_room, check_text
@@ -85,6 +96,7 @@ def generate(
     check_text(prompt)
     check_room(max_new_tokens, energy)
     check_memory(memory)
+    joules = _joules(energy_budget)
     check_speaker(model)
 
     from pragnosia.inference.decode import Trace
@@ -94,10 +106,14 @@ def generate(
     speaker, trace = open_speaker(model, memory, context, adapter, quiet=as_json, exact=exact, vram=vram), Trace()
     ids = speaker.encode(prompt)
     decoder = speaker.decoder(len(ids) + max_new_tokens, energy, trace)
-    decoder.read(ids)
     started = time.perf_counter()
     with EnergyMeter() as meter, bar("reading", quiet=as_json, counts=True) as decoder.progress:
-        spoken = Spoken(decoder, max_new_tokens, sampling, speaker.stop_tokens)
+        purse = _purse(joules, speaker, decoder, meter)
+        if purse is not None:
+            decoder.energy = purse.choose(len(ids), max_new_tokens)
+        decoder.read(ids)
+        spent_all = None if purse is None else purse.ran_out
+        spoken = Spoken(decoder, max_new_tokens, sampling, speaker.stop_tokens, spent_all)
         pieces = [_shown(piece, quiet=as_json) for piece in speaker.pieces(iter(spoken), sampling.stop, after=ids)]
     seconds = time.perf_counter() - started
     if not as_json:
@@ -110,10 +126,13 @@ def generate(
         "tokens": tokens,
         "tokens_per_second": tokens / max(seconds, 1e-9),
         "decoding": decoder.decoding,
+        "energy": decoder.energy,
         **cost,
         **streamed(speaker, len(decoder.ids)),
     }
     aside = [full_line(speaker)] if spoken.stopped == "context" else []
+    if purse is not None:
+        aside.append(_purse_line(purse))
     aside.append(cost_line(values))
     if stats and "hit_rate" in values:
         aside.append(streamed_line(values))
@@ -133,6 +152,7 @@ def chat(
     repetition_penalty: RepetitionPenalty = 1.1,
     seed: Seed = None,
     energy: Energy = 1.0,
+    energy_budget: EnergyBudget = None,
     memory: Memory = None,
     context: Context = None,
     adapter: Adapter = None,
@@ -160,13 +180,26 @@ def chat(
     check_text(system or "")
     check_room(max_new_tokens, energy)
     check_memory(memory)
+    joules = _joules(energy_budget)
     check_speaker(model)
 
     from pragnosia.inference.chat import Conversation
+    from pragnosia.measure.meter import EnergyMeter
 
     speaker = open_speaker(model, memory, context, adapter, quiet=as_json, vram=vram)
     conversation = Conversation(speaker, sampling=sampling, max_new_tokens=max_new_tokens, system=system, energy=energy)
     turns: list[dict[str, str]] = []
+    with EnergyMeter() as meter:
+        conversation.purse = purse = _purse(joules, speaker, conversation.decoder, meter)
+        _talk(conversation, turns, as_json)
+    values: dict[str, Any] = {"messages": turns}
+    if purse is None:
+        return Answer(values)
+    return Answer(values | {"joules": purse.spent, "energy": conversation.decoder.energy}, aside=_purse_line(purse))
+
+
+def _talk(conversation: Conversation, turns: list[dict[str, str]], as_json: bool) -> None:
+    """Turn by turn, until there is nothing to say or to spend."""
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # what is no text is told of, line by line
     interactive = sys.stdin.isatty() and not as_json
@@ -184,7 +217,8 @@ def chat(
             print(f"pragnosia: {one_line(error)}", file=sys.stderr)
             continue
         turns += [{"role": "user", "content": line}, {"role": "assistant", "content": answer}]
-    return Answer({"messages": turns}, [])
+        if conversation.stopped == "energy":
+            return
 
 
 def _next_turn(interactive: bool) -> str | None:
@@ -223,18 +257,56 @@ def _shown(piece: str, *, quiet: bool) -> str:
     return piece
 
 
+def _joules(text: str | None) -> float | None:
+    """An energy budget as people write it. Raises ConfigError."""
+    from pragnosia.errors import ConfigError
+    from pragnosia.units import parse_joules
+
+    if text is None:
+        return None
+    try:
+        joules = parse_joules(text)
+    except ValueError as error:
+        raise ConfigError(f"--energy-budget: {error}") from error
+    if joules <= 0:
+        raise ConfigError(f"--energy-budget is {text}; it must be more than nothing, as in 50J")
+    return joules
+
+
+def _purse(joules: float | None, speaker: Pragnosia, decoder: Decoder, meter: EnergyMeter) -> Purse | None:
+    """What an answer or a talk may cost, where that is bounded."""
+    if joules is None:
+        return None
+    from pragnosia.measure.energy import energy_model
+    from pragnosia.measure.purse import Purse
+
+    return Purse(joules, decoder, counted(speaker), energy_model(device=speaker.model.device.type), meter)
+
+
+def _purse_line(purse: Purse) -> str:
+    """What is left of an energy budget, for people."""
+    return (
+        f"[{format_joules(purse.spent)} of {format_joules(purse.joules)} are spent; energy {purse.decoder.energy:.2g}]"
+    )
+
+
+def counted(speaker: Pragnosia) -> Account:
+    """What the model costs per token."""
+    from pragnosia.measure.accounting import account
+
+    model = speaker.model
+    config: Any = model.config
+    # a model whose units lie on disk holds only a part of what it has
+    return account(model if speaker.plan is None else config, precision=str(model.dtype).removeprefix("torch."))
+
+
 def spent(speaker: Pragnosia, trace: Trace, measured: Any) -> dict[str, Any]:
     """Operations, bytes and joules of what actually woke, prompt included."""
-    from pragnosia.measure.accounting import account
     from pragnosia.measure.activity import ActivityMeter
     from pragnosia.measure.energy import energy_model
 
     model = speaker.model
-    config: Any = model.config
-    precision = str(model.dtype).removeprefix("torch.")
-    # a model whose units lie on disk holds only a part of what it has
-    counted = account(model, precision=precision) if speaker.plan is None else account(config, precision=precision)
-    meter, past = ActivityMeter(counted), 0
+    meter, past = ActivityMeter(counted(speaker)), 0
     for routings, tokens in trace.steps():
         meter.add(routings, tokens=tokens, past=past, logits=1)
         past += tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from typing import Protocol
 
 from tokenizers.decoders import DecodeStream
 
@@ -13,6 +14,16 @@ from pragnosia.inference.ending import Ending, Spoken
 from pragnosia.inference.sampling import Sampling, check_text
 from pragnosia.inference.speaker import Pragnosia
 from pragnosia.model.state import State
+
+
+class Purse(Protocol):
+    """What a conversation may cost (measure/purse.py)."""
+
+    def choose(self, prompt: int, new: int) -> float:
+        """How much may wake for the next answer. Raises PromptError where it cannot be paid for."""
+
+    def ran_out(self) -> bool:
+        """Whether nothing is left."""
 
 
 class Conversation:
@@ -32,6 +43,8 @@ class Conversation:
         energy: float = 1.0,
     ) -> None:
         check_text(system or "")
+        self.purse: Purse | None = None
+        """What the conversation may cost, where that is bounded."""
         self.speaker, self.max_new_tokens = speaker, max_new_tokens
         self.sampling = sampling or Sampling()
         self.templated = bool(speaker.tokenizer.chat_template)
@@ -99,6 +112,8 @@ class Conversation:
                 f"this turn and what goes before it take {needed} tokens, {self.decoder.bound} {limit} with the "
                 "answer; say it in fewer words"
             )
+        if self.purse is not None:
+            self.decoder.energy = self.purse.choose(len(ids), self.max_new_tokens)
         self.decoder.read(ids)
         self.text, self.marks[1:-1] = text, []
 
@@ -106,7 +121,8 @@ class Conversation:
         """New tokens, with a mark at each whole character: there the next turn may have to begin."""
         decoder, backend = self.decoder, self.speaker.tokenizer.backend_tokenizer
         decoding, count, whole = DecodeStream(ids=before, skip_special_tokens=True), len(before), True
-        self._words = Spoken(decoder, self.max_new_tokens, self.sampling, self.speaker.stop_tokens)
+        spent = None if self.purse is None else self.purse.ran_out
+        self._words = Spoken(decoder, self.max_new_tokens, self.sampling, self.speaker.stop_tokens, spent)
         for token in self._words:
             if whole:
                 self.marks.append((len(self.text), decoder.state))

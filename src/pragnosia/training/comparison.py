@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from pragnosia.training.curves import COOL, INK, SOFT, WARM, save, series, style
+from pragnosia.measure.pictures import COOL, INK, SOFT, WARM, save, style
+from pragnosia.training.curves import series
 from pragnosia.training.log import Record
 from pragnosia.units import format_count, format_joules
 

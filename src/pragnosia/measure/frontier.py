@@ -1,0 +1,106 @@
+"""The frontier: how well a model predicts a text at each setting of the energy dial, and what that costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from pragnosia.errors import PromptError
+from pragnosia.inference.decode import Decoder, Trace
+from pragnosia.inference.sampling import Sampling
+from pragnosia.measure.accounting import Account
+from pragnosia.measure.activity import ActivityMeter
+from pragnosia.measure.energy import energy_model
+from pragnosia.measure.evaluation import Evaluation
+from pragnosia.measure.meter import EnergyMeter
+from pragnosia.measure.pictures import COOL, INK, WARM, save, style
+from pragnosia.model.cortex import Cortex
+from pragnosia.units import format_bytes, format_count, format_joules
+
+SPOKEN = 48
+"""Tokens that are said to time a setting; the first third warms up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One setting: quality on a text, and what a token costs that is decoded, one text at a time."""
+
+    energy: float
+    bits_per_byte: float
+    operations_per_token: float
+    bytes_per_token: float
+    joules_per_token: float
+    joules_source: str
+    tokens_per_second: float
+    units_awake: float
+    """Per token and layer, mean over the layers that have units; 0 where none has."""
+    layers_used: float
+    """Per token."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return asdict(self)
+
+
+def point(model: Cortex, counted: Account, ids: Sequence[int], energy: float, measured: Evaluation) -> Point:
+    """From an evaluation at this setting, and from greedy decoding behind `ids`; `counted` is the model's account."""
+    trace = Trace()
+    decoder = Decoder(model, len(ids) + SPOKEN + 1, energy, trace)
+    decoder.read(list(ids))
+    moments, warm, joules = [], SPOKEN // 3, None
+    with EnergyMeter() as meter:
+        for _ in decoder.speak(SPOKEN, Sampling()):
+            moments.append(time.perf_counter())
+            if len(moments) == warm + 1:
+                joules = meter.read()
+    spoken = len(moments) - 1 - warm
+    if spoken < 1:
+        raise PromptError(f"the model ended after {len(moments)} tokens, too few to time; give another text")
+    activity, past = ActivityMeter(counted), 0
+    for number, (routings, tokens) in enumerate(trace.steps()):
+        if number > warm:
+            activity.add(routings, tokens=tokens, past=past)
+        past += tokens
+    done = activity.activity()
+    used = meter.measured and joules and replace(meter.measured, joules=meter.measured.joules - joules.joules)
+    cost = done.energy(energy_model(device=model.device.type), used)
+    awake = [units for units in done.awake_per_token if units]
+    return Point(
+        energy=energy,
+        bits_per_byte=measured.bits_per_byte,
+        operations_per_token=done.operations_per_token,
+        bytes_per_token=done.bytes_per_token,
+        joules_per_token=cost.joules / done.tokens,
+        joules_source=cost.source,
+        tokens_per_second=spoken / max(moments[-1] - moments[warm], 1e-9),
+        units_awake=mean(awake) if awake else 0.0,
+        layers_used=float(len(done.awake_per_token)),
+    )
+
+
+def draw_frontier(points: Sequence[Point], path: Path, title: str) -> None:
+    """Quality over operations, bytes, joules and speed; each point says its setting."""
+    figure = Figure(figsize=(11, 7.5), layout="constrained", facecolor="white")
+    panels = [
+        ("operations_per_token", "operations per token", format_count),
+        ("bytes_per_token", "bytes per token", format_bytes),
+        ("joules_per_token", "joules per token", format_joules),
+        ("tokens_per_second", "tokens per second, decoding", format_count),
+    ]
+    for axes, (key, label, written) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        style(axes, f"Quality over {label}", label, "bits per byte")
+        x, y = [getattr(one, key) for one in points], [one.bits_per_byte for one in points]
+        axes.plot(x, y, color=COOL, linewidth=1.2, alpha=0.6)
+        axes.plot(x, y, color=WARM, linestyle="", marker="o", markersize=5)
+        axes.xaxis.set_major_formatter(lambda value, _, written=written: written(value))
+        axes.margins(0.12)
+        for one, at in zip(points, zip(x, y, strict=True), strict=True):
+            axes.annotate(f"{one.energy:g}", at, (5, 5), textcoords="offset points", color=INK, fontsize=8.5)
+    figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
+    save(figure, path)

@@ -1,0 +1,36 @@
+"""The house's look in pictures: its colours, plain axes, and a file that is written whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pragnosia.units import format_count
+
+INK, SOFT, WARM, COOL, LEAF = "#22223b", "#9a8c98", "#c1440e", "#2a6f97", "#588157"
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    try:
+        figure.savefig(temporary, dpi=130, format="png")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def style(axes: Axes, title: str, x: str, y: str) -> None:
+    """The house's look: no box, a faint grid, the title where reading starts."""
+    axes.set_title(title, loc="left", fontsize=10.5, color=INK)
+    axes.set_xlabel(x, color=SOFT, fontsize=9)
+    axes.set_ylabel(y, color=SOFT, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#d0cdd4")
+    axes.grid(color="#eceaf0", linewidth=0.8)
+    axes.set_axisbelow(True)
+    if x == "tokens":
+        axes.xaxis.set_major_formatter(lambda value, _: format_count(value))
+    axes.tick_params(colors=SOFT, labelsize=8.5)
