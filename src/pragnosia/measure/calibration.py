@@ -155,7 +155,7 @@ def _linear(sums: _Sums, module: nn.Module, given: tuple[Any, ...]) -> None:
 
 def _bank(both: tuple[_Sums, _Sums], module: Bank | StreamedBank, given: tuple[Any, ...]) -> None:
     x, units, strengths = given
-    activation, bias = ACTIVATIONS[module.activation], module.up_bias
+    activation, bias = module.neurons, module.up_bias
     woken = [unit for unit in units.unique().tolist() if unit >= 0]
     for unit, up in _ups(module, woken):
         tokens, slots = (units == unit).nonzero(as_tuple=True)

@@ -18,6 +18,7 @@ MIXERS = {"attention": "pragnosia.model.attention:Attention"}
 FEED_FORWARDS = {
     "dense": "pragnosia.model.feed_forward:FeedForward",
     "experts": "pragnosia.model.experts:Experts",
+    "columns": "pragnosia.model.columns:Columns",
 }
 THALAMI = {
     "softmax": "pragnosia.model.thalamus:SoftmaxThalamus",

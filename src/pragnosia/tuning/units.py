@@ -55,7 +55,7 @@ class UnitsInMemory:
     """Of a bank that is there."""
 
     def __init__(self, bank: Bank) -> None:
-        self.bank, self.activation = bank, ACTIVATIONS[bank.activation]
+        self.bank, self.activation = bank, bank.neurons
         self.num_units, self.width, self.unit_width = bank.down.shape
 
     def each(self, units: Sequence[int], work: Work[T]) -> Iterator[tuple[int, T]]:
