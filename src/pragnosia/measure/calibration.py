@@ -30,7 +30,6 @@ from pragnosia.inference.loading import load_model, load_tokenizer
 from pragnosia.inference.plan import Plan
 from pragnosia.inference.shelf import Shelf, open_shelf
 from pragnosia.inference.stream import StreamedBank, build
-from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.measure.passages import Passages
 from pragnosia.model.bank import Bank
 from pragnosia.model.cortex import Cortex

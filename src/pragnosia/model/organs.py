@@ -272,13 +272,18 @@ class ColumnsConfig(Organ):
             )
         object.__setattr__(self, "lobes", _share_out("columns", self.lobes, self.num_units, "columns there are"))
         _check_activation("columns", self.activation)
-        given = {} if self.thalamus is None else self.thalamus
-        if isinstance(given, Mapping):
-            awake = max(1, round(self.num_units * USUALLY_AWAKE))
-            given = ThalamusConfig.read({**COLUMN_ROUTER, "num_awake": awake, **given})
-        require(isinstance(given, ThalamusConfig), f"columns.thalamus must be a mapping, got {given!r}")
-        object.__setattr__(self, "thalamus", given)
-        _check_awake("columns", given, self.num_units)
+        object.__setattr__(self, "thalamus", self._router(self.thalamus))
+        _check_awake("columns", self.thalamus, self.num_units)
+
+    def _router(self, given: Any) -> ThalamusConfig:
+        """What is given, over what columns usually have."""
+        if isinstance(given, ThalamusConfig):
+            return given
+        require(given is None or isinstance(given, Mapping), f"columns.thalamus must be a mapping, got {given!r}")
+        awake = max(1, round(self.num_units * USUALLY_AWAKE))
+        router = ThalamusConfig.read({**COLUMN_ROUTER, "num_awake": awake, **(given or {})})
+        assert router is not None
+        return router
 
     @property
     def num_units(self) -> int:

@@ -2,7 +2,7 @@
 
     y = bank(x, thalamus(x)) + shared(x)
 
-Units stand in labelled lobes. Lobes after MiCRo, arXiv 2506.13331; steering the router after SteerMoE, arXiv 2509.09660.
+Units stand in labelled lobes, after MiCRo, arXiv 2506.13331; steering the router is after SteerMoE, arXiv 2509.09660.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pragnosia.errors import CheckpointError
-from pragnosia.kernels.activations import ACTIVATIONS, Activation
+from pragnosia.kernels.activations import Activation
 from pragnosia.kernels.pool import PooledBank
 from pragnosia.model.bank import Bank
 from pragnosia.tuning.side_by_side import side_by_side
