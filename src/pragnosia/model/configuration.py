@@ -199,7 +199,7 @@ class PragnosiaConfig(PreTrainedConfig):
         require("columns" not in self.feed_forwards or self.columns is not None,
                 "feed_forwards name columns, columns are not configured; give width and column_width")  # fmt: skip
         require(self.experts is None or self.columns is None,
-                "experts and columns are both configured; a model's units are of one shape, leave one of them out")  # fmt: skip
+                "experts and columns are both configured; a model has units of one shape, leave one out")  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """As transformers writes it, with the organs as plain dictionaries."""

@@ -254,7 +254,7 @@ class ColumnsConfig(Organ):
     lobes: Mapping[str, int] | None = None
     """Label -> number of columns, in order; None is one lobe named `cortex`."""
     thalamus: Any = None
-    """A `ThalamusConfig`. What is left out: sigmoid gates times 2, not renormalised, balanced; one column in 20 awake."""
+    """A `ThalamusConfig`; what is left out: sigmoid gates times 2, as they are, balanced; one column in 20 awake."""
 
     def __post_init__(self) -> None:
         require_whole("columns", width=self.width, column_width=self.column_width)
