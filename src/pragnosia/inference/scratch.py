@@ -7,7 +7,7 @@ import torch
 from pragnosia.inference.sizes import Sizes
 from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.kernels.cross_entropy import CHUNK_BYTES
-from pragnosia.kernels.native import FINE_NEURONS
+from pragnosia.kernels.native import FINE_BESIDE_TILES
 from pragnosia.model.organs import UnitsConfig
 from pragnosia.units import MIB
 
@@ -33,7 +33,7 @@ def speaking_scratch(sizes: Sizes, tokens: int) -> int:
         return tokens * 4 * (12 * width + 3 * widest(sizes)) + 4 * vocabulary * 4 + MARGIN
     threads, hidden = torch.get_num_threads(), ACTIVATIONS[organ.activation].num_parts * organ.unit_width
     rows = tokens * (most_awake(organ) + 12) * width * 4
-    if organ.unit_width <= FINE_NEURONS:  # summed as they come; what a slot keeps is its hidden values
+    if organ.unit_width <= FINE_BESIDE_TILES:  # summed as they come; what a slot keeps is its hidden values
         rows = tokens * (14 * width + most_awake(organ) * 3 * (hidden + organ.unit_width + 16)) * 4
     desk = 2 * 2 * (hidden + organ.unit_width) * width + 64 * 4 * (2 * hidden + 3 * width)
     return int(rows + threads * desk) + 4 * vocabulary * 4 + MARGIN

@@ -33,8 +33,8 @@ FEW_TOKENS = 4  # TOKENS of source/few.hpp: tokens of a unit, or rows of a linea
 # `BankCall` of source/slots.hpp: 21 words of any call, 3 that the passes keep, 8 of backward
 _COMMON, _KEPT, _BACKWARD = struct.Struct("21q"), struct.Struct("3q"), struct.Struct("8q")
 IN_REGISTERS, ON_TILES, FINE = range(3)  # Engine of source/native.cpp
-FINE_NEURONS = 32
-"""A unit of at most so many is computed in slices of the width (source/fine.hpp)."""
+FINE_NEURONS, FINE_BESIDE_TILES = 32, 16
+"""A unit of at most so many is computed in slices of the width (source/fine.hpp); tiles are faster a little earlier."""
 
 
 class Pool(Protocol):
@@ -186,11 +186,10 @@ class _Bank(torch.autograd.Function):
     ) -> Tensor:
         library = loaded_library()
         inputs = _laid_out(place, x, units, strengths, (up, down, up_bias, down_bias))
-        engine = IN_REGISTERS
-        if place.unit_width <= FINE_NEURONS:
+        has_tiles = dtype == torch.bfloat16 and bool(library.pragnosia_tiles())
+        engine = ON_TILES if has_tiles else IN_REGISTERS
+        if place.unit_width <= (FINE_BESIDE_TILES if has_tiles else FINE_NEURONS):
             engine = FINE
-        elif dtype == torch.bfloat16 and library.pragnosia_tiles():
-            engine = ON_TILES
         out = x.new_empty(x.shape, dtype=dtype)
         order = x.new_empty(units.numel(), dtype=torch.int32)
         bounds = x.new_empty(place.num_units + 1, dtype=torch.int32)
