@@ -152,9 +152,7 @@ def main(rounds: int, layers: int) -> None:
     gc.collect()
     for packed in (None, "int8"):
         with tempfile.TemporaryDirectory() as folder:
-            models = {
-                name: deciding(organ, layers, packed, Path(folder)) for name, organ in arms(NEURONS).items()
-            }
+            models = {name: deciding(organ, layers, packed, Path(folder)) for name, organ in arms(NEURONS).items()}
         results[f"decode {packed or 'bf16'}"], more = raced(models, rounds, f"decode tok/s, {packed or 'bf16'}")
         rows += more
         models.clear()

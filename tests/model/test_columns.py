@@ -125,7 +125,10 @@ def test_what_is_left_out() -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"columns": {"width": 100, "column_width": 16}}, "columns.width is 100, which is no whole number of columns of 16"),
+    (
+        {"columns": {"width": 100, "column_width": 16}},
+        "columns.width is 100, which is no whole number of columns of 16",
+    ),
     ({"columns": {"column_width": 2.5}}, "columns.column_width is 2.5; it must be a whole number"),
     ({"columns": {"width": 64, "thalamus": {"num_awake": 9}}}, "num_awake is 9, more than the 8 columns there are"),
     ({"columns": {"num_speaking": 9}}, "columns.num_speaking is 9 in columns of 8"),

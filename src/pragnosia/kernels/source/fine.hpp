@@ -29,7 +29,8 @@ class FineBank {
     const Activation& act = activation(int(call.activation));
     const int64_t width = call.width, pitch = round_up(width, CHUNK), neurons = call.unit_width, hidden_width = act.parts * neurons;
     const int64_t kept = call.bounds[call.units];  // slots that woke somebody, sorted by unit
-    const bool is_bf16 = call.format != FP32;
+    // of the weights once they are unpacked, and of the biases, which never are packed
+    const bool is_bf16 = call.format != FP32, bias_is_bf16 = call.format == BF16;
     // rows of a unit's two matrices, the second with its bias as a row of its own; then in whole blocks
     const int64_t spoken_rows = neurons + (call.down_bias ? 1 : 0);
     const int64_t hidden_pitch = round_up(hidden_width, ROWS), spoken_pitch = round_up(spoken_rows, ROWS);
@@ -109,7 +110,7 @@ class FineBank {
         const float strength = call.strengths[call.order[i]];
         if (call.up_bias) {
             float bias[2 * LARGEST_RIVALRY];
-            read(call.up_bias, is_bf16, unit * hidden_width, hidden_width, bias);
+            read(call.up_bias, bias_is_bf16, unit * hidden_width, hidden_width, bias);
             for (int64_t k = 0; k < hidden_width; ++k) h[k] += bias[k];
         }
         act.forward(h, neurons, said);
@@ -139,7 +140,7 @@ class FineBank {
             float total[2 * LARGEST_RIVALRY] = {};
             for (int64_t i = call.bounds[u]; i < call.bounds[u + 1]; ++i)
                 for (int64_t k = 0; k < hidden_width; ++k) total[k] += hidden[i * hidden_pitch + k];
-            write(total, hidden_width, call.grad_up_bias, is_bf16, u * hidden_width);
+            write(total, hidden_width, call.grad_up_bias, bias_is_bf16, u * hidden_width);
         }
     }
 
@@ -159,14 +160,14 @@ class FineBank {
         };
         if (is_bf16) turn(reinterpret_cast<const bf16*>(unit.down));
         else turn(reinterpret_cast<const float*>(unit.down));
-        if (call.down_bias) read(call.down_bias, is_bf16, unit.number * width + span.from, span.some, out + neurons * span.padded);
+        if (call.down_bias) read(call.down_bias, bias_is_bf16, unit.number * width + span.from, span.some, out + neurons * span.padded);
     }
     void write_up(int64_t unit, const Span& span, const float* rows) const {
         for (int64_t r = 0; r < hidden_width; ++r)
             write(rows + r * span.padded, span.some, call.grad_up, is_bf16, (unit * hidden_width + r) * width + span.from);
     }
     void write_down(int64_t unit, const Span& span, const float* rows) const {
-        if (call.grad_down_bias) write(rows + neurons * span.padded, span.some, call.grad_down_bias, is_bf16, unit * width + span.from);
+        if (call.grad_down_bias) write(rows + neurons * span.padded, span.some, call.grad_down_bias, bias_is_bf16, unit * width + span.from);
         if (!call.grad_down) return;
         const auto turn = [&](auto* down) {
             down += (unit * width + span.from) * neurons;
