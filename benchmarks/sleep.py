@@ -48,8 +48,8 @@ def shapes(columns: dict[str, Any], *, ablations: bool) -> dict[str, dict[str, A
     arms: dict[str, dict[str, Any]] = {"dense": {"feed_forward": {**dense, "width": columns["width"]}}}
     for share in ASLEEP:
         sleeping = awake(columns, share)
-        arms[f"asleep-{share:.0%}"] = {"columns": sleeping}
-        arms[f"dense-of-{share:.0%}"] = {"feed_forward": {**dense, "width": dense_of(sleeping)}}
+        arms[f"asleep-{100 * share:.0f}"] = {"columns": sleeping}
+        arms[f"dense-of-{100 * share:.0f}"] = {"feed_forward": {**dense, "width": dense_of(sleeping)}}
     if ablations:
         best = awake(columns, MOST)
         router = best["thalamus"]
