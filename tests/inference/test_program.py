@@ -32,6 +32,17 @@ CLOTHES: dict[str, dict[str, Any]] = {
         | {"bias": True, "activation": "clamped_swiglu", "thalamus": {"kind": "softmax", "bias": True}},
     },
     "plain activation": {"experts": UNITS | {"activation": "relu2", "unit_width": 20}},
+    "columns": {"experts": None, "columns": {"width": 96, "column_width": 8, "thalamus": {"num_awake": 4}}},
+    "columns of 16 that compete": {
+        "experts": None,
+        "columns": {"width": 96, "column_width": 16, "num_speaking": 3, "bias": True, "thalamus": {"num_awake": 4}},
+    },
+    "columns behind a router of low rank, and a dense layer": {
+        "experts": None,
+        "columns": {"width": 80, "column_width": 4, "thalamus": {"num_awake": 12, "rank": 7}},
+        "feed_forward": {"width": 37},
+        "feed_forwards": ["columns", "dense"],
+    },
     "heads normed": {"attention": HEADS | {"qk_norm": "head"}},
     "all normed, clipped": {"attention": HEADS | {"qk_norm": "full", "clip_qkv": 0.7}},
     "window, sinks": {

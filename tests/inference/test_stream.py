@@ -123,6 +123,30 @@ def test_steering_and_saved_thresholds_come_along(tmp_path: Path) -> None:
             assert said[0] == said[1]
 
 
+@pytest.mark.parametrize("grain", [4, 8, 16, 64])
+def test_columns_from_disk_say_the_same_bits(grain: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    from pragnosia import PragnosiaConfig
+
+    torch.manual_seed(0)
+    config = PragnosiaConfig(
+        **{name: SIZES[name] for name in ("vocab_size", "num_hidden_layers", "initializer_range")},
+        hidden_size=40,
+        attention={"num_heads": 4, "num_key_value_heads": 2, "head_dim": 8},
+        columns={"width": 10 * grain, "column_width": grain, "bias": True, "thalamus": {"num_awake": 3}},
+        feed_forwards=["columns", "dense", "columns"],
+        feed_forward={"width": 24},
+    )
+    PragnosiaForCausalLM(config).to(dtype).save_pretrained(tmp_path / "model")
+    here: Any = PragnosiaForCausalLM.from_pretrained(tmp_path / "model", dtype=dtype).eval()
+    there = streamed(tmp_path / "model", 4)
+    ids = torch.randint(0, 120, (1, 40))
+    with torch.inference_mode():
+        for length in (1, 3, 40):
+            assert torch.equal(here(ids[:, :length]).logits, there(ids[:, :length]).logits)
+    expected = Pragnosia(here).generate_tokens(ids, max_new_tokens=20)
+    assert Pragnosia(there).generate_tokens(ids, max_new_tokens=20) == expected
+
+
 def test_a_failed_read_leaves_the_talk_as_it_was(foreign: Callable[[str], Path], tmp_path: Path) -> None:
     shutil.copytree(foreign("mixtral"), tmp_path / "model")
     model = streamed(tmp_path / "model", 4)

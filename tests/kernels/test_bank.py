@@ -93,6 +93,11 @@ class TestEveryBackend:
     def test_all_activations_with_biases(self, backend: str, activation: str) -> None:
         assert_like_reference(make_case(37, 24, 6, 2, 20, activation=activation), backend, activation, 2e-6)
 
+    @pytest.mark.parametrize("neurons", [4, 8, 16, 32, 40])
+    def test_units_of_few_neurons(self, backend: str, neurons: int) -> None:
+        case = make_case(70, 72, 30, 6, neurons, activation="relu2")
+        assert_like_reference(case, backend, "relu2", 2e-6)
+
     @pytest.mark.parametrize("awake", [1, 2, 5])
     def test_awake_from_one_to_all(self, backend: str, awake: int) -> None:
         case = make_case(19, 16, 5, awake, 8, activation="swiglu", biased=False)

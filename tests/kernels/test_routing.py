@@ -42,7 +42,7 @@ def material(units: int, biased: bool, rows: int = 37) -> dict[str, Tensor | Non
 @pytest.mark.parametrize("asked", ["strengths", "scores", "both"])
 @pytest.mark.parametrize("renormalise", [True, False])
 @pytest.mark.parametrize("squash", ["softmax", "sigmoid"])
-@pytest.mark.parametrize(("units", "awake", "biased"), [(3, 3, True), (16, 2, False), (70, 9, True)])
+@pytest.mark.parametrize(("units", "awake", "biased"), [(3, 3, True), (16, 2, False), (70, 9, True), (900, 60, True)])
 def test_as_defined(units: int, awake: int, biased: bool, squash: str, renormalise: bool, asked: str) -> None:
     how: dict[str, Any] = {"awake": awake, "squash": squash, "renormalise": renormalise, "scale": 1.7}
     tensors = material(units, biased)

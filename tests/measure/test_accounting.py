@@ -30,6 +30,15 @@ def test_active_parameters_by_hand(make_config):
     assert one.active_parameters == 48 + head + 2 * sparse_layer + 2 * width + attention + dense
 
 
+def test_columns_by_hand(make_config):
+    columns = {"width": 96, "column_width": 8, "thalamus": {"num_awake": 2, "rank": 10}}
+    one = account(make_config(tie_word_embeddings=False, experts=None, feed_forwards="columns", columns=columns))
+    width, attention, head = 48, 2 * 48 * 32 + 2 * 48 * 16, 97 * 48 + 48
+    layer = 2 * width + attention + 10 * (width + 12) + 2 * (2 * width * 8)
+    assert one.active_parameters == 48 + head + 3 * layer
+    assert one.total_parameters - one.active_parameters == 96 * 48 + 3 * 10 * (2 * width * 8)
+
+
 def test_a_dense_model_is_all_awake(make_config):
     one = account(make_config(experts=None, feed_forwards="dense"))
     assert one.active_parameters == one.total_parameters

@@ -87,9 +87,7 @@ def test_the_cost_it_expects_is_near_the_cost_that_comes(speaker: Any) -> None:
         decoder.read(PROMPT)
         list(decoder.speak(20, Sampling()))
         each = costs(speaker, decoder, trace)
-        assert each[0] <= purse.cost(len(PROMPT), 0, level) < 2 * each[0], (
-            "a prompt may wake fewer units than it could"
-        )
+        assert each[0] <= purse.cost(len(PROMPT), 0, level) < 2 * each[0], "a prompt may wake fewer units than it could"
         assert purse.cost(1, len(PROMPT) + 8, level) == pytest.approx(each[9], rel=0.01)
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pragnosia.errors import ConfigError
+from pragnosia.model.configuration import SPARSE
 from pragnosia.model.modeling import PragnosiaForCausalLM
 from pragnosia.model.parts import FEED_FORWARDS, MIXERS, THALAMI, part
 from pragnosia.model.state import State
@@ -21,10 +22,26 @@ from pragnosia.model.state import State
 OUTSIDER = "leaky_mixer:LeakyMixer"
 Make = Callable[..., PragnosiaForCausalLM]
 
+COLUMNS = {"width": 48, "column_width": 4, "thalamus": {"num_awake": 3}}
 # name -> changes to the tiny shape: every entry of every table, and attention in its several dresses
 CASES: dict[str, dict[str, Any]] = {
     **{f"mixer {name}": {"mixers": name, "dendrites": {"num_dendrites": 3}} for name in (*MIXERS, OUTSIDER)},
-    **{f"feed-forward {name}": {"feed_forwards": name, "feed_forward": {"width": 10}} for name in FEED_FORWARDS},
+    **{
+        f"feed-forward {name}": {"feed_forwards": name, "feed_forward": {"width": 10}}
+        for name in FEED_FORWARDS
+        if name != "columns"
+    },
+    "feed-forward columns": {"experts": None, "columns": COLUMNS},
+    "columns that compete inside": {
+        "experts": None,
+        "columns": {**COLUMNS, "num_speaking": 2, "bias": True, "activation": "swiglu"},
+    },
+    "columns behind a router of low rank": {
+        "experts": None,
+        "columns": {**COLUMNS, "thalamus": {"num_awake": 3, "rank": 6}},
+        "feed_forwards": ["dense", "columns"],
+        "feed_forward": {"width": 10},
+    },
     **{f"thalamus {name}": {"experts": {"thalamus": {"kind": name}}} for name in THALAMI},
     "attention window": {
         "layer_types": ["sliding_attention", "full_attention"],
@@ -69,11 +86,11 @@ def test_shapes(model: PragnosiaForCausalLM, tokens: Tensor) -> None:
     assert [tuple(state.shape) for state in output.hidden_states] == [(2, 12, config.hidden_size)] * 3
     assert len(output.routings) == config.num_hidden_layers
     for kind, routing in zip(config.feed_forwards, output.routings, strict=True):
-        assert (routing is not None) == (kind == "experts"), "load is reported, never hidden"
+        assert (routing is not None) == (kind in SPARSE), "load is reported, never hidden"
         if routing is not None:
             assert routing.units.shape == routing.strengths.shape
-            assert routing.scores.shape == (24, config.experts.num_units)
-            assert int(routing.units.max()) < config.experts.num_units
+            assert routing.scores.shape == (24, config.units.num_units)
+            assert int(routing.units.max()) < config.units.num_units
             assert int(routing.units.min()) >= -1
 
 

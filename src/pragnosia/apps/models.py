@@ -57,7 +57,7 @@ def inspect(
         "bytes_per_token": counted.bytes_per_token,
         "memory": {purpose: needed.total for purpose, needed in memory.items()},
         "memory_parts": {purpose: needed.parts for purpose, needed in memory.items()},
-        "lobes": dict(config.experts.lobes) if config.experts else {},
+        "lobes": dict(config.units.lobes or {}) if config.units else {},
     }
     return Answer(values, _description(values, config))
 
@@ -101,9 +101,8 @@ def _description(values: dict[str, Any], config: PragnosiaConfig) -> list[str]:
         ("operations per token", format_count(values["operations_per_token"])),
         ("bytes per token", f"{format_bytes(values['bytes_per_token'])} ({values['precision']})"),
     ]
-    if config.experts:
-        organ = config.experts
-        lobes = ", ".join(f"{label} {count}" for label, count in organ.lobes.items())
+    if organ := config.units:
+        lobes = ", ".join(f"{label} {count}" for label, count in (organ.lobes or {}).items())
         wakes = f"{organ.thalamus.num_awake} of {organ.num_units} units of width {organ.unit_width}"
         rows.append(("wakes", f"{wakes}, {organ.num_shared} shared ({organ.thalamus.kind})"))
         rows.append(("lobes", lobes))

@@ -39,7 +39,8 @@ class AcceleratorBank(nn.Module):
         self.register_buffer("down_bias", down_bias)
         up_row, down_row = bank.row_bytes
         self._rows = bank.activation.num_parts * bank.unit_width
-        self._up_bytes, self._end = self._rows * up_row, self._rows * up_row + bank.width * down_row
+        self._down_rows, self._down_depth = bank.format.down_shape(bank.width, bank.unit_width)
+        self._up_bytes, self._end = self._rows * up_row, self._rows * up_row + self._down_rows * down_row
         weights = (self._rows + bank.unit_width) * bank.width
         # packed units are unpacked together, up to so many; of plain ones a view is enough
         self._at_once = 1 if bank.format.plain_dtype else max(1, MANY_AT_ONCE // weights)
@@ -82,15 +83,16 @@ class AcceleratorBank(nn.Module):
 
     def _matrices(self, group: Sequence[Placed], dtype: torch.dtype) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Up (R, D) and down (D, F) of each: views of plain numbers, else unpacked together."""
-        entry, depths = self.pooled.format, (self.pooled.width, self.pooled.unit_width)
+        entry, depths = self.pooled.format, (self.pooled.width, self._down_depth)
         records = self.slots.records
         packed = records[group[0][1]][None] if len(group) == 1 else records[[slot for _, slot in group]]
         parts = (
             packed[:, : self._up_bytes].unflatten(1, (self._rows, -1)),
-            packed[:, self._up_bytes : self._end].unflatten(1, (self.pooled.width, -1)),
+            packed[:, self._up_bytes : self._end].unflatten(1, (self._down_rows, -1)),
         )
         if entry.plain_dtype is not None:
             up, down = (part.view(entry.plain_dtype) for part in parts)
         else:
             up, down = (unpack(part, depth, entry.name, dtype) for part, depth in zip(parts, depths, strict=True))
+            down = down.transpose(1, 2) if entry.is_turned(self.pooled.unit_width) else down
         return up, down

@@ -85,7 +85,7 @@ def _bare(sizes: Sizes, budget: int, context: int | None, interpreter: int, tuni
     config, resident, record = sizes.config, sizes.resident, sizes.record
     room = tuning.tokens if tuning else min(config.max_position_embeddings, context or CONTEXT)
     weights = sum(size for name, size in resident.items() if name != EMBEDDING or not sizes.leaves_table)
-    organ = None if sizes.is_dense else config.experts
+    organ = None if sizes.is_dense else config.units
     layers = config.num_hidden_layers if organ is None else len(sizes.sparse)
     attention = config.attention
     assert attention.head_dim is not None

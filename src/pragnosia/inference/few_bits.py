@@ -36,7 +36,7 @@ def load_in_few_bits(
     if is_packed(Path(folder)):
         raise CheckpointError(f"{folder} is packed already; load it without load_in_4bit and load_in_8bit")
     print_, entry = blueprint(folder), FORMATS[name]
-    if print_.config.experts is not None and native_library() is None:
+    if print_.config.units is not None and native_library() is None:
         raise UserError("packed units need the compiled kernels; install a C++ compiler (see pragnosia doctor)")
     dtype = dtype or print_.dtype("model.norm.weight")
     sizes = {tensor: print_.num_bytes(tensor) for tensor in print_.shapes}
@@ -53,7 +53,7 @@ def load_in_few_bits(
         _put(model, tensor, print_, entry, dtype)
 
     model = built(print_.config, put, resident, lambda done, _: tell(done))
-    organ, banks = print_.config.experts, sparse_banks(print_.config)
+    organ, banks = print_.config.units, sparse_banks(print_.config)
     if organ is None:
         return model
     record = record_bytes(entry, print_.config.hidden_size, organ.unit_width, ACTIVATIONS[organ.activation])

@@ -23,11 +23,13 @@ from pragnosia.kernels.formats import Format, plain_format
 from pragnosia.kernels.step import Step, StepFeedForward, StepLinear, StepMixer, Stored
 from pragnosia.model.attention import Attention, RotaryPositions
 from pragnosia.model.bank import Bank
+from pragnosia.model.columns import Columns
 from pragnosia.model.cortex import Cortex, CortexLayer, CortexStack
 from pragnosia.model.experts import Experts
 from pragnosia.model.feed_forward import FeedForward
 from pragnosia.model.linear import Linear
 from pragnosia.model.norm import RMSNorm
+from pragnosia.model.sparse import SparseFeedForward
 from pragnosia.model.state import KeyValues, State
 from pragnosia.model.thalamus import Routing, SigmoidThalamus, SoftmaxThalamus, ThresholdThalamus
 from pragnosia.quantisation.layers import PackedEmbedding, PackedLinear
@@ -35,7 +37,7 @@ from pragnosia.quantisation.layers import PackedEmbedding, PackedLinear
 _ROUTERS: dict[type, str] = {SoftmaxThalamus: "softmax", SigmoidThalamus: "sigmoid", ThresholdThalamus: "threshold"}
 _WRITABLE = {
     *(nn.ModuleList, nn.Embedding, nn.Identity, Linear, RMSNorm),
-    *(Attention, RotaryPositions, FeedForward, Experts, Bank, *_ROUTERS),
+    *(Attention, RotaryPositions, FeedForward, Experts, Columns, Bank, *_ROUTERS),
     *(StreamedBank, PackedLinear, PackedEmbedding, TableOnDisk),
 }
 
@@ -233,7 +235,7 @@ class _Pen:
             "always_activation": layer.activation.code,
         }
 
-    def _experts(self, experts: Experts, energy: float, told: list[Tensor]) -> dict[str, Any]:
+    def _experts(self, experts: SparseFeedForward, energy: float, told: list[Tensor]) -> dict[str, Any]:
         bank: Any = experts.bank
         thalamus, organ = experts.thalamus, experts.thalamus.organ
         awake = _awake(experts, energy)
@@ -244,6 +246,8 @@ class _Pen:
             "router": steps.ROUTERS[_ROUTERS[type(thalamus)]],
             "activation": kernels.ACTIVATIONS[bank.activation].code,
             "scores": self.linear(thalamus),
+            "gist": self.linear(thalamus.gist) if isinstance(thalamus.gist, Linear) else StepLinear(),
+            "most": bank.num_speaking or 0,
             "steering": self.stored(thalamus.steering),
             "balance": None if balance is None else self.address(balance.float()),
             "cutoffs": None if cutoffs is None else self.address(cutoffs.float()),
@@ -289,11 +293,11 @@ class _Pen:
         }
 
 
-def _awake(experts: Experts, energy: float) -> int:
+def _awake(experts: SparseFeedForward, energy: float) -> int:
     """Slots of a routing: the most units that may wake."""
     thalamus = experts.thalamus
     return thalamus.max_awake if isinstance(thalamus, ThresholdThalamus) else thalamus.num_awake(energy)
 
 
-def _shape(organ: Experts | FeedForward, energy: float) -> tuple[int, int] | None:
-    return (_awake(organ, energy), organ.bank.num_units) if isinstance(organ, Experts) else None
+def _shape(organ: SparseFeedForward | FeedForward, energy: float) -> tuple[int, int] | None:
+    return (_awake(organ, energy), organ.bank.num_units) if isinstance(organ, SparseFeedForward) else None

@@ -7,7 +7,8 @@ import torch
 from pragnosia.inference.sizes import Sizes
 from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.kernels.cross_entropy import CHUNK_BYTES
-from pragnosia.model.organs import ExpertsConfig
+from pragnosia.kernels.native import FINE_BESIDE_TILES
+from pragnosia.model.organs import UnitsConfig
 from pragnosia.units import MIB
 
 PROMPT_PIECE = 1024
@@ -17,7 +18,7 @@ MARGIN = 24 * MIB
 PRODUCTS = 96 * MIB  # the code that torch's library of products writes for each shape, and keeps
 
 
-def most_awake(organ: ExpertsConfig) -> int:
+def most_awake(organ: UnitsConfig) -> int:
     """Units of one layer that a token may wake."""
     thalamus = organ.thalamus
     if thalamus.kind == "threshold":
@@ -27,11 +28,13 @@ def most_awake(organ: ExpertsConfig) -> int:
 
 def speaking_scratch(sizes: Sizes, tokens: int) -> int:
     """A prompt's activations, each thread's packed units and buffers, logits; see source/bank.hpp."""
-    width, vocabulary, organ = int(sizes.config.hidden_size), int(sizes.config.vocab_size), sizes.config.experts
+    width, vocabulary, organ = int(sizes.config.hidden_size), int(sizes.config.vocab_size), sizes.config.units
     if organ is None:
         return tokens * 4 * (12 * width + 3 * widest(sizes)) + 4 * vocabulary * 4 + MARGIN
     threads, hidden = torch.get_num_threads(), ACTIVATIONS[organ.activation].num_parts * organ.unit_width
     rows = tokens * (most_awake(organ) + 12) * width * 4
+    if organ.unit_width <= FINE_BESIDE_TILES:  # summed as they come; what a slot keeps is its hidden values
+        rows = tokens * (14 * width + most_awake(organ) * 3 * (hidden + organ.unit_width + 16)) * 4
     desk = 2 * 2 * (hidden + organ.unit_width) * width + 64 * 4 * (2 * hidden + 3 * width)
     return int(rows + threads * desk) + 4 * vocabulary * 4 + MARGIN
 
@@ -55,8 +58,8 @@ def tuning_scratch(sizes: Sizes, tokens: int) -> int:
     kept = 3 * int(config.num_hidden_layers) * tokens * width * item
     at_work = tokens * (16 * width + 12 * heads + 4 * widest(sizes)) * item + tokens * 4 * width * 4
     unit = 0
-    if config.experts is not None and not sizes.is_dense:
-        organ = config.experts
+    if config.units is not None and not sizes.is_dense:
+        organ = config.units
         parts = ACTIVATIONS[organ.activation].num_parts + 1
         unit = 2 * 2 * parts * organ.unit_width * width + tokens * 4 * (6 * width + 6 * parts * organ.unit_width)
         unit *= torch.get_num_threads()

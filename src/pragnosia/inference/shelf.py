@@ -162,9 +162,14 @@ class AsPacked(Shelf):
     def __init__(self, folder: Path) -> None:
         self.folder, self.index = folder, read_index(folder)
         self.config = PragnosiaConfig.from_dict(read_values(folder))
-        organ, packed = self.config.experts, (self.index.units_per_layer, self.index.sparse_layers)
+        organ, packed = self.config.units, (self.index.units_per_layer, self.index.sparse_layers)
         if (organ.num_units if organ and self.sparse else 0, len(self.sparse)) != packed:
             raise CheckpointError(f"{folder}: config.json and packed.json describe different models; pack it again")
+        if self.sparse and self.record != self.index.record_bytes:
+            raise CheckpointError(
+                f"{folder} has units of {self.index.record_bytes} bytes, they take {self.record} now (narrow ones lie "
+                "another way since); pack it again"
+            )
 
     @property
     def name(self) -> str:

@@ -78,7 +78,7 @@ class Sizes(ABC):
     @property
     def record(self) -> int:
         """Bytes of what comes and goes: a unit, or the largest layer."""
-        organ = self.config.experts
+        organ = self.config.units
         if not self.is_dense and organ is not None:
             return record_bytes(self.format, self.config.hidden_size, organ.unit_width, ACTIVATIONS[organ.activation])
         layers = [0] * self.config.num_hidden_layers

@@ -23,7 +23,7 @@ from pragnosia.inference.layers import Layers, LayersOnDisk, OnDisk, put_layers
 from pragnosia.inference.plan import Plan
 from pragnosia.inference.shelf import EMBEDDING, AsItLies, Shelf, open_shelf
 from pragnosia.inference.vram import accelerator
-from pragnosia.kernels.activations import ACTIVATIONS
+from pragnosia.kernels.activations import ACTIVATIONS, Activation
 from pragnosia.kernels.formats import Format
 from pragnosia.kernels.pool import HALF_LIFE, Extent, PooledBank, UnitPool
 from pragnosia.model.configuration import PragnosiaConfig
@@ -48,8 +48,14 @@ class StreamedBank(nn.Module):
     def __init__(self, bank: PooledBank, up_bias: Tensor | None, down_bias: Tensor | None) -> None:
         super().__init__()
         self.bank, self.activation, self.num_units = bank, bank.activation.name, bank.num_units
+        self.num_speaking = bank.activation.num_speaking
         self.register_buffer("up_bias", up_bias)
         self.register_buffer("down_bias", down_bias)
+
+    @property
+    def neurons(self) -> Activation:
+        """As of a `Bank`."""
+        return self.bank.activation
 
     def forward(self, x: Tensor, units: Tensor, strengths: Tensor) -> Tensor:
         """As `Bank.forward`. Raises CheckpointError where a unit cannot be read."""
@@ -192,7 +198,7 @@ def slots_of(model: Cortex) -> SlotStats | None:
 
 def _put_units(model: Cortex, shelf: Shelf, plan: Plan, device: torch.device) -> None:
     """Put a streamed bank in every sparse layer."""
-    organ = shelf.config.experts
+    organ = shelf.config.units
     assert organ is not None
     # a model that learns goes up and down through its layers: what was used last is used first
     half_life = 0.5 if plan.learning else HALF_LIFE
@@ -215,10 +221,10 @@ def put_bank(
     slots: DeviceSlots | None = None,
 ) -> None:
     """The `number`th bank of a pool, in the place of the bank of this name; with `slots`, on their device."""
-    organ = model.config.experts
+    organ: Any = model.config.units
     experts: Any = model.get_submodule(name.rpartition(".")[0])
     shape = (organ.num_units, model.config.hidden_size, organ.unit_width)
-    bank = PooledBank(pool, number, *shape, entry, ACTIVATIONS[organ.activation])
+    bank = PooledBank(pool, number, *shape, entry, ACTIVATIONS[organ.activation].limited(organ.num_speaking))
     old = experts.bank
     biases = _data(old.up_bias), _data(old.down_bias)
     experts.bank = StreamedBank(bank, *biases) if slots is None else AcceleratorBank(bank, slots, *biases)

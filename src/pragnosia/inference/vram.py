@@ -52,7 +52,7 @@ def cuda_bytes(device: torch.device | None) -> int:
 def vram_scratch(sizes: Sizes, room: int, awake: int) -> int:
     """A prompt's activations in single precision, a unit's hidden values, scores, logits, and units being unpacked."""
     config, piece = sizes.config, min(room, prompt_piece(sizes.config, room))
-    width, organ = int(config.hidden_size), config.experts
+    width, organ = int(config.hidden_size), config.units
     units = ACTIVATIONS[organ.activation].num_parts * organ.unit_width * max(1, organ.num_shared) if organ else 0
     hidden = max(units, widest(sizes))
     heads = config.attention.num_heads * (config.attention.head_dim or 0)

@@ -65,14 +65,16 @@ def bank(
     down_bias: Tensor | None = None,
     *,
     activation: str,
+    num_speaking: int | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Each token's woken units, weighted and summed: (T, D) -> (T, D).
 
     y[t] = sum_a strengths[t, a] (down[u] act(up[u] x[t] + up_bias[u]) + down_bias[u]),  u = units[t, a], -1 nobody.
+    Of each act(…) only the `num_speaking` largest in size speak, or all.
     Raises ValueError on shapes that do not fit, unknown names, and units that are not there.
     """
-    entry = activation_named(activation)
+    entry = activation_named(activation).limited(num_speaking)
     _check_shapes(x, units, strengths, up, down, up_bias, down_bias, entry)
     if torch.compiler.is_compiling():
         if backend in (None, "gathered") and units.numel() <= GATHERED_SLOTS:
@@ -98,7 +100,10 @@ def _run(
         if native.supports(x, up):
             run = native.supported_bank
         else:
-            run = triton.bank if x.is_cuda and triton.supports(x) else cpu.bank
+            triton_can = x.is_cuda and triton.supports(x) and activation.num_speaking is None
+            run = triton.bank if triton_can else cpu.bank
+    elif backend == "triton" and activation.num_speaking is not None:
+        raise ValueError("backend 'triton' lets all neurons of a unit speak; leave num_speaking or backend out")
     elif backend in BACKENDS:
         run = BACKENDS[backend]
     else:

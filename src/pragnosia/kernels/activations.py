@@ -9,7 +9,7 @@ clamped_swiglu: gpt-oss, arXiv 2508.10925, with limit 7 and alpha 1.702.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,14 +31,28 @@ class Activation:
     num_parts: int
     function: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor, Tensor], Tensor]
+    num_speaking: int | None = None
+    """Neurons of a unit that speak, the largest in size; the others fall silent. None: all."""
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """`(…, G*F) -> (…, F)`."""
-        return self.function(hidden)
+        active = self.function(hidden)
+        return active if self.num_speaking is None else active * self._speaks(active)
 
     def backward(self, hidden: Tensor, grad: Tensor) -> Tensor:
         """The gradient of `hidden` (…, G*F), given that of the result (…, F)."""
+        if self.num_speaking is not None:
+            grad = grad * self._speaks(self.function(hidden))
         return self.derivative(hidden, grad)
+
+    def limited(self, num_speaking: int | None) -> Activation:
+        """The same where at most so many neurons of a unit speak."""
+        return self if num_speaking is None else replace(self, num_speaking=num_speaking)
+
+    def _speaks(self, active: Tensor) -> Tensor:
+        assert self.num_speaking is not None
+        loudest = active.detach().abs().topk(min(self.num_speaking, active.shape[-1]), dim=-1).indices
+        return torch.zeros_like(active).scatter_(-1, loudest, 1)
 
 
 def _gated(gate: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

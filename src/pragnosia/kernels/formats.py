@@ -75,6 +75,14 @@ class Format:
         """The same within a unit of a bank, where plain numbers lie without gaps."""
         return depth * self.bits // 8 if self.plain_dtype else self.row_bytes(depth)
 
+    def is_turned(self, unit_width: int) -> bool:
+        """Whether packed rows of a unit's `down` belong to its neurons: there are fewer of them than a block holds."""
+        return self.plain_dtype is None and unit_width < BLOCK
+
+    def down_shape(self, width: int, unit_width: int) -> tuple[int, int]:
+        """Rows of a unit's `down` as they lie, and their depth."""
+        return (unit_width, width) if self.is_turned(unit_width) else (width, unit_width)
+
     def bits_per_weight(self, depth: int) -> float:
         """What a weight takes, headers and padding included."""
         return 8 * self.row_bytes(depth) / depth

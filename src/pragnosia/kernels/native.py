@@ -30,8 +30,11 @@ DTYPES = (torch.float32, torch.bfloat16)
 PLAIN = 1  # the largest code of formats.py that is just numbers: fp32, bf16
 FEW_TOKENS = 4  # TOKENS of source/few.hpp: tokens of a unit, or rows of a linear layer, that share one reading
 
-# `BankCall` of source/slots.hpp: 20 words of any call, 3 that the passes keep, 8 of backward
-_COMMON, _KEPT, _BACKWARD = struct.Struct("20q"), struct.Struct("3q"), struct.Struct("8q")
+# `BankCall` of source/slots.hpp: 21 words of any call, 3 that the passes keep, 8 of backward
+_COMMON, _KEPT, _BACKWARD = struct.Struct("21q"), struct.Struct("3q"), struct.Struct("8q")
+IN_REGISTERS, ON_TILES, FINE = range(3)  # Engine of source/native.cpp
+FINE_NEURONS, FINE_BESIDE_TILES = 32, 16
+"""A unit of at most so many is computed in slices of the width (source/fine.hpp); tiles are faster a little earlier."""
 
 
 class Pool(Protocol):
@@ -154,7 +157,7 @@ def _common(place: Place, inputs: Inputs, out: Tensor | None) -> bytes:
         *(x.dtype is bf16, place.format, out is not None and out.dtype is bf16),
         *(x.data_ptr(), _address(up), _address(down), _address(up_bias), _address(down_bias)),
         *(units.data_ptr(), _address(strengths), _address(out)),
-        *(0 if place.pool is None else place.pool.address, place.layer),
+        *(0 if place.pool is None else place.pool.address, place.layer, place.activation.num_speaking or 0),
     )
 
 
@@ -183,19 +186,22 @@ class _Bank(torch.autograd.Function):
     ) -> Tensor:
         library = loaded_library()
         inputs = _laid_out(place, x, units, strengths, (up, down, up_bias, down_bias))
-        use_tiles = dtype == torch.bfloat16 and bool(library.pragnosia_tiles())
+        has_tiles = dtype == torch.bfloat16 and bool(library.pragnosia_tiles())
+        engine = ON_TILES if has_tiles else IN_REGISTERS
+        if place.unit_width <= (FINE_BESIDE_TILES if has_tiles else FINE_NEURONS):
+            engine = FINE
         out = x.new_empty(x.shape, dtype=dtype)
         order = x.new_empty(units.numel(), dtype=torch.int32)
         bounds = x.new_empty(place.num_units + 1, dtype=torch.int32)
         hidden = None
         if any(ctx.needs_input_grad):
             rows = place.activation.num_parts * place.unit_width
-            hidden = x.new_empty(units.numel(), rows, dtype=torch.bfloat16 if use_tiles else torch.float32)
+            hidden = x.new_empty(units.numel(), rows, dtype=torch.bfloat16 if engine == ON_TILES else torch.float32)
         kept = _KEPT.pack(order.data_ptr(), bounds.data_ptr(), _address(hidden))
         call = _common(place, inputs, out) + kept + bytes(_BACKWARD.size)
-        _check(library.pragnosia_bank_forward(call, use_tiles), units, place)
+        _check(library.pragnosia_bank_forward(call, engine), units, place)
         ctx.save_for_backward(*inputs, order, bounds, hidden)
-        ctx.place, ctx.use_tiles, ctx.strengths_dtype = place, use_tiles, strengths.dtype
+        ctx.place, ctx.engine, ctx.strengths_dtype = place, engine, strengths.dtype
         return out
 
     @staticmethod
@@ -220,7 +226,7 @@ class _Bank(torch.autograd.Function):
                 _address(grad_strengths),
             )
         )
-        _check(loaded_library().pragnosia_bank_backward(call, ctx.use_tiles), inputs[1], place)
+        _check(loaded_library().pragnosia_bank_backward(call, ctx.engine), inputs[1], place)
         if grad_strengths is not None:
             grad_strengths = grad_strengths.to(ctx.strengths_dtype)
         return grad_x, None, grad_strengths, *grads, None, None

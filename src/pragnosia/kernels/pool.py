@@ -239,19 +239,23 @@ class PooledBank:
     @property
     def row_bytes(self) -> tuple[int, int]:
         """From one row to the next, of up and of down."""
-        return self.format.bank_row_bytes(self.width), self.format.bank_row_bytes(self.unit_width)
+        down = self.format.down_shape(self.width, self.unit_width)
+        return self.format.bank_row_bytes(self.width), self.format.bank_row_bytes(down[1])
 
     def matrices(self, record: Tensor) -> tuple[Tensor, Tensor]:
         """Up (R, D) and down (D, F) of a unit's record: views of plain numbers, else unpacked to bfloat16."""
-        rows = self.activation.num_parts * self.unit_width
-        up_bytes, down_bytes = (n * size for n, size in zip((rows, self.width), self.row_bytes, strict=True))
-        parts = record[:up_bytes].view(rows, -1), record[up_bytes : up_bytes + down_bytes].view(self.width, -1)
+        rows, (down_rows, depth) = (
+            self.activation.num_parts * self.unit_width,
+            self.format.down_shape(self.width, self.unit_width),
+        )
+        up_bytes, down_bytes = (n * size for n, size in zip((rows, down_rows), self.row_bytes, strict=True))
+        parts = record[:up_bytes].view(rows, -1), record[up_bytes : up_bytes + down_bytes].view(down_rows, -1)
         plain = self.format.plain_dtype
         if plain is not None:
             return parts[0].view(plain), parts[1].view(plain)
-        depths, name = (self.width, self.unit_width), self.format.name
+        depths, name = (self.width, depth), self.format.name
         up, down = (unpack(part, depth, name, torch.bfloat16) for part, depth in zip(parts, depths, strict=True))
-        return up, down
+        return up, down.t() if self.format.is_turned(self.unit_width) else down
 
     def __call__(
         self, x: Tensor, units: Tensor, strengths: Tensor, up_bias: Tensor | None, down_bias: Tensor | None
@@ -265,6 +269,6 @@ class PooledBank:
 
 
 def record_bytes(entry: Format, width: int, unit_width: int, activation: Activation) -> int:
-    """Of one unit: its up rows, then its down rows."""
-    up, down = entry.bank_row_bytes(width), entry.bank_row_bytes(unit_width)
-    return activation.num_parts * unit_width * up + width * down
+    """Of one unit: its up rows, then its down rows, which in few bits may belong to neurons."""
+    rows, depth = entry.down_shape(width, unit_width)
+    return activation.num_parts * unit_width * entry.bank_row_bytes(width) + rows * entry.bank_row_bytes(depth)

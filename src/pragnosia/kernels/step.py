@@ -85,6 +85,8 @@ class StepFeedForward(ctypes.Structure):
         ("always_activation", WHOLE),
         *((name, ADDRESS) for name in ("out_units", "out_strengths", "out_scores")),
         ("pool_layer", WHOLE),
+        ("gist", StepLinear),
+        ("most", WHOLE),
     )
 
 

@@ -30,7 +30,6 @@ from pragnosia.inference.loading import load_model, load_tokenizer
 from pragnosia.inference.plan import Plan
 from pragnosia.inference.shelf import Shelf, open_shelf
 from pragnosia.inference.stream import StreamedBank, build
-from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.measure.passages import Passages
 from pragnosia.model.bank import Bank
 from pragnosia.model.cortex import Cortex
@@ -155,7 +154,7 @@ def _linear(sums: _Sums, module: nn.Module, given: tuple[Any, ...]) -> None:
 
 def _bank(both: tuple[_Sums, _Sums], module: Bank | StreamedBank, given: tuple[Any, ...]) -> None:
     x, units, strengths = given
-    activation, bias = ACTIVATIONS[module.activation], module.up_bias
+    activation, bias = module.neurons, module.up_bias
     woken = [unit for unit in units.unique().tolist() if unit >= 0]
     for unit, up in _ups(module, woken):
         tokens, slots = (units == unit).nonzero(as_tuple=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pragnosia import kernels
-from pragnosia.kernels.activations import ACTIVATIONS
+from pragnosia.kernels.activations import ACTIVATIONS, Activation
 
 NEWBORN = -1
 
@@ -54,10 +54,19 @@ class Moved:
 class Bank(nn.Module):
     """The units' weights and their sum over who is awake."""
 
-    def __init__(self, num_units: int, width: int, unit_width: int, *, activation: str, bias: bool = False) -> None:
+    def __init__(
+        self,
+        num_units: int,
+        width: int,
+        unit_width: int,
+        *,
+        activation: str,
+        bias: bool = False,
+        num_speaking: int | None = None,
+    ) -> None:
         super().__init__()
         parts = ACTIVATIONS[activation].num_parts
-        self.activation = activation
+        self.activation, self.num_speaking = activation, num_speaking
         self.up = nn.Parameter(torch.empty(num_units, parts * unit_width, width))
         self.down = nn.Parameter(torch.empty(num_units, width, unit_width))
         self.up_bias = nn.Parameter(torch.zeros(num_units, parts * unit_width)) if bias else None
@@ -73,8 +82,15 @@ class Bank(nn.Module):
     ) -> Float[Tensor, "T D"]:
         """The awake units' weighted sum; a slot of -1 wakes nobody."""
         return kernels.bank(
-            x, units, strengths, self.up, self.down, self.up_bias, self.down_bias, activation=self.activation
+            *(x, units, strengths, self.up, self.down, self.up_bias, self.down_bias),
+            activation=self.activation,
+            num_speaking=self.num_speaking,
         )
+
+    @property
+    def neurons(self) -> Activation:
+        """What a unit does to its hidden values."""
+        return ACTIVATIONS[self.activation].limited(self.num_speaking)
 
     def add_units(self, count: int, initialise: Callable[[str, Tensor], None]) -> Moved:
         """Append `count` units; `initialise(name, rows)` fills the new rows in place.

@@ -17,11 +17,13 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from pragnosia.errors import ConfigError, unknown_name
 from pragnosia.model.organs import (
     AttentionConfig,
+    ColumnsConfig,
     DendritesConfig,
     ExpertsConfig,
     FeedForwardConfig,
     Organ,
     ThalamusConfig,
+    UnitsConfig,
     require,
     require_positive,
     require_whole,
@@ -29,15 +31,20 @@ from pragnosia.model.organs import (
 
 __all__ = [
     "AttentionConfig",
+    "ColumnsConfig",
     "DendritesConfig",
     "ExpertsConfig",
     "FeedForwardConfig",
     "PragnosiaConfig",
     "ThalamusConfig",
+    "UnitsConfig",
 ]
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
+SPARSE = ("experts", "columns")
+"""Feed-forwards over a bank. A model has one of the two, for all its units are of one shape."""
 ORGANS: dict[str, type[Organ]] = {
+    "columns": ColumnsConfig,
     "attention": AttentionConfig,
     "dendrites": DendritesConfig,
     "feed_forward": FeedForwardConfig,
@@ -118,10 +125,11 @@ class PragnosiaConfig(PreTrainedConfig):
     dendrites: Any = None
     feed_forward: Any = None
     experts: Any = None
+    columns: Any = None
     mixers: str | list[str] | None = None
     """None is `dendrites` for every layer if they are configured, else `attention`."""
     feed_forwards: str | list[str] | None = None
-    """None is `experts` for every layer if there are experts, else `dense`."""
+    """None is `experts` or `columns` for every layer if there are any, else `dense`."""
     layer_types: list[str] | None = None
     """Per layer `full_attention` or `sliding_attention`; None is full everywhere."""
     tokenizer_digest: str | None = None
@@ -131,7 +139,7 @@ class PragnosiaConfig(PreTrainedConfig):
         refuse_unknown(kwargs)
         if self.attention is None:
             self.attention = AttentionConfig()
-        if self.feed_forward is None and self.experts is None:
+        if self.feed_forward is None and self.experts is None and self.columns is None:
             self.experts = ExpertsConfig()
         for name, organ in ORGANS.items():
             setattr(self, name, organ.read(getattr(self, name)))
@@ -140,7 +148,7 @@ class PragnosiaConfig(PreTrainedConfig):
         _check_rotation(kwargs.get("rope_scaling") or self.rope_parameters or {})
         mixer = "dendrites" if self.dendrites is not None else "attention"
         self.mixers = self._per_layer("mixers", self.mixers or mixer)
-        thinker = "experts" if self.experts is not None else "dense"
+        thinker = next((kind for kind in SPARSE if getattr(self, kind) is not None), "dense")
         self.feed_forwards = self._per_layer("feed_forwards", self.feed_forwards or thinker)
         self.layer_types = self._per_layer("layer_types", self.layer_types or "full_attention")
         self._check_layers()
@@ -197,6 +205,10 @@ class PragnosiaConfig(PreTrainedConfig):
                 "feed_forwards name a dense layer, feed_forward is not configured; give its width")  # fmt: skip
         require("experts" not in self.feed_forwards or self.experts is not None,
                 "feed_forwards name experts, experts are not configured; give num_units and unit_width")  # fmt: skip
+        require("columns" not in self.feed_forwards or self.columns is not None,
+                "feed_forwards name columns, columns are not configured; give width and column_width")  # fmt: skip
+        require(self.experts is None or self.columns is None,
+                "experts and columns are both configured; a model has units of one shape, leave one out")  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """As transformers writes it, with the organs as plain dictionaries."""
@@ -205,6 +217,17 @@ class PragnosiaConfig(PreTrainedConfig):
             organ = getattr(self, name)
             values[name] = organ.write() if isinstance(organ, Organ) else organ
         return values
+
+    @property
+    def units(self) -> UnitsConfig | None:
+        """The experts or the columns, where there are any."""
+        units: UnitsConfig | None = self.experts if self.columns is None else self.columns
+        return units
+
+    @property
+    def sparse_layers(self) -> list[int]:
+        """Numbers of the layers whose feed-forward is a bank."""
+        return [layer for layer, kind in enumerate(self.feed_forwards or ()) if kind in SPARSE]
 
     # transformers asks for these names when it builds caches, masks and rotary frequencies.
     @property

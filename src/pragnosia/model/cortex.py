@@ -28,11 +28,11 @@ from transformers import initialization as init
 from pragnosia.errors import ConfigError
 from pragnosia.model.attention import Moment, RotaryPositions
 from pragnosia.model.configuration import PragnosiaConfig
-from pragnosia.model.experts import Experts
 from pragnosia.model.linear import Linear
 from pragnosia.model.norm import RMSNorm
 from pragnosia.model.output_cortex import PragnosiaCausalLMOutput, PragnosiaOutput, next_token_loss
 from pragnosia.model.parts import FEED_FORWARDS, MIXERS, part
+from pragnosia.model.sparse import SparseFeedForward
 from pragnosia.model.state import Memory, State, as_visibility, borrowed, causal_mask
 from pragnosia.model.thalamus import Routing
 
@@ -263,10 +263,10 @@ class Cortex(nn.Module):
         state: State = self.model.fresh_state(batch, room)
         return state
 
-    def experts(self) -> Iterator[Experts]:
+    def experts(self) -> Iterator[SparseFeedForward]:
         """The sparse feed-forwards, from the first layer to the last."""
         for layer in self.model.layers:
-            if isinstance(layer.feed_forward, Experts):
+            if isinstance(layer.feed_forward, SparseFeedForward):
                 yield layer.feed_forward
 
     @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pragnosia.errors import ConfigError, unknown_name
 from pragnosia.kernels.activations import ACTIVATIONS
@@ -15,6 +15,10 @@ from pragnosia.kernels.activations import ACTIVATIONS
 T = TypeVar("T", bound="Organ")
 
 QK_NORMS = ("head", "full")
+COLUMN_ROUTER = {"kind": "sigmoid", "renormalise": False, "scale": 2.0, "balance_rate": 1e-3}
+USUALLY_AWAKE = 0.05
+LARGEST_RIVALRY = 256  # neurons that may compete with each other (kernels/source/columns.hpp)
+UNIT_NAMES = {"experts": "units", "columns": "columns"}
 
 
 def require(condition: bool, message: str) -> None:
@@ -155,11 +159,15 @@ class ThalamusConfig(Organ):
     """The strengths of the awake units sum to `scale`."""
     scale: float = 1.0
     bias: bool = False
+    rank: int | None = None
+    """The scores are of rank r: r (D + U) weights read per token instead of D U. None is full rank."""
     balance_rate: float = 0.0
     """Step of the loss-free balance: after each step, b += rate * sign(mean load - load). 0 is off."""
 
     def __post_init__(self) -> None:
         require_whole("thalamus", num_awake=self.num_awake)
+        if self.rank is not None:
+            require_whole("thalamus", rank=self.rank)
         require_positive("thalamus", scale=self.scale)
         require(self.balance_rate >= 0, f"thalamus.balance_rate is {self.balance_rate}; it must not be negative")
         if self.max_awake is not None:
@@ -168,6 +176,46 @@ class ThalamusConfig(Organ):
                 self.max_awake >= self.num_awake,
                 f"thalamus.max_awake is {self.max_awake}, below num_awake {self.num_awake}; raise it",
             )
+
+
+class UnitsConfig(Protocol):
+    """What whoever serves a bank wants to know of it, be its units experts or columns."""
+
+    @property
+    def num_units(self) -> int:
+        """U."""
+
+    @property
+    def unit_width(self) -> int:
+        """F: neurons of a unit."""
+
+    @property
+    def num_shared(self) -> int:
+        """Units that every token wakes, as one dense feed-forward."""
+
+    @property
+    def num_speaking(self) -> int | None:
+        """The most neurons of an awake unit that speak; None: all."""
+
+    @property
+    def activation(self) -> str:
+        """A name in `kernels.ACTIVATIONS`."""
+
+    @property
+    def bias(self) -> bool:
+        """Whether units have biases."""
+
+    @property
+    def lobes(self) -> Mapping[str, int] | None:
+        """Label -> number of units, in order."""
+
+    @property
+    def thalamus(self) -> ThalamusConfig:
+        """Their router."""
+
+    @property
+    def active_width(self) -> int:
+        """Hidden neurons awake per token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,29 +235,114 @@ class ExpertsConfig(Organ):
     def __post_init__(self) -> None:
         require(self.thalamus is not None, "experts.thalamus is null; experts need a router, say which")
         object.__setattr__(self, "thalamus", ThalamusConfig.read(self.thalamus))
-        require(
-            self.lobes is None or isinstance(self.lobes, Mapping),
-            f"experts.lobes is {self.lobes!r}; it must map labels to numbers of units, as in {{cortex: 16}}",
-        )
-        object.__setattr__(self, "lobes", dict(self.lobes) if self.lobes else {"cortex": self.num_units})
         require_whole("experts", num_units=self.num_units, unit_width=self.unit_width)
         if self.num_shared != 0:
             require_whole("experts", num_shared=self.num_shared)
+        object.__setattr__(self, "lobes", _share_out("experts", self.lobes, self.num_units, "num_units is"))
         _check_activation("experts", self.activation)
-        assert self.lobes is not None
-        for label, count in self.lobes.items():
-            require_whole(f"experts.lobes[{label!r}]", count=count)
-        require(
-            sum(self.lobes.values()) == self.num_units,
-            f"experts.lobes hold {sum(self.lobes.values())} units, num_units is {self.num_units}; make them agree",
-        )
-        require(
-            self.thalamus.num_awake <= self.num_units,
-            f"thalamus.num_awake is {self.thalamus.num_awake}, more than the {self.num_units} units there are; "
-            "lower it or add units",
-        )
+        _check_awake("experts", self.thalamus, self.num_units)
+
+    @property
+    def num_speaking(self) -> int | None:
+        """All neurons of an expert speak."""
+        return None
 
     @property
     def active_width(self) -> int:
         """Hidden neurons awake per token: woken and shared units together."""
         return (self.thalamus.num_awake + self.num_shared) * self.unit_width
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnsConfig(Organ):
+    """Cortical columns: `width` hidden neurons in columns of equal size, of which a few wake for each token.
+
+    The seed's 32 columns of 64 are width 2048 and column_width 64.
+    """
+
+    width: int = 1024
+    """Hidden neurons in all, asleep and awake."""
+    column_width: int = 8
+    """Neurons of one column."""
+    num_speaking: int | None = None
+    """The most neurons of an awake column that speak, those that answer loudest; None: all."""
+    activation: str = "relu2"
+    bias: bool = False
+    lobes: Mapping[str, int] | None = None
+    """Label -> number of columns, in order; None is one lobe named `cortex`."""
+    thalamus: Any = None
+    """A `ThalamusConfig`; what is left out: sigmoid gates times 2, as they are, balanced; one column in 20 awake."""
+
+    def __post_init__(self) -> None:
+        require_whole("columns", width=self.width, column_width=self.column_width)
+        require(
+            self.width % self.column_width == 0,
+            f"columns.width is {self.width}, which is no whole number of columns of {self.column_width}; "
+            "choose a multiple",
+        )
+        if self.num_speaking is not None:
+            require_whole("columns", num_speaking=self.num_speaking)
+            require(
+                self.num_speaking <= self.column_width <= LARGEST_RIVALRY,
+                f"columns.num_speaking is {self.num_speaking} in columns of {self.column_width}; it must be at most "
+                f"that, and columns whose neurons compete hold at most {LARGEST_RIVALRY}",
+            )
+        object.__setattr__(self, "lobes", _share_out("columns", self.lobes, self.num_units, "columns there are"))
+        _check_activation("columns", self.activation)
+        object.__setattr__(self, "thalamus", self._router(self.thalamus))
+        _check_awake("columns", self.thalamus, self.num_units)
+
+    def _router(self, given: Any) -> ThalamusConfig:
+        """What is given, over what columns usually have."""
+        if isinstance(given, ThalamusConfig):
+            return given
+        require(given is None or isinstance(given, Mapping), f"columns.thalamus must be a mapping, got {given!r}")
+        awake = max(1, round(self.num_units * USUALLY_AWAKE))
+        router = ThalamusConfig.read({**COLUMN_ROUTER, "num_awake": awake, **(given or {})})
+        assert router is not None
+        return router
+
+    @property
+    def num_units(self) -> int:
+        """U: columns."""
+        return self.width // self.column_width
+
+    @property
+    def unit_width(self) -> int:
+        """F: neurons of a column."""
+        return self.column_width
+
+    @property
+    def num_shared(self) -> int:
+        """Every column may sleep."""
+        return 0
+
+    @property
+    def active_width(self) -> int:
+        """Hidden neurons in awake columns."""
+        return int(self.thalamus.num_awake) * self.column_width
+
+
+def _share_out(owner: str, lobes: Any, num_units: int, counted: str) -> dict[str, int]:
+    """Lobes that hold all units. Raises ConfigError."""
+    require(
+        lobes is None or isinstance(lobes, Mapping),
+        f"{owner}.lobes is {lobes!r}; it must map labels to numbers of units, as in {{cortex: 16}}",
+    )
+    shared = dict(lobes) if lobes else {"cortex": num_units}
+    for label, count in shared.items():
+        require_whole(f"{owner}.lobes[{label!r}]", count=count)
+    held = sum(shared.values())
+    require(
+        held == num_units,
+        f"{owner}.lobes hold {held} units, {counted} {num_units}; make them agree",
+    )
+    return shared
+
+
+def _check_awake(owner: str, thalamus: ThalamusConfig, num_units: int) -> None:
+    require(
+        thalamus.num_awake <= num_units,
+        f"{owner}.thalamus.num_awake is {thalamus.num_awake}, more than the {num_units} {UNIT_NAMES[owner]} there are; "
+        f"lower it or add {UNIT_NAMES[owner]}",
+    )

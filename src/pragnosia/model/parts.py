@@ -21,6 +21,7 @@ MIXERS = {
 FEED_FORWARDS = {
     "dense": "pragnosia.model.feed_forward:FeedForward",
     "experts": "pragnosia.model.experts:Experts",
+    "columns": "pragnosia.model.columns:Columns",
 }
 THALAMI = {
     "softmax": "pragnosia.model.thalamus:SoftmaxThalamus",

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pragnosia import kernels
+from pragnosia.model.linear import Linear
 from pragnosia.model.organs import ThalamusConfig
 
 ASLEEP = -1
@@ -46,7 +47,9 @@ class Thalamus(nn.Module, ABC):
     def __init__(self, width: int, num_units: int, organ: ThalamusConfig) -> None:
         super().__init__()
         self.organ = organ
-        self.weight = nn.Parameter(torch.empty(num_units, width))
+        self.gist: nn.Module = Linear(width, organ.rank, bias=False) if organ.rank else nn.Identity()
+        """What of x the scores look at, where they are of low rank."""
+        self.weight = nn.Parameter(torch.empty(num_units, organ.rank or width))
         self.bias = nn.Parameter(torch.zeros(num_units)) if organ.bias else None
         self.register_buffer("steering", torch.zeros(num_units, dtype=torch.float32), persistent=False)
 
@@ -90,7 +93,7 @@ class _TopK(Thalamus, ABC):
         organ = self.organ
         with _own_precision(x):
             routed = kernels.route(
-                *(x, self.weight, self.bias, self.steering, self.balance),
+                *(self.gist(x.to(self.weight.dtype)), self.weight, self.bias, self.steering, self.balance),
                 awake=self.num_awake(energy),
                 squash=self.squash,
                 renormalise=organ.renormalise,
@@ -137,7 +140,7 @@ class ThresholdThalamus(Thalamus):
     def forward(self, x: Float[Tensor, "T D"], energy: float) -> Routing:
         """Every unit above its threshold wakes with strength s."""
         with _own_precision(x):
-            logits = F.linear(x.to(self.weight.dtype), self.weight, self.bias).float() + self.steering
+            logits = F.linear(self.gist(x.to(self.weight.dtype)), self.weight, self.bias).float() + self.steering
         scores = logits.sigmoid()
         margin = scores.detach() - self.threshold(energy)
         # -1 is below every possible margin of a unit that scores 0 because it is silenced.

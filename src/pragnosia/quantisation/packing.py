@@ -248,6 +248,8 @@ def record_of(
     print_: Blueprint, up: Tensor, down: Tensor, entry: Format, importance: Sequence[Tensor | None] = (None, None)
 ) -> Tensor:
     """A unit's bytes: its up rows, then its down rows; `importance` of either's inputs."""
+    if entry.is_turned(down.shape[1]):  # what a neuron brings is the same along its row, and weighs nothing
+        down, importance = down.t(), (importance[0], None)
     rows = (packed_rows(print_, matrix, entry, seen) for matrix, seen in zip((up, down), importance, strict=True))
     return torch.cat([matrix.contiguous().view(-1).view(torch.uint8) for matrix in rows])
 

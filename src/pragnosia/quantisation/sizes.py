@@ -60,7 +60,7 @@ def packed_sizes(
     config: PragnosiaConfig, shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, torch.dtype], entry: Format
 ) -> PackedSizes:
     """Of a model whose tensors have these shapes and, before they are packed, these types."""
-    organ, banks = config.experts, sparse_banks(config)
+    organ, banks = config.units, sparse_banks(config)
     record = num_units = 0
     if organ is not None and banks:
         num_units = organ.num_units
@@ -95,8 +95,7 @@ def resident_format(name: str, shape: Sequence[int], dtype: torch.dtype, entry: 
 
 def sparse_banks(config: PragnosiaConfig) -> list[str]:
     """The banks' names, in order."""
-    kinds = enumerate(config.feed_forwards or ())
-    return [f"model.layers.{layer}.feed_forward.bank" for layer, kind in kinds if kind == "experts"]
+    return [f"model.layers.{layer}.feed_forward.bank" for layer in config.sparse_layers]
 
 
 def packing_format(name: str) -> Format:

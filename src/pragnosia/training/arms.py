@@ -77,12 +77,12 @@ def reference(arms: Sequence[Arm]) -> Arm:
 
 def dense_twin(config: TrainConfig, shape: PragnosiaConfig) -> TrainConfig:
     """The same run with a dense feed-forward that costs as much per token as the awake units and their router."""
-    experts = shape.experts
-    assert experts is not None
-    router = experts.num_units / (ACTIVATIONS[experts.activation].num_parts + 1)
-    width = 8 * -int(-(experts.active_width + router) // 8)
-    dense = {"width": width, "activation": experts.activation, "bias": experts.bias}
-    changes = {"experts": None, "feed_forward": dense, "feed_forwards": "dense"}
+    units = shape.units
+    assert units is not None
+    router = units.num_units / (ACTIVATIONS[units.activation].num_parts + 1)
+    width = 8 * -int(-(units.active_width + router) // 8)
+    dense = {"width": width, "activation": units.activation, "bias": units.bias}
+    changes = {"experts": None, "columns": None, "feed_forward": dense, "feed_forwards": "dense"}
     return replace(config, model=merged(config.model, changes))
 
 

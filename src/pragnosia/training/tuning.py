@@ -90,8 +90,8 @@ class TuneConfig:
 def all_targets(shape: PragnosiaConfig) -> tuple[str, ...]:
     """Whatever of a model can be adapted: units where there are any, else what is dense."""
     kinds = set(shape.feed_forwards or ())
-    sparse = "experts" in kinds and shape.experts is not None
-    dense = "dense" in kinds or (shape.experts is not None and shape.experts.num_shared > 0)
+    sparse = bool(shape.sparse_layers) and shape.units is not None
+    dense = "dense" in kinds or (shape.units is not None and shape.units.num_shared > 0)
     return ("attention", *(("units",) if sparse else ()), *(("dense",) if dense else ()))
 
 

@@ -21,7 +21,7 @@ from pragnosia.checkpoints.places import Extents, Place, places_in, read_place
 from pragnosia.kernels.pool import Extent
 from pragnosia.model.bank import Bank
 from pragnosia.model.cortex import Cortex
-from pragnosia.model.experts import Experts
+from pragnosia.model.sparse import SparseFeedForward
 from pragnosia.tuning.block_files import read_tensor
 from pragnosia.tuning.blocks import Block, Part
 from pragnosia.tuning.own_units import OwnUnits, TunedBank
@@ -54,7 +54,7 @@ class TunedModel:
         self.model = model
         self.banks: dict[str, TunedBank] = {}
         self.in_memory: dict[str, Bank] = {}
-        for path, experts in [named for named in model.named_modules() if isinstance(named[1], Experts)]:
+        for path, experts in [named for named in model.named_modules() if isinstance(named[1], SparseFeedForward)]:
             self._wrap(f"{_plain(path)}.bank", experts)
         for former, latter in pairwise(self.banks.values()):
             former.after, latter.before = (latter,), (former,)

@@ -148,7 +148,7 @@ def _trainable(config: PragnosiaConfig) -> Mapping[str, Shape]:
 
 
 def _most_units(config: PragnosiaConfig) -> int:
-    return config.experts.num_units if config.experts and "experts" in (config.feed_forwards or ()) else 0
+    return config.units.num_units if config.units and config.sparse_layers else 0
 
 
 def _unit_size(config: PragnosiaConfig) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pragnosia.model.cortex import Cortex
-from pragnosia.model.experts import Experts
+from pragnosia.model.sparse import SparseFeedForward
 
 
 def recompute(model: Cortex) -> None:
@@ -22,7 +22,7 @@ def recompute(model: Cortex) -> None:
     for layer in model.model.layers:
         layer.mixer, layer.mixer_norm = Recomputed(layer.mixer, layer.mixer_norm), nn.Identity()
         thinking: Any = layer.feed_forward
-        if isinstance(thinking, Experts):
+        if isinstance(thinking, SparseFeedForward):
             if thinking.shared is not None:
                 shared: Any = Recomputed(thinking.shared)
                 thinking.shared = shared

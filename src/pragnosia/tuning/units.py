@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pragnosia.errors import CheckpointError
-from pragnosia.kernels.activations import ACTIVATIONS, Activation
+from pragnosia.kernels.activations import Activation
 from pragnosia.kernels.pool import PooledBank
 from pragnosia.model.bank import Bank
 from pragnosia.tuning.side_by_side import side_by_side
@@ -55,7 +55,7 @@ class UnitsInMemory:
     """Of a bank that is there."""
 
     def __init__(self, bank: Bank) -> None:
-        self.bank, self.activation = bank, ACTIVATIONS[bank.activation]
+        self.bank, self.activation = bank, bank.neurons
         self.num_units, self.width, self.unit_width = bank.down.shape
 
     def each(self, units: Sequence[int], work: Work[T]) -> Iterator[tuple[int, T]]:

@@ -76,6 +76,7 @@ template <class Engine> struct Backward : Bank<Engine> {
         float *h = desk.hidden, *p = desk.active;
         widen(static_cast<const Stored*>(call.hidden) + place * hidden_width, hidden_width, h);
         act.backward(h, unit_width, dp, p);
+        compete_back(h, p, unit_width, act.parts, call.most);
         narrow(h, hidden_width, strength, grad_hidden + place * hidden_width);
         narrow(p, unit_width, strength, active + place * unit_width);
         if (!call.grad_strengths) return;

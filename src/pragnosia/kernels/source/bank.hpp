@@ -5,8 +5,24 @@
 // order. So results depend neither on the number of threads nor on who came first.
 #pragma once
 #include "activation.hpp"
+#include "columns.hpp"
 #include "packing.hpp"
 #include "slots.hpp"
+
+// A unit's packed record as bfloat16: up (R, D), then down (D, F).
+inline void unpack_unit(Format format, const char* record, int64_t rows, int64_t neurons, int64_t width, std::vector<bf16>& out) {
+    const int64_t wide = row_bytes_of(format, width), short_ = row_bytes_of(format, neurons);
+    const uint8_t *up = reinterpret_cast<const uint8_t*>(record), *down = up + rows * wide;
+    out.resize((rows + neurons) * width);
+    bf16* rest = out.data() + rows * width;
+    unpack_rows(format, up, wide, rows, width, 1, out.data());
+    if (!turned(format, neurons)) return unpack_rows(format, down, short_, width, neurons, 1, rest);
+    static thread_local std::vector<bf16> turned_rows;
+    turned_rows.resize(neurons * width);
+    unpack_rows(format, down, wide, neurons, width, 1, turned_rows.data());
+    for (int64_t f = 0; f < neurons; ++f)
+        for (int64_t d = 0; d < width; ++d) rest[d * neurons + f] = turned_rows[f * width + d];
+}
 
 template <class Engine> struct Bank {
     using Stored = typename Engine::Stored;  // what is kept between passes
@@ -42,17 +58,15 @@ template <class Engine> struct Bank {
         }
         ask_ahead(job);
         const Format format = Format(call.format);
-        const int64_t up_row = row_bytes_of(format, width), down_row = row_bytes_of(format, unit_width);
+        const int64_t up_row = row_bytes_of(format, width);
         const char* up = call.pool->wait(call.layer, unit);
         const char* down = up + hidden_width * up_row;
         if (!up) failed = true;
         else if (format <= BF16) work(Matrix(up, narrow, width), Matrix(down, narrow, unit_width));
         else {
             static thread_local std::vector<bf16> values;
-            values.resize((hidden_width + unit_width) * width);
-            bf16* rest = values.data() + hidden_width * width;
-            unpack_rows(format, reinterpret_cast<const uint8_t*>(up), up_row, hidden_width, width, 1, values.data());
-            unpack_rows(format, reinterpret_cast<const uint8_t*>(down), down_row, width, unit_width, 1, rest);
+            unpack_unit(format, up, hidden_width, unit_width, width, values);
+            const bf16* rest = values.data() + hidden_width * width;
             work(Matrix(values.data(), true, width), Matrix(rest, true, unit_width));
         }
         call.pool->release(call.layer, unit);

@@ -2,15 +2,14 @@
 //
 //   y[o] = sum_k w[o, k] x[k]       four rows of weights against up to TOKENS inputs; bound by memory, not arithmetic
 #pragma once
+#include <omp.h>
+
 #include "activation.hpp"
+#include "columns.hpp"
 #include "slots.hpp"
 
 constexpr int TOKENS = 4;  // inputs that share one reading of a weight
-constexpr int LINES = 4;   // weight rows read side by side
 constexpr int BLOCK = 16;  // hidden values, or outputs, that a thread takes at once
-
-// Weights a step takes from a row: a register of words, each one float or two bfloat16.
-template <class W> constexpr int64_t STEP = LANES * 4 / sizeof(W);
 
 // An input as the products want it: against bfloat16 weights the even values first, then the odd, then what is left
 // over, because widening a word of two weights yields them apart.
@@ -25,14 +24,15 @@ template <class W, int tokens> struct Dots {
     vec total[tokens][LINES] = {};
     float rest[tokens][LINES] = {};
 
-    void add(const W* w, int64_t stride, int64_t lines, const float* x, int64_t pitch, int64_t depth) {
+    // `ahead` [values]: from a row to what will be read two calls later; rows lie one after another unless it is said.
+    void add(const W* w, int64_t stride, int64_t lines, const float* x, int64_t pitch, int64_t depth, int64_t ahead) {
         const int64_t whole = depth / STEP<W> * STEP<W>, half = whole / 2;
         const W* row[LINES];
         for (int r = 0; r < LINES; ++r) row[r] = w + (r < lines ? r : 0) * stride;  // a missing row repeats the first
         for (int64_t k = 0; k < whole; k += STEP<W>)
 #pragma GCC unroll 4
             for (int r = 0; r < LINES; ++r) {
-                __builtin_prefetch(row[r] + k + 2 * LINES * stride);  // rows lie one after another
+                __builtin_prefetch(row[r] + k + ahead);
                 const bits words = *reinterpret_cast<const bits*>(row[r] + k);
 #pragma GCC unroll 4
                 for (int t = 0; t < tokens; ++t) {
@@ -57,11 +57,12 @@ template <class W, int tokens> struct Dots {
     }
 };
 template <class W, int tokens = TOKENS>
-void dots(const W* w, int64_t stride, int64_t lines, const float* x, int64_t pitch, int64_t count, int64_t depth, float out[][LINES]) {
+void dots(const W* w, int64_t stride, int64_t lines, const float* x, int64_t pitch, int64_t count, int64_t depth, float out[][LINES],
+          int64_t ahead) {
     if constexpr (tokens > 1)
-        if (count < tokens) return dots<W, tokens - 1>(w, stride, lines, x, pitch, count, depth, out);
+        if (count < tokens) return dots<W, tokens - 1>(w, stride, lines, x, pitch, count, depth, out, ahead);
     Dots<W, tokens> all;
-    all.add(w, stride, lines, x, pitch, depth);
+    all.add(w, stride, lines, x, pitch, depth, ahead);
     all.finish(out);
 }
 
@@ -89,7 +90,7 @@ void few_linear(const void* x, bool x_is_bf16, const void* weight, const void* b
     for (int64_t o = 0; o < outs; o += LINES) {
         const int64_t lines = std::min<int64_t>(LINES, outs - o);
         float part[TOKENS][LINES];
-        dots(w + o * depth, depth, lines, inputs, pitch, count, depth, part);
+        dots(w + o * depth, depth, lines, inputs, pitch, count, depth, part, 2 * LINES * depth);
         for (int64_t t = 0; t < count; ++t) {
             for (int64_t r = 0; bias && r < lines; ++r) part[t][r] += widen(static_cast<const W*>(bias)[o + r]);
             write(part[t], lines, y, x_is_bf16, t * outs + o);
@@ -111,7 +112,7 @@ template <class W> struct FewBank {
     std::vector<int32_t> order;  // woken slots by unit; unlike a counting sort, this never looks at who sleeps
     std::vector<Group> groups;
     int64_t kept;
-    float *inputs, *active, *laid_out, *out;  // (N, D), (N, F), (N, F), (T, D)
+    float *inputs, *active, *laid_out, *out;  // (T, D), (N, F), (N, F), (T, D)
 
     explicit FewBank(const BankCall& call) : call(call) {
         for (int64_t i = 0; i < call.tokens * call.awake; ++i)
@@ -126,17 +127,17 @@ template <class W> struct FewBank {
             ++groups.back().count;
         }
         Scratch& scratch = few_scratch();
-        scratch.reset(Scratch::size<float>(kept * pitch) + 2 * Scratch::size<float>(kept * unit_pitch) +
+        scratch.reset(Scratch::size<float>(call.tokens * pitch) + 2 * Scratch::size<float>(kept * unit_pitch) +
                       Scratch::size<float>(call.tokens * width));
-        inputs = scratch.take<float>(kept * pitch), active = scratch.take<float>(kept * unit_pitch);
+        inputs = scratch.take<float>(call.tokens * pitch), active = scratch.take<float>(kept * unit_pitch);
         laid_out = scratch.take<float>(kept * unit_pitch), out = scratch.take<float>(call.tokens * width);
     }
 
     // False where a unit on disk cannot be read.
     bool run() {
-        for (int64_t i = 0; i < kept; ++i) {
-            read(call.x, call.x_is_bf16, order[i] / call.awake * width, width, out);
-            lay_out<W>(out, width, inputs + i * pitch);
+        for (int64_t t = 0; t < call.tokens; ++t) {
+            read(call.x, call.x_is_bf16, t * width, width, out);
+            lay_out<W>(out, width, inputs + t * pitch);
         }
         std::fill_n(out, call.tokens * width, 0.f);
         const size_t all = groups.size();
@@ -185,27 +186,54 @@ template <class W> struct FewBank {
         {
             const int64_t blocks = (unit_width + BLOCK - 1) / BLOCK, all = int64_t(to - from) * blocks;
 #pragma omp for schedule(static)
-            for (int64_t block = 0; block < all; ++block) think(groups[from + block / blocks], block % blocks * BLOCK);
+            for (int64_t block = 0; block < all; ++block) {
+                const int64_t next = block + 1;
+                think(groups[from + block / blocks], block % blocks * BLOCK, next < all ? up_of(groups[from + next / blocks], next % blocks) : nullptr);
+            }
 #pragma omp for schedule(static)
-            for (int64_t i = first; i < last; ++i) lay_out<W>(active + i * unit_pitch, unit_width, laid_out + i * unit_pitch);
+            for (int64_t i = first; i < last; ++i) {
+                if (call.most) compete(active + i * unit_pitch, unit_width, call.most);
+                if (NarrowRows<W>::takes(unit_width)) std::copy_n(active + i * unit_pitch, unit_width, laid_out + i * unit_pitch);
+                else lay_out<W>(active + i * unit_pitch, unit_width, laid_out + i * unit_pitch);
+            }
+            if (NarrowRows<W>::takes(unit_width)) {
+                const int64_t tiles = (width + NARROW_TILE - 1) / NARROW_TILE, team = omp_get_num_threads(), me = omp_get_thread_num();
+                const int64_t d = tiles * me / team * NARROW_TILE, end = std::min(width, tiles * (me + 1) / team * NARROW_TILE);
+                for (size_t g = from; g < to && d < end; ++g) speak_narrow(groups[g], g + 1 < to ? groups[g + 1].down : nullptr, d, end - d);
+            } else {
 #pragma omp for schedule(static)
-            for (int64_t d = 0; d < width; d += BLOCK) {
-                const int64_t some = std::min<int64_t>(BLOCK, width - d);
-                if (call.tokens == 1 && to - from == groups.size()) speak_alone(d, some);
-                else speak(from, to, d, some);
+                for (int64_t d = 0; d < width; d += BLOCK) {
+                    const int64_t some = std::min<int64_t>(BLOCK, width - d);
+                    if (call.tokens == 1 && to - from == groups.size()) speak_alone(d, some);
+                    else speak(from, to, d, some);
+                }
             }
         }
     }
 
-    // s P[f..f + BLOCK) of a group's tokens.
-    void think(const Group& group, int64_t f) const {
+    int64_t token(int64_t i) const { return order[i] / call.awake; }
+    const W* up_of(const Group& group, int64_t block) const { return group.up + block * BLOCK * width; }
+    // A group's rows of weights times its tokens, which share a reading where they lie evenly.
+    void dots_of(const Group& group, const W* w, int64_t lines, int64_t ahead, float part[][LINES]) const {
+        for (int64_t t = 0; t < group.count;) {
+            const int64_t i = group.first + t, step = t + 1 < group.count ? token(i + 1) - token(i) : 0;
+            int64_t some = step ? 2 : 1;
+            while (t + some < group.count && token(i + some) - token(i + some - 1) == step) ++some;
+            dots(w, width, lines, inputs + token(i) * pitch, step * pitch, some, width, part + t, ahead);
+            t += some;
+        }
+    }
+
+    // s P[f..f + BLOCK) of a group's tokens; `next` is where the weights begin that come after these.
+    void think(const Group& group, int64_t f, const W* next) const {
         const int64_t some = std::min<int64_t>(BLOCK, unit_width - f);
         float hidden[TOKENS][2 * BLOCK];
+        const RowBlocks<W> rows{group.up + f * width, width, unit_width, some, act.parts, next};
         for (int p = 0; p < act.parts; ++p)
             for (int64_t r = 0; r < some; r += LINES) {
                 const int64_t row = group.unit * hidden_width + p * unit_width + f + r, lines = std::min<int64_t>(LINES, some - r);
                 float part[TOKENS][LINES];
-                dots(group.up + (p * unit_width + f + r) * width, width, lines, inputs + group.first * pitch, pitch, group.count, width, part);
+                dots_of(group, rows.at(p, r), lines, rows.ahead(p, r), part);
                 for (int64_t t = 0; t < group.count; ++t)
                     for (int64_t l = 0; l < lines; ++l)
                         hidden[t][p * some + r + l] = part[t][l] + (up_bias ? widen(up_bias[row + l]) : 0.f);
@@ -217,7 +245,18 @@ template <class W> struct FewBank {
         }
     }
 
-    // Columns [d, d + some) of every token's output, as far as these groups give it.
+    // Columns [d, d + some) of a group's tokens' output, from units whose rows do not fill a register.
+    void speak_narrow(const Group& group, const W* next, int64_t d, int64_t some) const {
+        const NarrowRows<W> rows{group.down + d * unit_width, unit_width, some, next ? next + d * unit_width : nullptr};
+        for (int64_t i = group.first; i < group.first + group.count; ++i) {
+            float* to = out + token(i) * width + d;
+            rows.add(laid_out + i * unit_pitch, to);
+            for (int64_t k = 0; down_bias && k < some; ++k)
+                to[k] += call.strengths[order[i]] * widen(down_bias[group.unit * width + d + k]);
+        }
+    }
+
+    // The same from wider units.
     void speak(size_t from, size_t to_group, int64_t d, int64_t some) const {
         for (size_t g = from; g < to_group; ++g)
             for (int64_t r = 0; r < some; r += LINES) {
@@ -225,7 +264,7 @@ template <class W> struct FewBank {
                 const int64_t row = group.unit * width + d + r, lines = std::min<int64_t>(LINES, some - r);
                 float part[TOKENS][LINES];
                 dots(group.down + (d + r) * unit_width, unit_width, lines, laid_out + group.first * unit_pitch, unit_pitch, group.count,
-                     unit_width, part);
+                     unit_width, part, 2 * LINES * unit_width);
                 for (int64_t t = 0; t < group.count; ++t) {
                     const int64_t slot = order[group.first + t];
                     float* to = out + slot / call.awake * width + d + r;
@@ -241,7 +280,8 @@ template <class W> struct FewBank {
             for (int64_t r = 0; r < some; r += LINES) {
                 const int64_t row = call.routes[order[i]] * width + d + r, lines = std::min<int64_t>(LINES, some - r);
                 Dots<W, 1>& dots = all[r / LINES];
-                dots.add(groups[i].down + (d + r) * unit_width, unit_width, lines, laid_out + i * unit_pitch, unit_pitch, unit_width);
+                dots.add(groups[i].down + (d + r) * unit_width, unit_width, lines, laid_out + i * unit_pitch, unit_pitch, unit_width,
+                         2 * LINES * unit_width);
                 for (int64_t l = 0; down_bias && l < lines; ++l)
                     dots.rest[0][l] += call.strengths[order[i]] * widen(down_bias[row + l]);
             }

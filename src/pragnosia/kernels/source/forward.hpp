@@ -48,6 +48,7 @@ template <class Engine> struct Forward : Bank<Engine> {
             float* h = desk.hidden + i * desk.hidden_stride;
             if (desk.up_bias) Base::add(desk.up_bias, hidden_width, h);
             act.forward(h, unit_width, desk.active + i * unit_width);
+            compete(desk.active + i * unit_width, unit_width, call.most);
             if (call.hidden) narrow(h, hidden_width, 1.f, kept + i * hidden_width);
         }
         Engine::pack_left({desk.active, unit_width}, count, unit_width, desk.narrow);

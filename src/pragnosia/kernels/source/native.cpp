@@ -4,6 +4,7 @@
 #include "amx.hpp"
 #include "backward.hpp"
 #include "few.hpp"
+#include "fine.hpp"
 #include "forward.hpp"
 #include "fp32.hpp"
 #include "loss.hpp"
@@ -24,11 +25,18 @@ template <class Engine> int run(const BankCall& call, bool backward) {
     return backward ? run<Backward<Engine>>(call) : run<Forward<Engine>>(call);
 }
 
-int run_safely(const BankCall* call, int use_tiles, bool backward) {
+enum Engine : int { REGISTERS_ALONE, TILES, FINE };  // of native.py
+
+int run_safely(const BankCall* call, int engine, bool backward) {
     try {
         if (!backward && !sort_slots(*call)) return 1;
+        if (engine == FINE) {
+            const FineBank bank(*call);
+            backward ? bank.backward() : bank.forward();
+            return bank.failed ? 3 : 0;
+        }
 #if PRAGNOSIA_AMX
-        if (use_tiles) return run<Amx>(*call, backward);
+        if (engine == TILES) return run<Amx>(*call, backward);
 #endif
         return run<Fp32>(*call, backward);
     } catch (const std::exception&) {
@@ -51,8 +59,8 @@ int pragnosia_tiles() {
 }
 
 // 0 done, 1 a route that names no unit, 2 out of memory, 3 a unit on disk that cannot be read (ask the pool why).
-int pragnosia_bank_forward(const BankCall* call, int use_tiles) { return run_safely(call, use_tiles, false); }
-int pragnosia_bank_backward(const BankCall* call, int use_tiles) { return run_safely(call, use_tiles, true); }
+int pragnosia_bank_forward(const BankCall* call, int engine) { return run_safely(call, engine, false); }
+int pragnosia_bank_backward(const BankCall* call, int engine) { return run_safely(call, engine, true); }
 
 // Forward alone, for few tokens.
 int pragnosia_bank_few(const BankCall* call) {

@@ -21,6 +21,9 @@ inline int64_t row_bytes_of(Format f, int64_t depth) {
     return f <= BF16 ? depth * (f == BF16 ? 2 : 4) : round_up(packs(depth) * (16 * bits_of(f) + 2 * GROUPS), 64);
 }
 
+// Whether packed rows of a unit's `down` belong to its neurons: there are fewer of them than a block holds.
+inline bool turned(Format f, int64_t unit_width) { return f > BF16 && unit_width < PACK; }
+
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 constexpr int WORDS = 16;  // sums in a register
 #elif defined(__AVX2__)
@@ -296,12 +299,12 @@ template <Format format> struct Header {
 constexpr int64_t AT_ONCE = 16;  // blocks whose scales are made ready together
 
 template <Format format, int tokens>
-void packed_rows(const uint8_t* rows, int64_t row_bytes, int64_t lines, const PreparedVector* x, int64_t depth, float out[][LINES]) {
+void packed_rows(const uint8_t* rows, int64_t row_bytes, int64_t lines, const PreparedVector* x, int64_t depth, float out[][LINES],
+                 int64_t ahead) {
     constexpr int64_t bytes = 16 * bits_of(format);
     const int64_t blocks = packs(depth);
     const uint8_t* row[LINES];
     for (int r = 0; r < LINES; ++r) row[r] = rows + (r < lines ? r : 0) * row_bytes;  // a missing row repeats the first
-    const int64_t ahead = 2 * LINES * row_bytes;  // rows lie one after another
     wide total[tokens][LINES] = {};
     for (int64_t first = 0; first < blocks; first += AT_ONCE) {
         alignas(64) float scales[tokens][LINES][AT_ONCE * GROUPS];
@@ -352,31 +355,34 @@ void packed_rows(const uint8_t* rows, int64_t row_bytes, int64_t lines, const Pr
             }
 }
 template <class W, int tokens>
-void plain_rows(const uint8_t* rows, int64_t row_bytes, int64_t lines, const PreparedVector* x, int64_t depth, float out[][LINES]) {
+void plain_rows(const uint8_t* rows, int64_t row_bytes, int64_t lines, const PreparedVector* x, int64_t depth, float out[][LINES],
+                int64_t ahead) {
     const auto input = [&](int64_t t) { return sizeof(W) == 2 ? static_cast<const float*>(x[t].split) : x[t].plain; };
     const int64_t pitch = input(tokens - 1) - input(0), step = tokens > 1 ? pitch / (tokens - 1) : 0;
     bool even = true;  // vectors that lie evenly share one reading
     for (int t = 1; t < tokens; ++t) even &= input(t) == input(0) + t * step;
     const W* w = reinterpret_cast<const W*>(rows);
-    if (even) return dots<W, tokens>(w, row_bytes / sizeof(W), lines, input(0), step, tokens, depth, out);
-    for (int t = 0; t < tokens; ++t) dots<W, 1>(w, row_bytes / sizeof(W), lines, input(t), 0, 1, depth, out + t);
+    ahead /= int64_t(sizeof(W));
+    if (even) return dots<W, tokens>(w, row_bytes / sizeof(W), lines, input(0), step, tokens, depth, out, ahead);
+    for (int t = 0; t < tokens; ++t) dots<W, 1>(w, row_bytes / sizeof(W), lines, input(t), 0, 1, depth, out + t, ahead);
 }
 
-// out[t][r] = row r of `lines` <= LINES neighbours times x[t], `tokens` <= TOKENS vectors prepared for this format.
+// out[t][r] = row r of `lines` <= LINES neighbours times x[t], `tokens` <= TOKENS vectors prepared for this format;
+// `ahead` [bytes] leads from a row to what will be read two calls later.
 template <int tokens = TOKENS>
 void packed_dots(Format format, const void* rows, int64_t row_bytes, int64_t lines, const PreparedVector* x, int64_t count,
-                 int64_t depth, float out[][LINES]) {
+                 int64_t depth, float out[][LINES], int64_t ahead) {
     if constexpr (tokens > 1)
-        if (count < tokens) return packed_dots<tokens - 1>(format, rows, row_bytes, lines, x, count, depth, out);
+        if (count < tokens) return packed_dots<tokens - 1>(format, rows, row_bytes, lines, x, count, depth, out, ahead);
     const uint8_t* base = static_cast<const uint8_t*>(rows);
     switch (format) {
-        case FP32: return plain_rows<float, tokens>(base, row_bytes, lines, x, depth, out);
-        case BF16: return plain_rows<bf16, tokens>(base, row_bytes, lines, x, depth, out);
-        case INT8: return packed_rows<INT8, tokens>(base, row_bytes, lines, x, depth, out);
-        case INT4: return packed_rows<INT4, tokens>(base, row_bytes, lines, x, depth, out);
-        case INT3: return packed_rows<INT3, tokens>(base, row_bytes, lines, x, depth, out);
-        case INT2: return packed_rows<INT2, tokens>(base, row_bytes, lines, x, depth, out);
-        case NF4: return packed_rows<NF4, tokens>(base, row_bytes, lines, x, depth, out);
+        case FP32: return plain_rows<float, tokens>(base, row_bytes, lines, x, depth, out, ahead);
+        case BF16: return plain_rows<bf16, tokens>(base, row_bytes, lines, x, depth, out, ahead);
+        case INT8: return packed_rows<INT8, tokens>(base, row_bytes, lines, x, depth, out, ahead);
+        case INT4: return packed_rows<INT4, tokens>(base, row_bytes, lines, x, depth, out, ahead);
+        case INT3: return packed_rows<INT3, tokens>(base, row_bytes, lines, x, depth, out, ahead);
+        case INT2: return packed_rows<INT2, tokens>(base, row_bytes, lines, x, depth, out, ahead);
+        case NF4: return packed_rows<NF4, tokens>(base, row_bytes, lines, x, depth, out, ahead);
     }
 }
 
@@ -405,12 +411,54 @@ inline void packed_linear(Format format, const void* x, bool x_is_bf16, const vo
             for (int64_t first = 0; first < count; first += TOKENS) {
                 const int64_t some = std::min<int64_t>(TOKENS, count - first);
                 float part[TOKENS][LINES];
-                packed_dots(format, static_cast<const uint8_t*>(packed) + o * row_bytes, row_bytes, lines, prepared + first, some, depth, part);
+                packed_dots(format, static_cast<const uint8_t*>(packed) + o * row_bytes, row_bytes, lines, prepared + first, some, depth, part,
+                            2 * LINES * row_bytes);
                 for (int64_t t = 0; t < some; ++t) {
                     for (int64_t r = 0; bias && r < lines; ++r) part[t][r] += bias[o + r];
                     write(part[t], lines, y, x_is_bf16, (first + t) * outs + o);
                 }
             }
         }
+    }
+}
+
+// Blocks [from, to) of `value` times a packed row, added to sums that lie as blocks are dealt; what the groups' zero
+// points take away is summed apart. `next` is the row after the next.
+template <Format format>
+void add_row_blocks(const uint8_t* row, int64_t blocks, int64_t from, int64_t to, float value, float* dealt, float* zeros, const uint8_t* next) {
+    constexpr int64_t bytes = 16 * bits_of(format);
+    constexpr int64_t RUN = 4 * GROUPS;  // neighbours of a block that take four of every group
+    if (next) __builtin_prefetch(next + blocks * bytes + from * GROUPS * 2);
+    for (int64_t block = from; block < to; ++block) {
+        if (next)
+            for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(next + block * bytes + line);
+        words codes[REGISTERS];
+        codes_of<format>(row + block * bytes, codes);
+        alignas(64) uint8_t q[PACK];
+        std::memcpy(q, codes, PACK);
+        float scales[RUN];
+        for (int64_t g = 0; g < GROUPS; ++g) {
+            uint16_t raw;
+            std::memcpy(&raw, row + blocks * bytes + (block * GROUPS + g) * 2, 2);
+            const uint32_t word = has_zero_point(format) ? ((raw >> 6) + (87u << 4)) << 19 : uint32_t(raw) << 16;
+            float scale;
+            std::memcpy(&scale, &word, 4);
+            scale *= value;
+            zeros[block * GROUPS + g] += scale * (has_zero_point(format) ? float(raw & 63) * (float(1 << bits_of(format)) / 64.f) : 128.f);
+            for (int64_t j = 0; j < 4; ++j) scales[g * 4 + j] = scale;
+        }
+        float* __restrict out = dealt + block * PACK;
+        for (int64_t i = 0; i < PACK; i += RUN)
+            for (int64_t lane = 0; lane < RUN; ++lane) out[i + lane] += float(q[i + lane]) * scales[lane];
+    }
+}
+inline void add_packed_row(Format format, const uint8_t* row, int64_t blocks, int64_t from, int64_t to, float value, float* dealt,
+                           float* zeros, const uint8_t* next) {
+    switch (format) {
+        case INT8: return add_row_blocks<INT8>(row, blocks, from, to, value, dealt, zeros, next);
+        case INT4: return add_row_blocks<INT4>(row, blocks, from, to, value, dealt, zeros, next);
+        case INT3: return add_row_blocks<INT3>(row, blocks, from, to, value, dealt, zeros, next);
+        case INT2: return add_row_blocks<INT2>(row, blocks, from, to, value, dealt, zeros, next);
+        default: return add_row_blocks<NF4>(row, blocks, from, to, value, dealt, zeros, next);
     }
 }

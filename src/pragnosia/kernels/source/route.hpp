@@ -4,6 +4,7 @@
 //   strength = score, over the sum of the woken ones where renormalised, times scale
 #pragma once
 #include <algorithm>
+#include <vector>
 
 #include "activation.hpp"
 
@@ -14,6 +15,52 @@ struct Routing {
     double scale;
     const float *balance, *cutoffs;  // (U,); null where there is none
 };
+
+// The `slots` units with the largest claims, the largest first; of equals, the first.
+inline void pick(const float* __restrict claims, int64_t units, int64_t slots, int64_t* woken) {
+    constexpr int64_t FEW = 8, BINS = 512;
+    float low = INFINITY, high = -INFINITY;
+    if (slots > FEW) {
+#pragma omp simd reduction(min : low) reduction(max : high)
+        for (int64_t u = 0; u < units; ++u) low = claims[u] < low ? claims[u] : low, high = claims[u] > high ? claims[u] : high;
+    }
+    const float scale = float(BINS - 1) / (high - low);
+    if (slots <= FEW || !(scale > 0 && scale < INFINITY)) {
+        int64_t kept = 0;
+        for (int64_t u = 0; u < units; ++u) {
+            if (kept == slots && !(claims[u] > claims[woken[kept - 1]])) continue;
+            int64_t at = kept < slots ? kept++ : kept - 1;
+            for (; at > 0 && claims[u] > claims[woken[at - 1]]; --at) woken[at] = woken[at - 1];
+            woken[at] = u;
+        }
+        return;
+    }
+    // by bins first, so that only the bin in which the last place falls has to be looked at closely
+    const auto bin = [&](int64_t u) {
+        const float place = (claims[u] - low) * scale;
+        return int(place > 0 ? place : 0);  // what is no number claims nothing
+    };
+    const auto before = [&](int64_t u, int64_t v) {
+        const float a = claims[u] == claims[u] ? claims[u] : -INFINITY, b = claims[v] == claims[v] ? claims[v] : -INFINITY;
+        return a != b ? a > b : u < v;
+    };
+    static thread_local std::vector<int64_t> edge;
+    int32_t count[BINS] = {};
+    for (int64_t u = 0; u < units; ++u) ++count[bin(u)];
+    int last = BINS - 1;
+    int64_t above = 0;
+    while (above + count[last] < slots) above += count[last--];
+    edge.clear();
+    int64_t kept = 0;
+    for (int64_t u = 0; u < units; ++u) {
+        const int b = bin(u);
+        if (b > last) woken[kept++] = u;
+        else if (b == last) edge.push_back(u);
+    }
+    std::nth_element(edge.begin(), edge.begin() + (slots - above - 1), edge.end(), before);
+    std::copy_n(edge.begin(), slots - above, woken + above);
+    std::sort(woken, woken + slots, before);
+}
 
 // One token: `scores` holds the logits, `claims` is scratch; a slot that wakes nobody becomes -1 with strength 0.
 inline void choose(const Routing& r, float* __restrict scores, float* __restrict claims, int64_t* woken, float* strengths) {
@@ -37,13 +84,7 @@ inline void choose(const Routing& r, float* __restrict scores, float* __restrict
     const float sign = r.kind == THRESHOLD ? -1.f : 1.f;
     for (int64_t u = 0; u < units; ++u) claims[u] = offset ? scores[u] + sign * offset[u] : scores[u];
     // the largest claims, kept in order: most units fail at the first comparison
-    int64_t kept = 0;
-    for (int64_t u = 0; u < units; ++u) {
-        if (kept == r.slots && !(claims[u] > claims[woken[kept - 1]])) continue;
-        int64_t at = kept < r.slots ? kept++ : kept - 1;
-        for (; at > 0 && claims[u] > claims[woken[at - 1]]; --at) woken[at] = woken[at - 1];
-        woken[at] = u;
-    }
+    pick(claims, units, r.slots, woken);
     for (int64_t a = 0; a < r.slots; ++a) {
         const int64_t u = woken[a];
         const bool wakes = scores[u] > 0 && (r.kind != THRESHOLD || claims[u] > 0);

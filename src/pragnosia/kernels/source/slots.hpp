@@ -6,7 +6,7 @@
 #include "numbers.hpp"
 #include "pool.hpp"
 
-// One call of a bank: 31 words, packed in this order by native.py. Flags say which matrices are bfloat16, the rest is
+// One call of a bank: 32 words, packed in this order by native.py. Flags say which matrices are bfloat16, the rest is
 // float; pointers to what is not there are null.
 struct BankCall {
     // what every call has
@@ -18,6 +18,7 @@ struct BankCall {
     void* out;               // (T, D)
     Pool* pool;              // where up and down are null: units come from here, up rows first, then down
     int64_t layer;
+    int64_t most;  // neurons of a unit that may speak, the largest; 0: all
     // what the grouped passes keep
     int32_t* order;   // (T*A,) flat slots sorted by unit; written by forward, read by backward
     int32_t* bounds;  // (U + 1,) where each unit's slots begin; likewise
@@ -28,7 +29,7 @@ struct BankCall {
     void *grad_x, *grad_up, *grad_down, *grad_up_bias, *grad_down_bias;  // each may be null
     float* grad_strengths;                                               // likewise
 };
-static_assert(sizeof(BankCall) == 31 * 8, "native.py packs 31 words");
+static_assert(sizeof(BankCall) == 32 * 8, "native.py packs 32 words");
 
 // Stable counting sort; false where a route names a unit that is not there.
 inline bool sort_slots(const BankCall& call) {

@@ -56,6 +56,8 @@ struct StepFeedForward {
     int64_t* out_units;  // (A,), (A,), (U,): who woke, told to whoever asks
     float *out_strengths, *out_scores;
     int64_t pool_layer;  // where the bank lies in the step's pool, and `up` and `down` are null; else -1
+    StepLinear gist;     // what a router of low rank reads instead of x; no rows where there is none
+    int64_t most;        // neurons of a unit that may speak; 0: all
 };
 struct Step {
     int64_t width, layers, threads;
@@ -102,23 +104,30 @@ struct Vector {
 constexpr int64_t SPAN = 1024;         // keys that one thread takes at once
 constexpr int64_t ROW = SPAN + LINES;  // their weights, and what the last lines overhang
 
+// A neuron that speaks, and its packed row of `down`.
+struct Said {
+    const uint8_t* row;
+    float value;
+};
+
 class StepRun {
     const Step& step;
     const int64_t token, position;
-    int64_t most_keys = 0, most_queries = 0, most_units = 0, most_slots = 0, most_hidden = 0, most_thought = 0, most_parts = 0, most_group = 1, head_dim = 2;
+    int64_t most_keys = 0, most_queries = 0, most_units = 0, most_slots = 0, most_hidden = 0, most_resting = 0, most_unit = 0, most_gist = 0, most_parts = 0, most_group = 1, head_dim = 2;
     // shared by the team
-    float *x, *query, *key, *value, *scores, *active, *peaks, *sums, *mixed;
+    float *x, *query, *key, *value, *scores, *gist, *active, *peaks, *sums, *mixed;
     int64_t* best;
     mutable std::atomic<bool> failed{false};  // a unit cannot be read
     // one of each per thread, laid end to end
     char* own_memory;
     size_t own_bytes;
     struct Own {
-        Vector normed, heads;
-        Vector* thoughts;  // of each slot, then of who never sleeps
-        float *keys, *rotation, *laid_out, *weights, *squashed, *claims, *strengths;
+        Vector normed, heads, gist, resting;  // the last of who never sleeps
+        Vector* thoughts;                     // of each slot
+        float *keys, *rotation, *laid_out, *weights, *squashed, *claims, *strengths, *spoken;
         int64_t* units;
         Stored *up, *down;  // the woken units' weights
+        Said* said;         // by their neurons
     };
 
     static int64_t chunks(const StepMixer& mixer, int64_t seen, int64_t threads) {
@@ -139,7 +148,8 @@ class StepRun {
             most_group = std::max(most_group, m.heads / m.key_heads), head_dim = std::max(head_dim, m.head_dim);
             most_units = std::max(most_units, f.scores.outs), most_slots = std::max(most_slots, f.slots);
             most_hidden = std::max(most_hidden, f.slots * round_up(f.unit_width, 16) + round_up(f.always_down.depth, 16));
-            most_thought = std::max({most_thought, f.unit_width, f.always_down.depth});
+            most_resting = std::max(most_resting, f.always_down.depth), most_unit = std::max(most_unit, f.unit_width);
+            most_gist = std::max(most_gist, f.gist.outs);
         }
     }
 
@@ -149,15 +159,17 @@ class StepRun {
         const auto floats = [](int64_t count) { return Scratch::size<float>(count); };
         const int64_t pitch = round_up(head_dim, 16);
         own_bytes = Vector::bytes(step.width) + Vector::bytes(most_queries) +
-                    (most_slots + 1) * (Scratch::size<Vector>(1) + Vector::bytes(most_thought)) + floats(most_keys) +
+                    Vector::bytes(most_gist) + Vector::bytes(most_resting) + floats(spoken_size()) +
+                    most_slots * (Scratch::size<Vector>(1) + Vector::bytes(most_unit)) + floats(most_keys) +
                     floats(2 * head_dim) + floats(most_group * pitch) + floats(most_group * ROW) + 2 * floats(most_units) +
-                    floats(most_slots) + Scratch::size<int64_t>(most_slots) + 2 * Scratch::size<Stored>(most_slots);
-        memory.reset(floats(step.width) + floats(most_queries) + 2 * floats(most_keys) + floats(most_units) + floats(most_hidden) +
+                    floats(most_slots) + Scratch::size<int64_t>(most_slots) + 2 * Scratch::size<Stored>(most_slots) +
+                    Scratch::size<Said>(most_slots * most_unit);
+        memory.reset(floats(step.width) + floats(most_queries) + 2 * floats(most_keys) + floats(most_units) + floats(most_gist) + floats(most_hidden) +
                      2 * floats(most_parts) + floats(most_parts * head_dim) + Scratch::size<int64_t>(step.threads) +
                      own_bytes * step.threads);
         x = memory.take<float>(step.width), query = memory.take<float>(most_queries);
         key = memory.take<float>(most_keys), value = memory.take<float>(most_keys);
-        scores = memory.take<float>(most_units), active = memory.take<float>(most_hidden);
+        scores = memory.take<float>(most_units), gist = memory.take<float>(most_gist), active = memory.take<float>(most_hidden);
         peaks = memory.take<float>(most_parts), sums = memory.take<float>(most_parts);
         mixed = memory.take<float>(most_parts * head_dim), best = memory.take<int64_t>(step.threads);
         own_memory = memory.take<char>(own_bytes * step.threads);
@@ -185,16 +197,21 @@ class StepRun {
             return Vector(piece, depth);
         };
         mine.normed = vector(step.width), mine.heads = vector(most_queries);
-        mine.thoughts = reinterpret_cast<Vector*>(at), at += (most_slots + 1) * Scratch::size<Vector>(1);
-        for (int64_t a = 0; a <= most_slots; ++a) mine.thoughts[a] = vector(most_thought);
+        mine.gist = vector(most_gist), mine.resting = vector(most_resting);
+        mine.thoughts = reinterpret_cast<Vector*>(at), at += most_slots * Scratch::size<Vector>(1);
+        for (int64_t a = 0; a < most_slots; ++a) mine.thoughts[a] = vector(most_unit);
+        mine.spoken = take(spoken_size());
         mine.keys = take(most_keys), mine.rotation = take(2 * head_dim);
         mine.laid_out = take(most_group * round_up(head_dim, 16)), mine.weights = take(most_group * ROW);
         mine.squashed = take(most_units), mine.claims = take(most_units), mine.strengths = take(most_slots);
         mine.units = reinterpret_cast<int64_t*>(at), at += Scratch::size<int64_t>(most_slots);
         mine.up = reinterpret_cast<Stored*>(at), at += Scratch::size<Stored>(most_slots);
-        mine.down = reinterpret_cast<Stored*>(at);
+        mine.down = reinterpret_cast<Stored*>(at), at += Scratch::size<Stored>(most_slots);
+        mine.said = reinterpret_cast<Said*>(at);
         return mine;
     }
+    // Sums of a thread's outputs as packed rows deal them, and of each group's zero points.
+    int64_t spoken_size() const { return (PACK + GROUPS) * packs(step.width); }
 
     void walk(Member me) const {
         Own mine = own(me.id);
@@ -247,7 +264,8 @@ class StepRun {
         for (int64_t o = me.from(linear.outs, LINES), to = me.to(linear.outs, LINES); o < to; o += LINES) {
             const int64_t lines = std::min<int64_t>(LINES, linear.outs - o);
             float part[1][LINES];
-            packed_dots<1>(linear.weight.format, linear.weight.at(o * linear.row_bytes), linear.row_bytes, lines, &x, 1, linear.depth, part);
+            packed_dots<1>(linear.weight.format, linear.weight.at(o * linear.row_bytes), linear.row_bytes, lines, &x, 1, linear.depth, part,
+                           2 * LINES * linear.row_bytes);
             for (int64_t r = 0; r < lines; ++r) {
                 const float y = part[0][r] + (linear.bias ? linear.bias[o + r] : 0.f);
                 out[o + r] = add ? out[o + r] + y : y;
@@ -331,7 +349,8 @@ class StepRun {
             const int64_t count = std::min<int64_t>(TOKENS, group - g);
             for (int64_t s = from; s < to; s += LINES) {
                 float dot[TOKENS][LINES];
-                dots(keys + s * width, width, std::min<int64_t>(LINES, to - s), mine.laid_out + g * pitch, pitch, count, width, dot);
+                dots(keys + s * width, width, std::min<int64_t>(LINES, to - s), mine.laid_out + g * pitch, pitch, count, width, dot,
+                     2 * LINES * width);
                 for (int64_t t = 0; t < count; ++t) std::copy_n(dot[t], LINES, mine.weights + (g + t) * ROW + s - from);
             }
         }
@@ -371,7 +390,12 @@ class StepRun {
     void think(const StepFeedForward& f, Member me, Own& mine) const {
         normalise(x, f.norm, step.width, mine.normed);
         if (f.router != DENSE) {
-            product(f.scores, mine.normed, me, scores);
+            if (f.gist.outs) {
+                product(f.gist, mine.normed, me, gist);
+                meet();
+                take_in(gist, f.gist.outs, mine.gist);
+            }
+            product(f.scores, f.gist.outs ? mine.gist : mine.normed, me, scores);
             meet();
             wake(f, mine);
             if (me.id == 0) tell(f, mine);
@@ -382,16 +406,18 @@ class StepRun {
         if (step.pool && f.pool_layer >= 0) think_from_pool(f, me, mine, pitch);
         else if (f.slots) think_from_memory(f, me, mine, pitch);
         for (int64_t h = me.from(resting, BLOCK), to = me.to(resting, BLOCK); h < to; h += BLOCK)
-            hide(f.always_up.weight, f.always_up.row_bytes, f.always_up.bias, resting, h, f.always_activation, 1.f, mine.normed, always);
+            hide(f.always_up.weight, f.always_up.row_bytes, f.always_up.bias, resting, h, f.always_activation, 1.f, mine.normed, always,
+                 h + BLOCK < to ? f.always_up.weight.at((h + BLOCK) * f.always_up.row_bytes) : nullptr);
         meet();
         for (int64_t a = 0; a < f.slots; ++a)
-            if (mine.units[a] >= 0) take_in(active + a * pitch, f.unit_width, mine.thoughts[a]);
-        if (resting) take_in(always, resting, mine.thoughts[f.slots]);
+            if (mine.units[a] >= 0) take_in_unit(f, active + a * pitch, mine.thoughts[a]);
+        if (resting) take_in(always, resting, mine.resting);
         if (f.slots && !failed) {
-            if (f.down.format > BF16) speak_packed(f, me, mine);
+            if (turned(f.down.format, f.unit_width)) speak_turned(f, me, mine);
+            else if (f.down.format > BF16) speak_packed(f, me, mine);
             else f.down.typed([&](auto* w) { speak(f, w, me, mine); });
         }
-        if (resting) product<true>(f.always_down, mine.thoughts[f.slots], me, x);
+        if (resting) product<true>(f.always_down, mine.resting, me, x);
         meet();
         if (step.pool && f.pool_layer >= 0 && me.id == 0)
             for (int64_t a = 0; a < f.slots; ++a)
@@ -404,8 +430,10 @@ class StepRun {
             mine.up[a] = {f.up.at(unit * up_bytes(f)), f.up.format};
             mine.down[a] = {f.down.at(unit * step.width * f.down_row_bytes), f.down.format};
         }
+        const auto up_of = [&](int64_t i) { return mine.up[i / blocks].at(i % blocks * BLOCK * f.up_row_bytes); };
         for (int64_t i = me.from(f.slots * blocks, 1), to = me.to(f.slots * blocks, 1); i < to; ++i)
-            if (mine.units[i / blocks] >= 0) think_of(f, i / blocks, i % blocks * BLOCK, mine, pitch);
+            if (mine.units[i / blocks] >= 0)
+                think_of(f, i / blocks, i % blocks * BLOCK, mine, pitch, i + 1 < to ? up_of(i + 1) : nullptr);
     }
     // Units that are here first, while the others are on their way.
     void think_from_pool(const StepFeedForward& f, Member me, const Own& mine, int64_t pitch) const {
@@ -421,8 +449,11 @@ class StepRun {
                 return;
             }
             mine.up[a] = {record, f.up.format}, mine.down[a] = {record + up_bytes(f), f.down.format};
-            for (int64_t b = me.from(f.unit_width, BLOCK), to = me.to(f.unit_width, BLOCK); b < to; b += BLOCK)
-                think_of(f, a, b, mine, pitch);
+            // a unit of few neurons is one thread's
+            if (f.unit_width < me.team * BLOCK && a % me.team != me.id) return;
+            const Member alone{0, 1}, sharing = f.unit_width < me.team * BLOCK ? alone : me;
+            for (int64_t b = sharing.from(f.unit_width, BLOCK), to = sharing.to(f.unit_width, BLOCK); b < to; b += BLOCK)
+                think_of(f, a, b, mine, pitch, nullptr);
         };
         for (int64_t a = 0; a < f.slots; ++a) {
             mine.up[a].base = nullptr;
@@ -433,18 +464,40 @@ class StepRun {
     }
     static int64_t up_bytes(const StepFeedForward& f) { return activation(int(f.activation)).parts * f.unit_width * f.up_row_bytes; }
     // Hidden values [b, b + BLOCK) of the unit in slot a.
-    void think_of(const StepFeedForward& f, int64_t a, int64_t b, const Own& mine, int64_t pitch) const {
+    void think_of(const StepFeedForward& f, int64_t a, int64_t b, const Own& mine, int64_t pitch, const char* next) const {
         const int64_t rows = activation(int(f.activation)).parts * f.unit_width;
         const Stored bias = f.up_bias ? f.up_bias.shifted(mine.units[a] * rows) : f.up_bias;
-        hide(mine.up[a], f.up_row_bytes, bias, f.unit_width, b, f.activation, mine.strengths[a], mine.normed, active + a * pitch);
+        hide(mine.up[a], f.up_row_bytes, bias, f.unit_width, b, f.activation, mine.strengths[a], mine.normed, active + a * pitch,
+             next);
     }
     // What the team thought, in this thread's own memory and in every form.
     void take_in(const float* values, int64_t count, Vector& out) const {
         std::copy_n(values, count, out.plain);
         out.lay_out(count, step);
     }
+    // The same of a unit, in the form that its rows of `down` want.
+    static void take_in_unit(const StepFeedForward& f, const float* values, Vector& out) {
+        std::copy_n(values, f.unit_width, out.plain);
+        compete(out.plain, f.unit_width, f.most);
+        if (turned(f.down.format, f.unit_width)) return;
+        if (f.down.format > BF16) ::prepare(INT8, out.plain, f.unit_width, out.codes);
+        else if (f.down.format == BF16) ::prepare(BF16, out.plain, f.unit_width, out.wide);
+    }
+    // Outputs from units whose rows do not fill a register: unit after unit, each in one run.
+    template <class W> void speak_narrow(const StepFeedForward& f, Member me, const Own& mine) const {
+        const int64_t d = me.from(step.width, NARROW_TILE), some = me.to(step.width, NARROW_TILE) - d;
+        const auto down_of = [&](int64_t a) { return static_cast<const W*>(mine.down[a].base) + d * f.unit_width; };
+        for (int64_t a = 0; a < f.slots && some; ++a) {
+            if (mine.units[a] < 0) continue;
+            const bool more = a + 1 < f.slots && mine.units[a + 1] >= 0;
+            NarrowRows<W>{down_of(a), f.unit_width, some, more ? down_of(a + 1) : nullptr}.add(mine.thoughts[a].plain, x + d);
+            for (int64_t k = 0; f.down_bias && k < some; ++k)
+                x[d + k] += mine.strengths[a] * f.down_bias[mine.units[a] * step.width + d + k];
+        }
+    }
     // Columns of the output from all awake units; sums stay unfinished until the last unit.
     template <class W> void speak(const StepFeedForward& f, const W*, Member me, const Own& mine) const {
+        if (NarrowRows<W>::takes(f.unit_width)) return speak_narrow<W>(f, me, mine);
         for (int64_t d = me.from(step.width, LINES), to = me.to(step.width, LINES); d < to; d += LINES) {
             const int64_t lines = std::min<int64_t>(LINES, step.width - d);
             Dots<W, 1> all;
@@ -452,7 +505,7 @@ class StepRun {
                 if (mine.units[a] < 0) continue;
                 const W* down = static_cast<const W*>(mine.down[a].base) + d * f.unit_width;
                 const float* in = sizeof(W) == 2 ? mine.thoughts[a].wide.split : mine.thoughts[a].plain;
-                all.add(down, f.unit_width, lines, in, 0, f.unit_width);
+                all.add(down, f.unit_width, lines, in, 0, f.unit_width, 2 * LINES * f.unit_width);
                 for (int64_t r = 0; f.down_bias && r < lines; ++r)
                     all.rest[0][r] += mine.strengths[a] * f.down_bias[mine.units[a] * step.width + d + r];
             }
@@ -468,24 +521,46 @@ class StepRun {
                 const int64_t lines = std::min<int64_t>(LINES, step.width - d);
                 float part[1][LINES];
                 packed_dots<1>(f.down.format, mine.down[a].at(d * f.down_row_bytes), f.down_row_bytes, lines, &mine.thoughts[a].codes, 1,
-                               f.unit_width, part);
+                               f.unit_width, part, 2 * LINES * f.down_row_bytes);
                 for (int64_t r = 0; r < lines; ++r)
                     x[d + r] += part[0][r] + (f.down_bias ? mine.strengths[a] * f.down_bias[mine.units[a] * step.width + d + r] : 0.f);
             }
         }
     }
-    // Hidden values [f, f + BLOCK) of a unit, activated and times its strength.
+    // Each neuron that speaks adds its row of `down`, a thread's blocks of it; the others' rows are not read.
+    void speak_turned(const StepFeedForward& f, Member me, const Own& mine) const {
+        const int64_t blocks = packs(step.width), from = me.from(blocks, 1), to = me.to(blocks, 1);
+        int64_t count = 0;
+        for (int64_t a = 0; a < f.slots; ++a)
+            for (int64_t n = 0; mine.units[a] >= 0 && n < f.unit_width; ++n)
+                if (const float value = mine.thoughts[a].plain[n]; value != 0.f)
+                    mine.said[count++] = {reinterpret_cast<const uint8_t*>(mine.down[a].at(n * f.down_row_bytes)), value};
+        float *dealt = mine.spoken, *zeros = dealt + PACK * blocks;
+        std::fill_n(mine.spoken, spoken_size(), 0.f);
+        for (int64_t i = 0; i < count; ++i)
+            add_packed_row(f.down.format, mine.said[i].row, blocks, from, to, mine.said[i].value, dealt, zeros,
+                           i + 2 < count ? mine.said[i + 2].row : nullptr);
+        for (int64_t d = from * PACK, last = std::min(step.width, to * PACK); d < last; ++d) {
+            const int64_t block = d / PACK, group = d % PACK / GROUP, at = d % GROUP;
+            x[d] += dealt[block * PACK + at / 4 * 4 * GROUPS + group * 4 + at % 4] - zeros[block * GROUPS + group];
+        }
+        for (int64_t a = 0; a < f.slots && f.down_bias; ++a)
+            for (int64_t d = from * PACK, last = std::min(step.width, to * PACK); mine.units[a] >= 0 && d < last; ++d)
+                x[d] += mine.strengths[a] * f.down_bias[mine.units[a] * step.width + d];
+    }
+    // Hidden values [f, f + BLOCK) of a unit, activated and times its strength; `next` is read after them.
     void hide(const Stored& up, int64_t row_bytes, const Stored& up_bias, int64_t width, int64_t f, int64_t code, float strength, const Vector& in,
-              float* out) const {
+              float* out, const char* next) const {
         const Activation& act = activation(int(code));
         const int64_t some = std::min<int64_t>(BLOCK, width - f);
         float hidden[2 * BLOCK];
         const PreparedVector& x = in.of(up.format);
+        const RowBlocks<char> rows{up.at(f * row_bytes), row_bytes, width, some, act.parts, next};
         for (int p = 0; p < act.parts; ++p)
             for (int64_t r = 0; r < some; r += LINES) {
                 const int64_t row = p * width + f + r, lines = std::min<int64_t>(LINES, some - r);
                 float part[1][LINES];
-                packed_dots<1>(up.format, up.at(row * row_bytes), row_bytes, lines, &x, 1, step.width, part);
+                packed_dots<1>(up.format, rows.at(p, r), row_bytes, lines, &x, 1, step.width, part, rows.ahead(p, r));
                 for (int64_t l = 0; l < lines; ++l) hidden[p * some + r + l] = part[0][l] + (up_bias ? up_bias[row + l] : 0.f);
             }
         act.forward(hidden, some, out + f);
