@@ -10,6 +10,7 @@ import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
 from pragnosia.apps.budgeting import Adapter, Exact, Memory, Vram, check_memory, open_speaker
+from pragnosia.apps.leaving import ExitConfidence, check_early
 from pragnosia.apps.speaking import Energy, Model
 from pragnosia.units import format_bytes, format_count, format_duration, format_joules
 
@@ -35,13 +36,17 @@ def evaluate(
     adapter: Adapter = None,
     exact: Exact = False,
     vram: Vram = None,
+    exit_confidence: ExitConfidence = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
     """Perplexity and bits per byte of a text, every token scored once with the context before it."""
     _check_input(model, data, max_bytes, [energy])
     check_memory(memory)
-    measured = _evaluated(model, data, context, stride, max_bytes, energy, memory, adapter, exact, vram)
+    check_early(model, speculate=False, exit_confidence=exit_confidence)
+    measured = _evaluated(
+        model, data, context, stride, max_bytes, energy, memory, adapter, exact, vram, exit_confidence
+    )
     values = {"model": str(model), "data": data, **measured}
     rows = [
         ("bits per byte", f"{values['bits_per_byte']:.4f}"),
@@ -50,6 +55,7 @@ def evaluate(
         ("text", f"{format_bytes(values['bytes'])}, {format_count(values['tokens'])} tokens"),
         ("speed", f"{values['tokens_per_second']:.0f} tokens/s, {format_duration(values['seconds'])}"),
         ("cost per token", _cost(values)),
+        *((("layers per token", f"{values['layers_per_token']:.2f}"),) if exit_confidence is not None else ()),
     ]
     return Answer(values, aligned(rows))
 
@@ -121,6 +127,7 @@ def _evaluated(
     adapter: Path | None = None,
     exact: bool = False,
     vram: str | None = None,
+    exit_confidence: str | None = None,
 ) -> dict[str, Any]:
     from pragnosia.data import Joined, resolve
     from pragnosia.inference.loading import load_config
@@ -128,7 +135,8 @@ def _evaluated(
 
     if context is None and memory is not None:
         context = min(_CONTEXT_IN_BUDGET, load_config(model).max_position_embeddings)
-    speaker = open_speaker(model, memory, context, adapter, quiet=True, exact=exact, vram=vram)
+    early = {"speculate": False, "exit_confidence": exit_confidence}
+    speaker = open_speaker(model, memory, context, adapter, quiet=True, exact=exact, vram=vram, **early)
     text = Joined(tuple(resolve(source) for source in data))
     return measure_text(
         speaker.model,
@@ -139,6 +147,7 @@ def _evaluated(
         batch_size=1 if exact else None,  # as transformers reads a text; a batch's eager scores would pass the budget
         energy=energy,
         max_bytes=_limit(max_bytes),
+        leave=() if speaker.early is None else speaker.early.leave,
     ).to_dict()
 
 

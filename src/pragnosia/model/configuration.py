@@ -17,6 +17,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from pragnosia.errors import ConfigError, unknown_name
 from pragnosia.model.organs import (
     AttentionConfig,
+    ExitsConfig,
     ExpertsConfig,
     FeedForwardConfig,
     Organ,
@@ -26,13 +27,14 @@ from pragnosia.model.organs import (
     require_whole,
 )
 
-__all__ = ["AttentionConfig", "ExpertsConfig", "FeedForwardConfig", "PragnosiaConfig", "ThalamusConfig"]
+__all__ = ["AttentionConfig", "ExitsConfig", "ExpertsConfig", "FeedForwardConfig", "PragnosiaConfig", "ThalamusConfig"]
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 ORGANS: dict[str, type[Organ]] = {
     "attention": AttentionConfig,
     "feed_forward": FeedForwardConfig,
     "experts": ExpertsConfig,
+    "exits": ExitsConfig,
 }
 
 # What transformers itself passes to or keeps in a config besides its fields; anything else is a user's mistake.
@@ -108,6 +110,8 @@ class PragnosiaConfig(PreTrainedConfig):
     attention: Any = None
     feed_forward: Any = None
     experts: Any = None
+    exits: Any = None
+    """Layers after which a token may leave, and how that is trained; None: every token is for the whole way."""
     mixers: str | list[str] = "attention"
     feed_forwards: str | list[str] | None = None
     """None is `experts` for every layer if there are experts, else `dense`."""
@@ -182,6 +186,12 @@ class PragnosiaConfig(PreTrainedConfig):
                 "feed_forwards name a dense layer, feed_forward is not configured; give its width")  # fmt: skip
         require("experts" not in self.feed_forwards or self.experts is not None,
                 "feed_forwards name experts, experts are not configured; give num_units and unit_width")  # fmt: skip
+        for layer in self.exits.layers if self.exits is not None else ():
+            require(
+                layer < self.num_hidden_layers,
+                f"exits.layers names {layer}, the model has {self.num_hidden_layers} layers; "
+                f"exits stand after layer 1 to {self.num_hidden_layers - 1}",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """As transformers writes it, with the organs as plain dictionaries."""
