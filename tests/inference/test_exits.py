@@ -93,8 +93,8 @@ def test_wishes() -> None:
     draft = made().draft
     assert wish(made()) == wish(made(), True) == Early(draft=draft)
     assert wish(made(), False) is None
-    assert wish(made(gain=0.9)) is None, "it does not pay"
-    assert wish(made(gain=0.9), True) is not None
+    assert wish(made(gain=1.05)) is None, "it does not pay"
+    assert wish(made(gain=1.05), True) is not None
     assert wish(None) is None
     assert wish(None, False) is None
     assert wish(made(), confidence="calibrated") == Early(leave=((2, 0.9),))

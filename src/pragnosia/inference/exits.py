@@ -17,6 +17,8 @@ from pragnosia.errors import CheckpointError, ConfigError, unknown_name
 
 EXITS = "exits.json"
 MEMORIES = ("exact", "propagated")
+PAYS = 1.1
+"""Of a draft's gain: what is less is lost again in the calls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ class Draft:
     accepted: float = 0.0
     """Share of its drafts that held, on the text."""
     gain: float = 1.0
-    """Bytes of weights that plain decoding reads for a token, over those read so; 1 where it does not pay."""
+    """Bytes of weights that plain decoding reads for a token, over those read so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +169,7 @@ def chosen_early(
         if confidence != "calibrated":
             leave = tuple((entry.layer, _share(confidence)) for entry in exits.exits)
         return Early(leave=leave, memory=memory) if leave else None  # type: ignore[arg-type]
-    pays = exits.draft is not None and exits.draft.gain > 1
+    pays = exits.draft is not None and exits.draft.gain >= PAYS
     return Early(draft=exits.draft) if exits.draft is not None and (speculate or (speculate is None and pays)) else None
 
 
