@@ -33,9 +33,9 @@ def traces(monkeypatch: pytest.MonkeyPatch) -> list[Trace]:
     """What every decoder a conversation makes has read, oldest first."""
     made: list[Trace] = []
 
-    def tracing(model: PragnosiaForCausalLM, room: int, energy: float, planned: int | None) -> Decoder:
+    def tracing(model: PragnosiaForCausalLM, room: int, energy: float, early: None, planned: int | None) -> Decoder:
         made.append(Trace())
-        return Decoder(model, room, energy, made[-1], planned=planned)
+        return Decoder(model, room, energy, made[-1], early=early, planned=planned)
 
     monkeypatch.setattr(chat, "Decoder", tracing)
     return made

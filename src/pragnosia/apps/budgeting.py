@@ -69,8 +69,9 @@ def open_speaker(
     quiet: bool,
     exact: bool = False,
     vram: str | None = None,
+    **early: Any,
 ) -> Pragnosia:
-    """The model, with its plan printed first where there is a budget."""
+    """The model, with its plan printed first where there is a budget; `early` as for `check_early`."""
     if adapter is not None:
         from pragnosia.tuning.peft_config import check_adapter
 
@@ -81,7 +82,7 @@ def open_speaker(
         size_of("--vram", vram)
     with bar("loading", quiet=quiet) as progress:
         speaker = Pragnosia.from_pretrained(
-            model, memory=memory, context=context, adapter=adapter, progress=progress, exact=exact, vram=vram
+            model, memory=memory, context=context, adapter=adapter, progress=progress, exact=exact, vram=vram, **early
         )
     if not quiet and speaker.plan is not None:
         print(speaker.plan.table(), file=sys.stderr)

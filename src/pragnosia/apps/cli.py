@@ -10,7 +10,7 @@ import sys
 import typer
 
 from pragnosia import __version__
-from pragnosia.apps import evaluating, models, packing, planning, speaking, training, tuning
+from pragnosia.apps import calibrating, evaluating, models, packing, planning, speaking, training, tuning
 
 app = typer.Typer(
     name="pragnosia",
@@ -27,6 +27,7 @@ app.command("generate")(speaking.generate)
 app.command("chat")(speaking.chat)
 app.command("eval")(evaluating.evaluate)
 app.command("energy")(evaluating.energy)
+app.command("calibrate")(calibrating.calibrate)
 app.command("compare")(training.compare)
 app.command("inspect")(models.inspect)
 app.command("import")(models.import_model)

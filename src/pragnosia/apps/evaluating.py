@@ -10,6 +10,7 @@ import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
 from pragnosia.apps.budgeting import Adapter, Exact, Memory, Vram, check_memory, open_speaker
+from pragnosia.apps.leaving import ExitConfidence, check_early
 from pragnosia.apps.speaking import Model
 from pragnosia.units import format_bytes, format_count, format_duration, format_joules
 
@@ -43,6 +44,7 @@ def evaluate(
     adapter: Adapter = None,
     exact: Exact = False,
     vram: Vram = None,
+    exit_confidence: ExitConfidence = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
@@ -53,9 +55,10 @@ def evaluate(
     energies = _energies("--energy", energy)
     _check_input(model, data, max_bytes, energies)
     check_memory(memory)
+    check_early(model, speculate=False, exit_confidence=exit_confidence)
     if plot is not None:
         _check_plot(plot, energies)
-    text = _Text(model, data, context, stride, max_bytes, memory, adapter, exact, vram)
+    text = _Text(model, data, context, stride, max_bytes, memory, adapter, exact, vram, exit_confidence)
     first = text.measured(energies[0])
     values = {"model": str(model), "data": data, **first.to_dict()}
     if len(energies) > 1:
@@ -67,6 +70,7 @@ def evaluate(
         ("text", f"{format_bytes(values['bytes'])}, {format_count(values['tokens'])} tokens"),
         ("speed", f"{values['tokens_per_second']:.0f} tokens/s, {format_duration(values['seconds'])}"),
         ("cost per token", _cost(values)),
+        *((("layers per token", f"{values['layers_per_token']:.2f}"),) if exit_confidence is not None else ()),
     ]
     return Answer(values, aligned(rows))
 
@@ -181,13 +185,15 @@ class _Text:
         adapter: Path | None = None,
         exact: bool = False,
         vram: str | None = None,
+        exit_confidence: str | None = None,
     ) -> None:
         from pragnosia.data import Joined, resolve
         from pragnosia.inference.loading import load_config
 
         if context is None and memory is not None:
             context = min(_CONTEXT_IN_BUDGET, load_config(model).max_position_embeddings)
-        self.speaker = open_speaker(model, memory, context, adapter, quiet=True, exact=exact, vram=vram)
+        early = {"speculate": False, "exit_confidence": exit_confidence}
+        self.speaker = open_speaker(model, memory, context, adapter, quiet=True, exact=exact, vram=vram, **early)
         self.documents = Joined(tuple(resolve(source) for source in data))
         # as transformers reads a text; a batch's eager scores would pass the budget
         batch = 1 if exact else None
@@ -196,6 +202,7 @@ class _Text:
             "stride": stride,
             "batch_size": batch,
             "max_bytes": _limit(max_bytes),
+            "leave": () if self.speaker.early is None else self.speaker.early.leave,
         }
 
     def measured(self, energy: float) -> Evaluation:

@@ -24,6 +24,7 @@ from pragnosia.apps.budgeting import (
     streamed,
     streamed_line,
 )
+from pragnosia.apps.leaving import ExitConfidence, ExitMemory, Speculate, check_early, early_line, early_values
 from pragnosia.errors import CheckpointError, PromptError
 from pragnosia.units import format_bytes, format_count, format_joules
 
@@ -72,6 +73,9 @@ def generate(
     adapter: Adapter = None,
     exact: Exact = False,
     vram: Vram = None,
+    speculate: Speculate = None,
+    exit_confidence: ExitConfidence = None,
+    exit_memory: ExitMemory = "exact",
     stats: Stats = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -98,12 +102,14 @@ def generate(
     check_memory(memory)
     joules = _joules(energy_budget)
     check_speaker(model)
+    early = check_early(model, speculate, exit_confidence, exit_memory)
 
     from pragnosia.inference.decode import Trace
     from pragnosia.inference.ending import Spoken
     from pragnosia.measure.meter import EnergyMeter
 
-    speaker, trace = open_speaker(model, memory, context, adapter, quiet=as_json, exact=exact, vram=vram), Trace()
+    speaker = open_speaker(model, memory, context, adapter, quiet=as_json, exact=exact, vram=vram, **early)
+    trace = Trace()
     ids = speaker.encode(prompt)
     decoder = speaker.decoder(len(ids) + max_new_tokens, energy, trace)
     started = time.perf_counter()
@@ -119,7 +125,7 @@ def generate(
     if not as_json:
         print(file=sys.__stdout__)
     tokens = len(decoder.ids) - len(ids)
-    cost = spent(speaker, trace, meter.measured)
+    cost = spent(speaker, trace, meter.measured, decoder.tally.tokens)
     values = {
         "text": "".join(pieces),
         "stopped": spoken.stopped,
@@ -129,6 +135,7 @@ def generate(
         "energy": decoder.energy,
         **cost,
         **streamed(speaker, len(decoder.ids)),
+        **early_values(decoder),
     }
     aside = [full_line(speaker)] if spoken.stopped == "context" else []
     if purse is not None:
@@ -138,6 +145,8 @@ def generate(
         aside.append(streamed_line(values))
     if stats:
         aside.append(f"[decoding: {decoder.decoding}]")
+    if stats and decoder.tally.tokens:
+        aside.append(early_line(values, speaker.model.config.num_hidden_layers))
     return Answer(values, aside="\n".join(aside))
 
 
@@ -157,6 +166,9 @@ def chat(
     context: Context = None,
     adapter: Adapter = None,
     vram: Vram = None,
+    speculate: Speculate = None,
+    exit_confidence: ExitConfidence = None,
+    exit_memory: ExitMemory = "exact",
     system: Annotated[str | None, typer.Option(help="What the model is told before the first turn.")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -182,11 +194,12 @@ def chat(
     check_memory(memory)
     joules = _joules(energy_budget)
     check_speaker(model)
+    early = check_early(model, speculate, exit_confidence, exit_memory)
 
     from pragnosia.inference.chat import Conversation
     from pragnosia.measure.meter import EnergyMeter
 
-    speaker = open_speaker(model, memory, context, adapter, quiet=as_json, vram=vram)
+    speaker = open_speaker(model, memory, context, adapter, quiet=as_json, vram=vram, **early)
     conversation = Conversation(speaker, sampling=sampling, max_new_tokens=max_new_tokens, system=system, energy=energy)
     turns: list[dict[str, str]] = []
     with EnergyMeter() as meter:
@@ -300,8 +313,8 @@ def counted(speaker: Pragnosia) -> Account:
     return account(model if speaker.plan is None else config, precision=str(model.dtype).removeprefix("torch."))
 
 
-def spent(speaker: Pragnosia, trace: Trace, measured: Any) -> dict[str, Any]:
-    """Operations, bytes and joules of what actually woke, prompt included."""
+def spent(speaker: Pragnosia, trace: Trace, measured: Any, climbed: int = 0) -> dict[str, Any]:
+    """Operations, bytes and joules of what actually woke, prompt included; `climbed` tokens of it by climbs."""
     from pragnosia.measure.activity import ActivityMeter
     from pragnosia.measure.energy import energy_model
 
@@ -310,6 +323,15 @@ def spent(speaker: Pragnosia, trace: Trace, measured: Any) -> dict[str, Any]:
     for routings, tokens in trace.steps():
         meter.add(routings, tokens=tokens, past=past, logits=1)
         past += tokens
+    for climb in trace.climbs:
+        meter.add(
+            climb.routings,
+            tokens=climb.tokens,
+            past=climb.past,
+            logits=climb.heads,
+            layers=(climb.start, climb.end),
+        )
+    meter.said(climbed)
     activity = meter.activity()
     joules = activity.energy(energy_model(device=model.device.type), measured)
     return {

@@ -40,6 +40,7 @@ _NO_FUNCTION = {
     "_name_or_path",
     "architectures",
     "dtype",
+    "exits",
     "initializer_range",
     "quantization_config",
     "tokenizer_digest",

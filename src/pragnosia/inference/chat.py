@@ -53,7 +53,8 @@ class Conversation:
         self._answer: Generator[str, None, None] | None = None
         self._words: Spoken | None = None
         planned = None if speaker.plan is None else speaker.plan.context
-        self.decoder = Decoder(speaker.model, 1024, energy, planned=planned)  # the state grows as far as that
+        # the state grows as far as that
+        self.decoder = Decoder(speaker.model, 1024, energy, early=speaker.early, planned=planned)
         self.text = ""  # what the decoder's tokens stand for
         # Characters of the text and the state that has read just those; the first mark is the beginning.
         self.marks: list[tuple[int, State]] = [(0, self.decoder.state)]

@@ -13,6 +13,9 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from pragnosia.errors import CheckpointError, PromptError
+from pragnosia.inference.early import EarlyProgram, Tally, early_program
+from pragnosia.inference.exits import Early
+from pragnosia.inference.ladder import Climb, climbable
 from pragnosia.inference.program import Program, writable
 from pragnosia.inference.prompt import read_by_layers
 from pragnosia.inference.sampler import Sampler, Sampling
@@ -30,6 +33,8 @@ class Trace:
 
     routings: list[tuple[Routing | None, ...]] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
+    climbs: list[Climb] = field(default_factory=list)
+    """Passes of some layers alone, where fewer than all are spoken with (early.py)."""
 
     def steps(self) -> Iterator[tuple[tuple[Routing | None, ...], int]]:
         """Each forward pass: who woke in each layer, and for how many tokens."""
@@ -50,6 +55,8 @@ class Decoder:
     trace: Trace | None = None
     progress: Callable[[int, int], None] | None = None
     """Called while a prompt is read, layer by layer, with tokens times layers done, and in all."""
+    early: Early | None = None
+    """How to speak with fewer layers, where a program can be written; None: all of them for every token."""
     planned: int | None = None
     """Tokens that a plan has room for; more would take more memory than it says."""
 
@@ -59,10 +66,13 @@ class Decoder:
         self.room = max(1, min(self.room, self.limit))
         self.ids: list[int] = []
         self._state: State = self.model.fresh_state(1, self.room)
-        self._program: Program | None = None
+        self._program: Program | EarlyProgram | None = None
+        self.tally = Tally()
+        """What `early` came to."""
         self._piece: int = getattr(self.model, "prompt_piece", PROMPT_PIECE)  # of a prompt, read at once
         self.decoding = "modules"
-        """What computes single tokens: `modules`, or `compiled` where a program can be written."""
+        """What computes single tokens: `modules`, or where a program can be written `compiled`, or as `early` says
+        `speculative` or `leaving early`."""
 
     @property
     def tokens(self) -> Int[Tensor, "1 S"]:
@@ -108,7 +118,7 @@ class Decoder:
         limit = self.limit
         self._fold()  # the model may have changed since we last spoke
         single = writable(self.model, self._state)
-        self.decoding = "compiled" if single else "modules"
+        self._check_early(single)
         for _ in range(min(max_new_tokens, limit - len(self.ids))):
             try:
                 chosen = self._step(sampler, single)
@@ -125,13 +135,14 @@ class Decoder:
         if self._program is not None and self._program.length == self._program.room:
             self._fold()  # the modules make room
         elif self._program is None and single and len(self.ids) - self._state.length == 1 and self._has_room():
-            self._program = Program(self.model, self._state, self.energy)
+            self._program = self._written()
         # What was read counts once the next token is chosen: Ctrl-C in between leaves a text that can go on.
         if self._program is not None:
             likeliest = self._program(self.ids[-1])
             chosen = self._choose(sampler, self._program.logits, likeliest)
             self._program.length += 1
-            self._record(self._program.routings, 1)
+            if isinstance(self._program, Program):
+                self._record(self._program.routings, 1)
             return chosen
         piece = self._piece if self.model.device.type == "cpu" else prompt_piece(self.model.config, self.room)
         with self._watched(len(self.ids) - self._state.length):
@@ -146,6 +157,20 @@ class Decoder:
         chosen = self._choose(sampler, logits, int(logits.argmax()))
         self._settle(output, unread)
         return chosen
+
+    def _check_early(self, single: bool) -> None:
+        """Say what will compute single tokens; what cannot climb speaks with all layers."""
+        if single and self.early is not None and not climbable(self.model):
+            self.early = None
+        kinds = "compiled" if self.early is None else "speculative" if self.early.draft else "leaving early"
+        self.decoding = kinds if single else "modules"
+
+    def _written(self) -> Program | EarlyProgram:
+        """A program for the next tokens."""
+        if self.early is None:
+            return Program(self.model, self._state, self.energy)
+        trace = None if self.trace is None else self.trace.climbs.append
+        return early_program(self.model, self._state, self.energy, self.early, self.tally, trace)
 
     def _choose(self, sampler: Sampler, logits: Tensor, likeliest: int) -> int:
         """The next token. Raises CheckpointError where the scores are no numbers."""

@@ -62,7 +62,7 @@ class Program:
         self.room = min(memory.keys.shape[2] for memory in self._layers)
         self.logits = torch.empty(1, model.config.vocab_size)
         self._positions, self._table = model.model.positions, model.model.embed_tokens
-        self._pen = _Pen(model, self._layers, energy)
+        self._pen = Pen(model, self._layers, energy)
         self._step = self._pen.step
         self._step.logits = self.logits.data_ptr()
 
@@ -87,18 +87,7 @@ class Program:
 
     def routings(self) -> tuple[Routing | None, ...]:
         """Who woke for the last token, layer by layer."""
-        units, strengths, scores = (told.clone() for told in self._pen.told)
-        routings: list[Routing | None] = []
-        slot = unit = 0
-        for shape in self._pen.shapes:
-            if shape is None:
-                routings.append(None)
-                continue
-            awake, count = shape
-            some = slice(slot, slot + awake)
-            routings.append(Routing(units[None, some], strengths[None, some], scores[None, unit : unit + count]))
-            slot, unit = slot + awake, unit + count
-        return tuple(routings)
+        return self._pen.routings()
 
 
 def writable(model: Cortex, state: State) -> bool:
@@ -120,17 +109,18 @@ def _readable(tensor: Tensor) -> bool:
     return tensor.is_cpu and tensor.dtype in (*steps.STORED, torch.uint8) and tensor.is_contiguous()
 
 
-class _Pen:
+class Pen:
     """Writes the structures, and holds on to every tensor whose address stands in them."""
 
-    def __init__(self, model: Cortex, memories: tuple[KeyValues, ...], energy: float) -> None:
+    def __init__(self, model: Cortex, memories: tuple[KeyValues, ...], energy: float, tokens: int = 1) -> None:
         self.held: list[Tensor] = []
         self.pool = pool_of(model)
         self.bytes_read, self.has_bf16, self.has_packed = 0, False, False
         layers: list[Any] = list(model.model.layers)
         self.shapes = [_shape(layer.feed_forward, energy) for layer in layers]
-        slots, units = (sum(shape[i] for shape in self.shapes if shape) for i in (0, 1))
-        self.told = torch.empty(slots, dtype=torch.long), torch.empty(slots), torch.empty(units)
+        self.slots, self.units = (sum(shape[i] for shape in self.shapes if shape) for i in (0, 1))
+        whole = torch.empty(tokens, self.slots, dtype=torch.long)
+        self.told = whole, torch.empty(tokens, self.slots), torch.empty(tokens, self.units)
         self.row: Tensor | None = None
         """Of a table on disk: the one row that is here."""
         self.frequencies = model.model.positions.inv_freq.float().clone()
@@ -142,7 +132,7 @@ class _Pen:
             if shape is None:
                 feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, **self._always(organ)))
             else:
-                told = [self.told[0][slot:], self.told[1][slot:], self.told[2][unit:]]
+                told = [self.told[0][0, slot:], self.told[1][0, slot:], self.told[2][0, unit:]]
                 feed_forwards.append(StepFeedForward(norm=norm, **self._experts(organ, energy, told)))
                 slot, unit = slot + shape[0], unit + shape[1]
         head, embedding = self.linear(model.lm_head), self._table(model.model.embed_tokens)
@@ -162,6 +152,20 @@ class _Pen:
             mixers=(StepMixer * len(mixers))(*mixers),
             feed_forwards=(StepFeedForward * len(feed_forwards))(*feed_forwards),
         )
+
+    def routings(self, count: int = 1) -> tuple[Routing | None, ...]:
+        """Who woke for the `count` tokens that were told of last, layer by layer."""
+        units, strengths, scores = (told[:count].clone() for told in self.told)
+        routings: list[Routing | None] = []
+        slot = unit = 0
+        for shape in self.shapes:
+            if shape is None:
+                routings.append(None)
+                continue
+            (awake, num_units), some = shape, slice(slot, slot + shape[0])
+            routings.append(Routing(units[:, some], strengths[:, some], scores[:, unit : unit + num_units]))
+            slot, unit = slot + awake, unit + num_units
+        return tuple(routings)
 
     def address(self, tensor: Tensor) -> int:
         """Of a tensor that is kept alive."""

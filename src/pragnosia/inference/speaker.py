@@ -21,6 +21,7 @@ from pragnosia.inference.budget import as_bytes
 from pragnosia.inference.choices import DeviceMap, chosen_bits, chosen_budgets, chosen_device, chosen_dtype
 from pragnosia.inference.decode import Decoder, Trace
 from pragnosia.inference.directory import has_tokenizer
+from pragnosia.inference.exits import Early, chosen_early, read_exits
 from pragnosia.inference.few_bits import load_in_few_bits
 from pragnosia.inference.loading import load_model, load_tokenizer
 from pragnosia.inference.plan import Plan
@@ -49,6 +50,8 @@ class Pragnosia:
         self._tokenizer = tokenizer
         self.plan = plan
         """How the memory is shared out, where a budget was given."""
+        self.early: Early | None = None
+        """How to speak with fewer layers; None: with all of them for every token."""
 
     @classmethod
     def from_pretrained(  # noqa: PLR0913  each is an option that people give by name
@@ -69,6 +72,9 @@ class Pragnosia:
         vram: int | str | None = None,
         max_memory: Mapping[Any, int | str] | None = None,
         quantization_config: Any = None,
+        speculate: bool | None = None,
+        exit_confidence: str | float | None = None,
+        exit_memory: str = "exact",
     ) -> Pragnosia:
         """Load a model directory, ours or a supported family's, or a GGUF file; a tokenizer matters only for text.
 
@@ -82,6 +88,10 @@ class Pragnosia:
         through transformers' own eager modules, for their logits bit for bit; with `memory` its experts stay on disk.
         `max_memory` ({"cpu": "4GiB", 0: "4GiB"}) is accelerate's name of `memory` and `vram`, `quantization_config`
         transformers' of the two `load_in_`.
+        Where exits were calibrated (`pragnosia calibrate`) and drafting pays, decoding drafts with the first layers and
+        judges with the others, which says the same words; `speculate` forces or forbids it. `exit_confidence`
+        ("calibrated", or a probability) lets tokens leave early instead, which may say others; `exit_memory` is what
+        the layers above them then remember, "exact" or "propagated".
         Raises CheckpointError, ConfigError, BudgetError, UserError.
         """
         memory, vram = chosen_budgets(memory, vram, max_memory)
@@ -92,11 +102,11 @@ class Pragnosia:
         dtype = chosen_dtype(dtype, torch_dtype)
         place = chosen_device(device, device_map, in_budget=memory is not None or bits is not None)
         if exact:
-            changed = learned is not None or vram is not None or bits is not None
+            changed = learned is not None or vram is not None or bits is not None or exit_confidence is not None
             if changed or dtype != "auto" or place != "cpu":
                 raise UserError(
-                    "exact mode runs a model as it lies, on the CPU: no adapter, other type, fewer bits or device; "
-                    "leave those out, or exact"
+                    "exact mode runs a model as it lies, on the CPU: no adapter, other type, fewer bits, device or "
+                    "exits; leave those out, or exact"
                 )
             from pragnosia.inference.exact_loading import load_exact  # brings transformers' model classes along
 
@@ -132,7 +142,11 @@ class Pragnosia:
         config, tokenizer = model.config, None
         if has_tokenizer(directory):
             tokenizer = load_tokenizer(directory, config.vocab_size, config.tokenizer_digest)
-        return cls(model, tokenizer, plan)
+        speaker = cls(model, tokenizer, plan)
+        # drafts that are refused read units from disk, too: within a budget only who asks has them
+        asked = speculate if plan is None else bool(speculate)
+        speaker.early = _early(config, directory, asked, exit_confidence, exit_memory)
+        return speaker
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -185,7 +199,8 @@ class Pragnosia:
 
     def decoder(self, room: int, energy: float = 1.0, trace: Trace | None = None) -> Decoder:
         """An empty text to read into and speak from."""
-        return Decoder(self.model, room, energy, trace, planned=None if self.plan is None else self.plan.context)
+        planned = None if self.plan is None else self.plan.context
+        return Decoder(self.model, room, energy, trace, early=self.early, planned=planned)
 
     def encode(self, text: str) -> list[int]:
         """Token ids; an empty text is the token documents begin (or end) with.
@@ -228,6 +243,17 @@ class Pragnosia:
                 held = held[safe:]
         if held:
             yield held
+
+
+def _early(
+    config: Any, directory: str | Path, speculate: bool | None, confidence: str | float | None, memory: str
+) -> Early | None:
+    """How to speak with fewer layers; who forbids it does not even read what was calibrated. Raises UserErrors."""
+    if speculate is False and confidence is None:
+        return None
+    exits = read_exits(directory, config.num_hidden_layers, config.vocab_size)
+    told = None if confidence is None else str(confidence)
+    return chosen_early(exits, directory, speculate=speculate, confidence=told, memory=memory)
 
 
 def _in_few_bits(

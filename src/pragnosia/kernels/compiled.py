@@ -92,6 +92,7 @@ def _declare(library: ctypes.CDLL) -> None:
     library.pragnosia_pool_wait.restype = pointer
     library.pragnosia_pool_tick.argtypes = [pointer, whole]
     library.pragnosia_step.argtypes, library.pragnosia_step.restype = [pointer, whole, whole], whole
+    library.pragnosia_span.argtypes, library.pragnosia_span.restype = [pointer], whole
     library.pragnosia_loss_rows.argtypes = [
         *(pointer, integer, whole, whole, pointer, whole, ctypes.c_float, integer, whole, pointer),
     ]

@@ -16,6 +16,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from pragnosia.learning.rule import Lesson, Named
+from pragnosia.model.exits import ExitLesson
 from pragnosia.model.thalamus import Routing
 
 Routings = tuple[Routing | None, ...]
@@ -32,11 +33,15 @@ class Backprop:
         """Every parameter that asks for a gradient."""
         return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
 
-    def learn(self, model: nn.Module, tokens: Int[Tensor, "B T"], share: float) -> Lesson:
-        """One forward and one backward pass."""
+    def learn(
+        self, model: nn.Module, tokens: Int[Tensor, "B T"], share: float, exits: ExitLesson | None = None
+    ) -> Lesson:
+        """One forward and one backward pass, of the end and of the exits that have a lesson."""
         with self._precision(tokens.device):
-            output = model(input_ids=tokens, labels=tokens, use_cache=False)
-        (output.loss * share).backward()
+            given = {} if exits is None else {"lesson": exits}
+            output = model(input_ids=tokens, labels=tokens, use_cache=False, **given)
+        taught = output.loss if getattr(output, "exit_loss", None) is None else output.loss + output.exit_loss
+        (taught * share).backward()
         return Lesson(output.loss.detach(), _detached(output.routings or ()))
 
     def settle(self, model: nn.Module, lessons: Sequence[Lesson]) -> None:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pragnosia.model.exits import ExitLesson
 from pragnosia.model.parts import part
 from pragnosia.model.thalamus import Routing
 
@@ -42,8 +43,13 @@ class LearningRule(Protocol):
     def changes(self, model: nn.Module) -> Iterable[Named]:
         """The parameters this rule may change, by name; all others stay as they are."""
 
-    def learn(self, model: nn.Module, tokens: Int[Tensor, "B T"], share: float) -> Lesson:
-        """Add `share` of the wishes of this batch to `.grad`; nothing else about the model changes."""
+    def learn(
+        self, model: nn.Module, tokens: Int[Tensor, "B T"], share: float, exits: ExitLesson | None = None
+    ) -> Lesson:
+        """Add `share` of the wishes of this batch to `.grad`; nothing else about the model changes.
+
+        `exits` is given where the model has exits to train.
+        """
 
     def settle(self, model: nn.Module, lessons: Sequence[Lesson]) -> None:
         """After the optimiser's step: change what needs no optimiser."""

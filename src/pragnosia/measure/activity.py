@@ -51,6 +51,20 @@ class Activity:
         return measured or model.estimate(self.operations, self.num_bytes, self.precision)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Share:
+    """Some layers of an account."""
+
+    start: int
+    operations: float
+    """Of a token, of what is always awake."""
+    num_bytes: float
+    widths: dict[int | None, tuple[int, int]]
+    """By window: queries and keys."""
+    sparse: tuple[int, ...]
+    """The layers that route."""
+
+
 class ActivityMeter:
     """Adds up forward passes.
 
@@ -65,17 +79,9 @@ class ActivityMeter:
         self._operations = 0.0
         self._bytes = 0.0
         self._awake = [0] * len(account.layers)
-        self._sparse = [index for index, layer in enumerate(account.layers) if layer.num_units]
-        self._pending: dict[tuple[torch.Size, ...], list[Tensor]] = defaultdict(list)
+        self._pending: dict[tuple[_Share, tuple[torch.Size, ...]], list[Tensor]] = defaultdict(list)
         self._num_pending = 0
-        # What is the same in every pass, so that adding a token costs little beside speaking it.
-        self._always_operations = sum(layer.operations(0, 0) for layer in account.layers)
-        always = account.head_parameters + sum(layer.parameters for layer in account.layers)
-        self._always_bytes = bytes_of(always, account.precision)
-        self._widths: dict[int | None, tuple[int, int]] = {}
-        for layer in account.layers:
-            query, key = self._widths.get(layer.window, (0, 0))
-            self._widths[layer.window] = (query + layer.query_width, key + layer.key_width)
+        self._shares: dict[tuple[int, int], _Share] = {}
 
     def add(
         self,
@@ -85,34 +91,43 @@ class ActivityMeter:
         past: int = 0,
         sequences: int = 1,
         logits: int | None = None,
+        layers: tuple[int, int] | None = None,
     ) -> None:
         """One forward pass of `tokens` new tokens in each of `sequences`, on top of `past` tokens remembered.
 
-        `logits` is for how many of them the head was asked, in each sequence; None is all.
+        `logits` is for how many of them the head was asked, in each sequence; None is all. `layers` [start, end) are
+        those that were passed, None all; tokens of a part are no tokens of the text until `said` counts them.
         """
         account, asked = self._account, tokens if logits is None else logits
+        share = self._share(*(layers or (0, len(account.layers))))
         units = [routing.units for routing in routings if routing is not None]
-        if len(units) != len(self._sparse):
+        if len(units) != len(share.sparse):
             raise ConfigError(
-                f"{len(units)} layers routed, the account has {len(self._sparse)} that do; "
+                f"{len(units)} layers routed, the account has {len(share.sparse)} that do; "
                 "make the account from the model that ran"
             )
-        self._tokens += tokens * sequences
-        self._operations += self._always_operations * tokens * sequences
+        self._tokens += tokens * sequences if layers is None else 0
+        self._operations += share.operations * tokens * sequences
         self._operations += 2 * account.head_matrix_parameters * asked * sequences
-        row = min(account.embedding_parameters, account.hidden_size)
-        self._bytes += self._always_bytes + bytes_of(row * tokens * sequences, account.precision)
-        for window, (query, key) in self._widths.items():
+        row = 0 if share.start else min(account.embedding_parameters, account.hidden_size)
+        head = bytes_of(account.head_parameters, account.precision) if asked else 0
+        self._bytes += share.num_bytes + head + bytes_of(row * tokens * sequences, account.precision)
+        for window, (query, key) in share.widths.items():
             self._operations += 4 * query * pairs(tokens, past, window) * sequences
             # A pass reads keys and values once for all its queries, and writes the new ones.
             reach = past + tokens if window is None else min(past + tokens, window + tokens - 1)
             self._bytes += bytes_of(2 * key * (reach + tokens) * sequences, account.cache_precision)
         if units:
             # Copied by cat: a decode loop may reuse the buffer it shows us.
-            self._pending[tuple(part.shape for part in units)].append(torch.cat([x.flatten() for x in units]))
+            shapes = tuple(part.shape for part in units)
+            self._pending[share, shapes].append(torch.cat([x.flatten() for x in units]))
             self._num_pending += 1
         if self._num_pending >= _PASSES_KEPT:
             self._count()
+
+    def said(self, tokens: int) -> None:
+        """So many tokens of the text came of passes of some layers alone."""
+        self._tokens += tokens
 
     def activity(self) -> Activity:
         """What all passes so far did."""
@@ -125,12 +140,30 @@ class ActivityMeter:
             precision=self._account.precision,
         )
 
+    def _share(self, start: int, end: int) -> _Share:
+        """What is the same in every pass of these layers, so that adding a token costs little beside speaking it."""
+        found = self._shares.get((start, end))
+        if found is None:
+            account, some = self._account, self._account.layers[start:end]
+            widths: dict[int | None, tuple[int, int]] = {}
+            for layer in some:
+                query, key = widths.get(layer.window, (0, 0))
+                widths[layer.window] = (query + layer.query_width, key + layer.key_width)
+            found = self._shares[start, end] = _Share(
+                start=start,
+                operations=sum(layer.operations(0, 0) for layer in some),
+                num_bytes=bytes_of(sum(layer.parameters for layer in some), account.precision),
+                widths=widths,
+                sparse=tuple(start + index for index, layer in enumerate(some) if layer.num_units),
+            )
+        return found
+
     def _count(self) -> None:
         """Turn the pending units into counts."""
-        for shapes, passes in self._pending.items():
+        for (share, shapes), passes in self._pending.items():
             grid = torch.stack(passes).cpu()  # (passes, slots of all layers)
             parts = grid.split([shape.numel() for shape in shapes], dim=1)
-            for index, part in zip(self._sparse, parts, strict=True):
+            for index, part in zip(share.sparse, parts, strict=True):
                 layer, awake = self._account.layers[index], int((part >= 0).sum())
                 self._awake[index] += awake
                 self._operations += 2 * layer.unit_matrix_parameters * awake

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from pragnosia.errors import CheckpointError, ConfigError, DataError
 from pragnosia.measure.accounting import DEFAULT_CONTEXT, account
 from pragnosia.measure.activity import ActivityMeter
 from pragnosia.measure.energy import EnergyModel, energy_model
+from pragnosia.measure.leaving import leaving
 from pragnosia.measure.meter import EnergyMeter
 from pragnosia.measure.passages import Passage, Passages, windows
 from pragnosia.measure.scoring import listening, score
@@ -55,6 +56,8 @@ class EvaluationOptions:
     """Scales how many units wake, in (0, 1]."""
     max_bytes: int | None = None
     """Of text; None: all there is."""
+    leave: Sequence[tuple[int, float]] = ()
+    """Layers, ascending, and how sure the exit behind each must be to take a token; none: all go all the way."""
 
     def __post_init__(self) -> None:
         for name in ("context", "stride", "batch_size", "max_bytes"):
@@ -85,6 +88,8 @@ class Evaluation:
     context: int
     stride: int
     seconds: float
+    layers_per_token: float
+    """Behind which the scored tokens left, mean."""
     tokens_read: int
     """Windows overlap, so more are read than scored; what woke is told per token read."""
     awake_per_token: tuple[float, ...]
@@ -144,7 +149,7 @@ def evaluate(
     context, stride = choices.window(int(model.config.max_position_embeddings))
     texts = documents.documents() if isinstance(documents, Source) else documents
     passages = Passages(tokenizer, int(model.config.vocab_size)).of(texts, choices.max_bytes)
-    reader = _Reader(model, choices.energy)
+    reader = _Reader(model, choices)
     counts = _Counts()
     nats = 0.0
     began = time.perf_counter()
@@ -166,6 +171,7 @@ def evaluate(
         context=context,
         stride=stride,
         seconds=time.perf_counter() - began,
+        layers_per_token=reader.depths / max(counts.tokens, 1),
         tokens_read=done.tokens,
         awake_per_token=done.awake_per_token,
         operations_per_token=done.operations_per_token,
@@ -195,17 +201,24 @@ def _check(nats: float, counts: _Counts) -> None:
 class _Reader:
     """Reads batches of windows and keeps account of who woke."""
 
-    def __init__(self, model: Cortex, energy: float) -> None:
+    def __init__(self, model: Cortex, choices: EvaluationOptions) -> None:
         self.model = model
-        self.energy = energy
-        self.meter = ActivityMeter(account(model, precision=str(model.dtype).removeprefix("torch."), energy=energy))
+        self.energy, self.leave = choices.energy, choices.leave
+        self.depths = 0.0  # layers behind which tokens left, summed
+        precision = str(model.dtype).removeprefix("torch.")
+        self.meter = ActivityMeter(account(model, precision=precision, energy=self.energy))
 
     def nats(self, batch: Int[Tensor, "B T+1"], num_scored: int) -> float:
         """Of the last `num_scored` tokens of each row."""
         rows = batch.to(self.model.device)
-        output = self.model.model(rows[:, :-1], use_cache=False, energy=self.energy)
+        given: dict[str, Any] = {"output_hidden_states": True} if self.leave else {}
+        output = self.model.model(rows[:, :-1], use_cache=False, energy=self.energy, **given)
         self.meter.add(output.routings, tokens=rows.shape[1] - 1, sequences=len(rows), logits=num_scored)
         hidden = output.last_hidden_state[:, -num_scored:].flatten(0, 1)
+        depths = torch.full((len(hidden),), int(self.model.config.num_hidden_layers))
+        if self.leave:
+            hidden, depths = leaving(self.model, output, num_scored, self.leave)
+        self.depths += float(depths.sum())
         scores = score(hidden, self.model.lm_head.weight, rows[:, -num_scored:].flatten())
         return -float(scores.log_probabilities.sum(dtype=torch.float32))
 

@@ -19,6 +19,7 @@ from pragnosia.model.organs import (
     AttentionConfig,
     ColumnsConfig,
     DendritesConfig,
+    ExitsConfig,
     ExpertsConfig,
     FeedForwardConfig,
     Organ,
@@ -33,6 +34,7 @@ __all__ = [
     "AttentionConfig",
     "ColumnsConfig",
     "DendritesConfig",
+    "ExitsConfig",
     "ExpertsConfig",
     "FeedForwardConfig",
     "PragnosiaConfig",
@@ -49,6 +51,7 @@ ORGANS: dict[str, type[Organ]] = {
     "dendrites": DendritesConfig,
     "feed_forward": FeedForwardConfig,
     "experts": ExpertsConfig,
+    "exits": ExitsConfig,
 }
 
 # What transformers itself passes to or keeps in a config besides its fields; anything else is a user's mistake.
@@ -126,6 +129,8 @@ class PragnosiaConfig(PreTrainedConfig):
     feed_forward: Any = None
     experts: Any = None
     columns: Any = None
+    exits: Any = None
+    """Layers after which a token may leave, and how that is trained; None: every token is for the whole way."""
     mixers: str | list[str] | None = None
     """None is `dendrites` for every layer if they are configured, else `attention`."""
     feed_forwards: str | list[str] | None = None
@@ -209,6 +214,12 @@ class PragnosiaConfig(PreTrainedConfig):
                 "feed_forwards name columns, columns are not configured; give width and column_width")  # fmt: skip
         require(self.experts is None or self.columns is None,
                 "experts and columns are both configured; a model has units of one shape, leave one out")  # fmt: skip
+        for layer in self.exits.layers if self.exits is not None else ():
+            require(
+                layer < self.num_hidden_layers,
+                f"exits.layers names {layer}, the model has {self.num_hidden_layers} layers; "
+                f"exits stand after layer 1 to {self.num_hidden_layers - 1}",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """As transformers writes it, with the organs as plain dictionaries."""

@@ -28,6 +28,7 @@ from transformers import initialization as init
 from pragnosia.errors import ConfigError
 from pragnosia.model.attention import Moment, RotaryPositions
 from pragnosia.model.configuration import PragnosiaConfig
+from pragnosia.model.exits import ExitLesson, exit_loss, pass_some, rows_of
 from pragnosia.model.linear import Linear
 from pragnosia.model.norm import RMSNorm
 from pragnosia.model.output_cortex import PragnosiaCausalLMOutput, PragnosiaOutput, next_token_loss
@@ -112,9 +113,10 @@ class CortexStack(nn.Module):
         use_cache: bool | None = None,
         output_hidden_states: bool = False,
         energy: float = 1.0,
+        lesson: ExitLesson | None = None,
         **_: Any,
     ) -> PragnosiaOutput:
-        """Hidden states of the new tokens, and the state that includes them."""
+        """Hidden states of the new tokens, and the state that includes them; a `lesson` is for training (exits.py)."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds, not both and not neither")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
@@ -124,8 +126,8 @@ class CortexStack(nn.Module):
         memories: list[Memory | None] = []
         routings: list[Routing | None] = []
         stream = [x]
-        for layer, memory in zip(self.layers, state.layers, strict=True):
-            x, memory, routing = layer(x, memory, moment)
+        for layer, memory, rows in zip(self.layers, state.layers, rows_of(lesson, len(self.layers)), strict=True):
+            x, memory, routing = layer(x, memory, moment) if rows is None else pass_some(layer, x, rows, memory, moment)
             memories.append(memory)
             routings.append(routing)
             if output_hidden_states:
@@ -231,6 +233,7 @@ class Cortex(nn.Module):
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         energy: float = 1.0,
+        lesson: ExitLesson | None = None,
         **_: Any,
     ) -> PragnosiaCausalLMOutput:
         """Logits (B, T or logits_to_keep, V); with labels the loss [nats], and in training only the loss."""
@@ -241,17 +244,22 @@ class Cortex(nn.Module):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            output_hidden_states=bool(output_hidden_states),
+            output_hidden_states=bool(output_hidden_states) or lesson is not None,
             energy=energy,
+            lesson=lesson,
         )
         hidden = outputs.last_hidden_state
         loss = None if labels is None else next_token_loss(hidden, self.lm_head.weight, labels)
+        beside = None
+        if lesson is not None and lesson.weights and labels is not None:
+            beside = exit_loss(lesson, outputs.hidden_states, self.model.norm, self.lm_head.weight, labels)
         logits = None
         if labels is None or not self.training:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, kept])
         return PragnosiaCausalLMOutput(
             loss=loss,
+            exit_loss=beside,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,

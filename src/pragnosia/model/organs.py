@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol, TypeVar
 
@@ -346,3 +346,32 @@ def _check_awake(owner: str, thalamus: ThalamusConfig, num_units: int) -> None:
         f"{owner}.thalamus.num_awake is {thalamus.num_awake}, more than the {num_units} {UNIT_NAMES[owner]} there are; "
         f"lower it or add {UNIT_NAMES[owner]}",
     )
+
+
+CURRICULA = ("all", "rotate", "gradual")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitsConfig(Organ):
+    """Layers after which a token may leave, by the last norm and the output head; and how that is trained."""
+
+    layers: Sequence[int]
+    """So many layers stand before each exit; the last layer is no exit, it is the end."""
+    loss_weight: float = 1.0
+    """Of the exits' mean cross-entropy, beside the end's."""
+    curriculum: str = "rotate"
+    """Which exits learn in a step: `all`; `rotate`, one after the other; `gradual`, the deepest first, then more."""
+    layer_dropout: float = 0.1
+    """Share of a batch's rows that pass the last layer by; less below, none passes the first."""
+
+    def __post_init__(self) -> None:
+        given: Any = self.layers
+        listed = isinstance(given, list | tuple) and len(given) > 0
+        require(listed, f"exits.layers is {given!r}; name layers, as in [2, 4]")
+        for layer in given:
+            require_whole("exits", layers=layer)
+        object.__setattr__(self, "layers", sorted(set(given)))
+        require_positive("exits", loss_weight=self.loss_weight)
+        require(0 <= self.layer_dropout < 1, f"exits.layer_dropout is {self.layer_dropout}; it must lie in [0, 1)")
+        if self.curriculum not in CURRICULA:
+            raise ConfigError(unknown_name("exits.curriculum", self.curriculum, CURRICULA))

@@ -36,6 +36,8 @@ class PragnosiaCausalLMOutput(ModelOutput):
     past_key_values: State | Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     routings: tuple[Routing | None, ...] | None = None
+    exit_loss: Tensor | None = None
+    """Of the exits that a lesson names, weighted; a learning rule adds it, `loss` is the end's alone."""
 
 
 def next_token_loss(

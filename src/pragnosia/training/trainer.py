@@ -20,6 +20,7 @@ from typing import Any, final
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from pragnosia import kernels
 from pragnosia.data import Batches, shorten
@@ -31,6 +32,7 @@ from pragnosia.training.average import Average
 from pragnosia.training.checkpoint import Checkpoints, write_whole
 from pragnosia.training.configuration import TrainConfig, read_config
 from pragnosia.training.curves import draw_run
+from pragnosia.training.exits import lesson_at
 from pragnosia.training.interruption import Interruption
 from pragnosia.training.log import LOG, RunLog, read_log
 from pragnosia.training.optimisers import Optimisers
@@ -158,7 +160,7 @@ class Trainer:
         self.lessons = []
         for _ in range(config.batch.accumulation):
             rows = shorten(next(self.batches), length).to(self.model.device)
-            self.lessons.append(self.rule.learn(self.model, rows, share))
+            self.lessons.append(self._learn(rows, share))
         loss = sum(float(lesson.loss) for lesson in self.lessons) * share
         self._check_finite("loss", loss)
         norm = float(self.optimisers.step(rate_factor(config.schedule, course.step, config.num_steps)))
@@ -172,6 +174,12 @@ class Trainer:
         course.tokens += config.batch.tokens
         course.seconds += seconds
         self.window.add(loss, norm, config.batch.tokens, seconds)
+
+    def _learn(self, rows: Tensor, share: float) -> Lesson:
+        """One batch; where the model has exits, they have their lesson."""
+        shape: Any = self.model.config
+        exits = lesson_at(shape.exits, self.course.step, self.config.num_steps, shape.num_hidden_layers, len(rows))
+        return self.rule.learn(self.model, rows, share, **({} if exits is None else {"exits": exits}))
 
     def _record(self) -> Record:
         """One line of the log; the next one starts counting here."""

@@ -11,6 +11,7 @@
 #include "packing.hpp"
 #include "norm.hpp"
 #include "route.hpp"
+#include "span.hpp"
 #include "step.hpp"
 
 namespace {
@@ -149,10 +150,24 @@ void pragnosia_pool_tick(Pool* pool, int64_t tokens) { pool->tick(tokens); }
 // unit on disk cannot be read.
 int64_t pragnosia_step(const Step* step, int64_t token, int64_t position) {
     try {
-        return StepRun(*step, token, position).run();
+        return StepRun(*step, token, position, position).run();
     } catch (const std::exception&) {
         return -1;
     }
+}
+
+// Neighbouring tokens through some of a model's layers (span.hpp): 0, -1 out of memory, -2 a unit cannot be read.
+int64_t pragnosia_span(const Span* span) {
+    try {
+        return SpanRun(*span).run();
+    } catch (const std::exception&) {
+        return -1;
+    }
+}
+// Whether a token among others gets the bits it gets alone; asked once.
+int pragnosia_span_agrees() {
+    static const bool agree = products_agree();
+    return agree;
 }
 
 // Losses of rows of logits, which become their slopes where `slopes` is set; 1 where a target is no word.

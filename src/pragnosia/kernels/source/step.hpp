@@ -79,6 +79,9 @@ struct Member {
     int64_t from(int64_t count, int64_t step) const { return std::min(count, (count + step - 1) / step * id / team * step); }
     int64_t to(int64_t count, int64_t step) const { return Member{id + 1, team}.from(count, step); }
 };
+// One piece of machine code for a token alone and for a token among others (span.hpp): their bits agree.
+#define ONE_CODE __attribute__((noinline, noclone))
+
 inline void meet() {
 #pragma omp barrier
 }
@@ -111,6 +114,7 @@ struct Said {
 };
 
 class StepRun {
+    friend class SpanRun;
     const Step& step;
     const int64_t token, position;
     int64_t most_keys = 0, most_queries = 0, most_units = 0, most_slots = 0, most_hidden = 0, most_resting = 0, most_unit = 0, most_gist = 0, most_parts = 0, most_group = 1, head_dim = 2;
@@ -134,17 +138,18 @@ class StepRun {
         const int64_t wanted = (threads + mixer.key_heads - 1) / mixer.key_heads;
         return std::max((seen + SPAN - 1) / SPAN, std::min(wanted, (seen + 255) / 256));
     }
-    int64_t first_seen(const StepMixer& mixer) const {
+    static int64_t first_seen(const StepMixer& mixer, int64_t position) {
         return mixer.window && position + 1 > mixer.window ? position + 1 - mixer.window : 0;
     }
 
   public:
-    StepRun(const Step& step, int64_t token, int64_t position) : step(step), token(token), position(position) {
+    // `furthest`: the last position that its memory has to serve.
+    StepRun(const Step& step, int64_t token, int64_t position, int64_t furthest) : step(step), token(token), position(position) {
         for (int64_t l = 0; l < step.layers; ++l) {
             const StepMixer& m = step.mixers[l];
             const StepFeedForward& f = step.feed_forwards[l];
             most_queries = std::max(most_queries, m.query.outs), most_keys = std::max(most_keys, m.key.outs);
-            most_parts = std::max(most_parts, m.heads * chunks(m, position + 1 - first_seen(m), step.threads));
+            most_parts = std::max(most_parts, m.heads * chunks(m, furthest + 1 - first_seen(m, furthest), step.threads));
             most_group = std::max(most_group, m.heads / m.key_heads), head_dim = std::max(head_dim, m.head_dim);
             most_units = std::max(most_units, f.scores.outs), most_slots = std::max(most_slots, f.slots);
             most_hidden = std::max(most_hidden, f.slots * round_up(f.unit_width, 16) + round_up(f.always_down.depth, 16));
@@ -156,6 +161,16 @@ class StepRun {
     // Runs it; returns the likeliest token.
     int64_t run() {
         static thread_local Scratch memory;
+        memory.reset(bytes());
+        take(memory);
+#pragma omp parallel num_threads(int(step.threads))
+        walk({omp_get_thread_num(), omp_get_num_threads()});
+        if (failed) return -2;
+        return winner(best, step.logits, step.threads);
+    }
+
+  private:
+    size_t bytes() {
         const auto floats = [](int64_t count) { return Scratch::size<float>(count); };
         const int64_t pitch = round_up(head_dim, 16);
         own_bytes = Vector::bytes(step.width) + Vector::bytes(most_queries) +
@@ -164,25 +179,32 @@ class StepRun {
                     floats(2 * head_dim) + floats(most_group * pitch) + floats(most_group * ROW) + 2 * floats(most_units) +
                     floats(most_slots) + Scratch::size<int64_t>(most_slots) + 2 * Scratch::size<Stored>(most_slots) +
                     Scratch::size<Said>(most_slots * most_unit);
-        memory.reset(floats(step.width) + floats(most_queries) + 2 * floats(most_keys) + floats(most_units) + floats(most_gist) + floats(most_hidden) +
-                     2 * floats(most_parts) + floats(most_parts * head_dim) + Scratch::size<int64_t>(step.threads) +
-                     own_bytes * step.threads);
+        return floats(step.width) + floats(most_queries) + 2 * floats(most_keys) + floats(most_units) + floats(most_gist) + floats(most_hidden) +
+               2 * floats(most_parts) + floats(most_parts * head_dim) + Scratch::size<int64_t>(step.threads) + own_bytes * step.threads;
+    }
+    void take(Scratch& memory) {
         x = memory.take<float>(step.width), query = memory.take<float>(most_queries);
         key = memory.take<float>(most_keys), value = memory.take<float>(most_keys);
         scores = memory.take<float>(most_units), gist = memory.take<float>(most_gist), active = memory.take<float>(most_hidden);
         peaks = memory.take<float>(most_parts), sums = memory.take<float>(most_parts);
         mixed = memory.take<float>(most_parts * head_dim), best = memory.take<int64_t>(step.threads);
         own_memory = memory.take<char>(own_bytes * step.threads);
-#pragma omp parallel num_threads(int(step.threads))
-        walk({omp_get_thread_num(), omp_get_num_threads()});
-        if (failed) return -2;
+    }
+    // The likeliest of this thread's words; a NaN is likelier than anything.
+    static void nominate(const float* logits, int64_t words, Member me, int64_t* best) {
+        int64_t top = me.from(words, LINES), last = me.to(words, LINES);
+        if (top == last) return;
+        for (int64_t o = top + 1; o < last; ++o)
+            if (!(logits[o] <= logits[top])) top = o;
+        best[me.id] = top;
+    }
+    static int64_t winner(const int64_t* best, const float* logits, int64_t threads) {
         int64_t winner = best[0];
-        for (int64_t t = 1; t < step.threads; ++t)
-            if (best[t] >= 0 && (winner < 0 || !(step.logits[best[t]] <= step.logits[winner]))) winner = best[t];
+        for (int64_t t = 1; t < threads; ++t)
+            if (best[t] >= 0 && (winner < 0 || !(logits[best[t]] <= logits[winner]))) winner = best[t];
         return winner;
     }
 
-  private:
     Own own(int64_t id) const {
         char* at = own_memory + id * own_bytes;
         const auto take = [&](int64_t count) {
@@ -232,15 +254,11 @@ class StepRun {
         }
         normalise(x, step.norm, step.width, mine.normed);
         product(step.head, mine.normed, me, step.logits);
-        int64_t top = me.from(step.head.outs, LINES), last = me.to(step.head.outs, LINES);
-        if (top == last) return;
-        for (int64_t o = top + 1; o < last; ++o)
-            if (!(step.logits[o] <= step.logits[top])) top = o;
-        best[me.id] = top;
+        nominate(step.logits, step.head.outs, me, best);
     }
 
     // out = norm of `in`, in both orders.
-    void normalise(const float* in, const Stored& weight, int64_t count, Vector& out) const {
+    ONE_CODE void normalise(const float* in, const Stored& weight, int64_t count, Vector& out) const {
         scale_to_unit(in, weight, 0, count, out.plain);
         out.lay_out(count, step);
     }
@@ -279,7 +297,7 @@ class StepRun {
         product(m.key, mine.normed, me, key);
         product(m.value, mine.normed, me, value);
         meet();
-        const int64_t first = first_seen(m), seen = position + 1 - first, parts = chunks(m, seen, step.threads);
+        const int64_t first = first_seen(m, position), seen = position + 1 - first, parts = chunks(m, seen, step.threads);
         angles(m.head_dim, mine.rotation);
         prepare(m, query, m.query_norm, m.heads, mine, mine.heads.plain);
         prepare(m, key, m.key_norm, m.key_heads, mine, mine.keys);
@@ -298,7 +316,7 @@ class StepRun {
     }
 
     // cos and sin of this position.
-    void angles(int64_t width, float* rotation) const {
+    ONE_CODE void angles(int64_t width, float* rotation) const {
         for (int64_t i = 0; i < width / 2; ++i) {
             const float angle = float(position) * step.frequencies[i];
             rotation[i] = std::cos(angle) * float(step.rotation_scale);
@@ -313,7 +331,7 @@ class StepRun {
         }
     }
     // Heads clipped, normed and rotated.
-    void prepare(const StepMixer& m, const float* in, const Stored& norm, int64_t heads, const Own& mine, float* out) const {
+    ONE_CODE void prepare(const StepMixer& m, const float* in, const Stored& norm, int64_t heads, const Own& mine, float* out) const {
         const int64_t width = m.head_dim, all = heads * width;
         std::copy_n(in, all, out);
         if (norm && !m.norm_heads) scale_to_unit(out, norm, 0, all, out);
@@ -329,7 +347,7 @@ class StepRun {
             for (int64_t i = 0; i < count; ++i) values[i] = std::min(std::max(values[i], -limit), limit);
     }
     // This token's key and value of one head, put where later tokens find them.
-    void remember(const StepMixer& m, int64_t head, const Own& mine) const {
+    ONE_CODE void remember(const StepMixer& m, int64_t head, const Own& mine) const {
         const int64_t width = m.head_dim, at = (head * m.room + position) * width;
         write(mine.keys + head * width, width, m.keys, m.memory_is_bf16, at);
         float* spoken = mine.rotation + width;  // free beside the angles
@@ -340,7 +358,7 @@ class StepRun {
 
     // The queries of one key head against the keys [from, to): peak, sum and unfinished mixture of each.
     template <class W>
-    void attend(const StepMixer& m, int64_t head, int64_t part, int64_t parts, int64_t from, int64_t to, const Own& mine) const {
+    ONE_CODE void attend(const StepMixer& m, int64_t head, int64_t part, int64_t parts, int64_t from, int64_t to, const Own& mine) const {
         const int64_t width = m.head_dim, pitch = round_up(width, 16), group = m.heads / m.key_heads, first = head * group;
         const W* keys = static_cast<const W*>(m.keys) + head * m.room * width;
         const W* values = static_cast<const W*>(m.values) + head * m.room * width;
@@ -373,7 +391,7 @@ class StepRun {
             }
     }
     // A head's mixture from its parts; a sink takes its share and gives nothing.
-    void merge(const StepMixer& m, int64_t head, int64_t parts, float* out) const {
+    ONE_CODE void merge(const StepMixer& m, int64_t head, int64_t parts, float* out) const {
         float peak = m.sinks ? m.sinks[head] : peaks[head * parts];
         for (int64_t p = 0; p < parts; ++p) peak = std::max(peak, peaks[head * parts + p]);
         float total = m.sinks ? exponential(m.sinks[head] - peak) : 0.f;
@@ -387,7 +405,7 @@ class StepRun {
         for (int64_t k = 0; k < m.head_dim; ++k) out[k] /= total;
     }
 
-    void think(const StepFeedForward& f, Member me, Own& mine) const {
+    ONE_CODE void think(const StepFeedForward& f, Member me, Own& mine) const {
         normalise(x, f.norm, step.width, mine.normed);
         if (f.router != DENSE) {
             if (f.gist.outs) {
@@ -471,7 +489,7 @@ class StepRun {
              next);
     }
     // What the team thought, in this thread's own memory and in every form.
-    void take_in(const float* values, int64_t count, Vector& out) const {
+    ONE_CODE void take_in(const float* values, int64_t count, Vector& out) const {
         std::copy_n(values, count, out.plain);
         out.lay_out(count, step);
     }
