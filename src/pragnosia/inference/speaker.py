@@ -16,6 +16,7 @@ import torch
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
+from pragnosia.checkpoints.admission import check_wide_awake
 from pragnosia.errors import BudgetError, CheckpointError, PromptError, UserError
 from pragnosia.inference.budget import as_bytes
 from pragnosia.inference.choices import DeviceMap, chosen_bits, chosen_budgets, chosen_device, chosen_dtype
@@ -25,6 +26,7 @@ from pragnosia.inference.few_bits import load_in_few_bits
 from pragnosia.inference.loading import load_model, load_tokenizer
 from pragnosia.inference.plan import Plan
 from pragnosia.inference.sampling import Sampling, check_room, check_text
+from pragnosia.inference.sparsity import lay_silent
 from pragnosia.inference.stream import Progress, load_streamed
 from pragnosia.inference.vram import check_vram
 from pragnosia.model.cortex import Cortex
@@ -125,6 +127,8 @@ class Pragnosia:
             model = _in_few_bits(directory, dtype, place, bits, progress)
         else:
             model = load_model(directory, dtype, place, progress)
+            if learned is None and place == "cpu":
+                lay_silent(model)
         if learned is not None:
             from pragnosia.tuning.lora import attach_tensors
 
@@ -244,6 +248,7 @@ def _learned(adapter: str | Path | None, directory: str | Path) -> tuple[dict[st
     """What an adapter holds; its room is not imported where there is none."""
     if adapter is None:
         return None
+    check_wide_awake(Path(directory))
     from pragnosia.tuning.peft_format import read_adapter
 
     return read_adapter(adapter, directory)

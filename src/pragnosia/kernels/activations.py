@@ -32,6 +32,11 @@ class Activation:
     function: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor, Tensor], Tensor]
 
+    @property
+    def silences(self) -> bool:
+        """Whether hidden neurons fall silent: exactly zero, so that nobody need read what they would say."""
+        return self.name in ("reglu", "relu2")
+
     def __call__(self, hidden: Tensor) -> Tensor:
         """`(…, G*F) -> (…, F)`."""
         return self.function(hidden)

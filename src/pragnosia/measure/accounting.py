@@ -20,13 +20,17 @@ from torch import nn
 from pragnosia.errors import ConfigError, unknown_name
 from pragnosia.inference.exact import ExactModel
 from pragnosia.inference.stream import pool_of
+from pragnosia.model.awake_linear import AwakeLinear
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.cortex import Cortex, PlainCortex
 from pragnosia.model.thalamus import Thalamus
 from pragnosia.tuning.lora import adapters
 
 # Bits, since some precisions are finer than a byte.
-PRECISIONS = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 4, "nf4": 4, "int3": 3, "int2": 2}
+PRECISIONS: dict[str, float] = {
+    "float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 4, "nf4": 4, "int3": 3, "int2": 2,
+    "bf16-2:4": 9, "int8-2:4": 5,  # half the weights, and a bit each for where they stood
+}
 DEFAULT_CONTEXT = 2048
 
 
@@ -54,6 +58,8 @@ class LayerAccount:
     key_width: int = 0
     """Key-value heads x K."""
     window: int | None = None
+    asleep_parameters: float = 0.0
+    """Of `matrix_parameters`: those of inputs that sleep, on average, which a single token does not read."""
     norms_queries: bool = False
     hidden: int = 0
     """Feed-forward activations of one token that are always there, before and after the non-linearity."""
@@ -68,7 +74,7 @@ class LayerAccount:
     @property
     def active_parameters(self) -> int:
         """With the awake ones."""
-        return self.parameters + self.num_awake * self.unit_parameters
+        return round(self.parameters - self.asleep_parameters) + self.num_awake * self.unit_parameters
 
     def seen(self, context: int) -> int:
         """Keys one token looks at when `context` tokens are there, itself included."""
@@ -109,8 +115,13 @@ class Account:
     @property
     def operations_per_token(self) -> int:
         """Two per multiply-accumulate."""
-        layers = (layer.operations(layer.num_awake, layer.seen(self.context)) for layer in self.layers)
-        return round(2 * self.head_matrix_parameters + sum(layers))
+        layers = sum(layer.operations(layer.num_awake, layer.seen(self.context)) for layer in self.layers)
+        return round(2 * (self.head_matrix_parameters - self.asleep_parameters) + layers)
+
+    @property
+    def asleep_parameters(self) -> float:
+        """What a single token does not read because the inputs sleep."""
+        return sum(layer.asleep_parameters for layer in self.layers)
 
     @property
     def bytes_per_token(self) -> int:
@@ -181,6 +192,7 @@ def _layer_account(layer: nn.Module, energy: float) -> LayerAccount:
     units = {name: shape[1:] for name, shape in shapes.items() if ".bank." in name}
     others = {name: shape for name, shape in shapes.items() if ".bank." not in name}
     routers = [module for module in layer.modules() if isinstance(module, Thalamus)]
+    sleepers = [module for module in layer.modules() if isinstance(module, AwakeLinear)]
     return LayerAccount(
         parameters=sum(map(prod, others.values())),
         matrix_parameters=_matrices(others.values()),
@@ -191,6 +203,7 @@ def _layer_account(layer: nn.Module, energy: float) -> LayerAccount:
         query_width=others.get("mixer.q_proj.weight", (0,))[0],
         key_width=others.get("mixer.k_proj.weight", (0,))[0],
         window=getattr(layer.mixer, "window", None),
+        asleep_parameters=sum(linear.asleep * linear.weight.numel() for linear in sleepers),
         norms_queries="mixer.q_norm.weight" in others,
         hidden=_hidden(others),
         unit_hidden=_hidden(units),

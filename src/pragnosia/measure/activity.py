@@ -98,6 +98,9 @@ class ActivityMeter:
                 "make the account from the model that ran"
             )
         self._tokens += tokens * sequences
+        if tokens * sequences == 1:  # the weights of inputs that sleep are left unread
+            self._operations -= 2 * account.asleep_parameters
+            self._bytes -= bytes_of(account.asleep_parameters, account.precision)
         self._operations += self._always_operations * tokens * sequences
         self._operations += 2 * account.head_matrix_parameters * asked * sequences
         row = min(account.embedding_parameters, account.hidden_size)
