@@ -75,7 +75,6 @@ def test_weights_go(run: Run, theirs: Path, story: Path, tmp_path: Path) -> None
     out = tmp_path / "out"
     values = run("sparsify", theirs, out, "--pattern", "2:4", "--data", story, "--tokens", 300, "--json").values
     assert values["perplexity"] != values["perplexity_before"]
-    assert values["num_bytes"] < values["source_bytes"]
     assert run("generate", out, "Once", "--max-new-tokens", 3, "--json").values["tokens"] == 3
     assert run("inspect", out, "--json").values["precision"] == "bf16-2:4"
     eight = run("sparsify", theirs, tmp_path / "eight", "--pattern", "2:4", "--format", "int8", "--json").values

@@ -58,7 +58,7 @@ class Masked(torch.nn.Module):
 
     def __init__(self, linear: Linear, threshold: float) -> None:
         super().__init__()
-        self.linear, self.threshold = linear, threshold
+        self.linear, self.threshold, self.out_features = linear, threshold, linear.out_features
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.nn.functional.linear(x * (x.abs() > self.threshold), self.linear.weight, self.linear.bias)

@@ -134,7 +134,7 @@ extern "C" void product(int64_t format, const void* x, const void* rows, int64_t
 @needs_library
 @pytest.mark.parametrize("processor", ["x86-64", "x86-64-v2", "x86-64-v3", "native"])
 def test_lesser_processors(processor: str, tmp_path: Path) -> None:
-    """The code for narrower registers, where this machine's compiler knows them; all of them are part of a native one."""
+    """The code for narrower registers, where this machine's compiler knows them."""
     (tmp_path / "door.cpp").write_text(DOOR)
     flags = [flag for flag in compiled.FLAGS if not flag.startswith("-march")]
     command = [shutil.which("c++") or "g++", *flags, f"-march={processor}", "-shared", f"-I{compiled.SOURCE}"]

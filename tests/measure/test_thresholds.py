@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -38,12 +39,17 @@ def model_of(**changes: Any) -> PragnosiaForCausalLM:
     return model  # type: ignore[no-any-return]
 
 
+@pytest.fixture(scope="module")
+def tokenizer(make_byte_tokenizer: Callable[..., PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
+    return make_byte_tokenizer(eos_token="<end>", bos_token="<end>")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("level", [0.25, 0.5, 0.9])
 def test_they_reach_the_level(level: float, dtype: torch.dtype) -> None:
     model = model_of().to(dtype)
     sparsity = calibrated(model, SEEN, level)
-    for windows, near in ((SEEN, 0.01), (HELD_OUT, 0.05)):
+    for windows, near in ((SEEN, 0.02), (HELD_OUT, 0.05)):
         shares = examine(model, windows).asleep
         assert shares.keys() == sparsity.sites.keys() == sites_of(model).keys()
         assert all(abs(share - level) < near for share in shares.values()), shares
@@ -76,7 +82,7 @@ def test_deeper_sleep_costs_more_and_reads_less() -> None:
         assert account(model, precision="float32").total_parameters == account(model.config).total_parameters
         read.append(account(model, precision="float32").bytes_per_token)
         layers = sum(4 * site.weight.numel() for site in sites_of(model).values())
-        assert whole - read[-1] == pytest.approx(level * layers, rel=1e-6)
+        assert whole - read[-1] == pytest.approx(level * layers, abs=4 * 12)
         assert len(sites) == 12
     assert perplexities[1] != perplexities[0]
     assert read[0] > read[1] > read[2]

@@ -45,7 +45,7 @@ def sparsify(
     recover: Annotated[
         int, typer.Option(min=0, help="With --pattern: steps of training that make up for the loss.")
     ] = 0,
-    format: Annotated[
+    format: Annotated[  # noqa: A002
         str, typer.Option(help="With --pattern: what kept weights are stored as, bf16 or int8.")
     ] = "bf16",
     as_json: AsJson = False,
@@ -160,7 +160,8 @@ def _prune(
     from pragnosia.checkpoints.blueprint import blueprint
     from pragnosia.inference.loading import load_model
     from pragnosia.measure.thresholds import examine
-    from pragnosia.quantisation.packing import check_widths, pack_model, packing_format
+    from pragnosia.quantisation.packing import check_widths, pack_model
+    from pragnosia.quantisation.sizes import packing_format
     from pragnosia.training.recovery import BATCH_TOKENS
 
     print_ = blueprint(source)

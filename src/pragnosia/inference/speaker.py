@@ -126,9 +126,7 @@ class Pragnosia:
         elif bits is not None:
             model = _in_few_bits(directory, dtype, place, bits, progress)
         else:
-            model = load_model(directory, dtype, place, progress)
-            if learned is None and place == "cpu":
-                lay_silent(model)
+            model = _whole(directory, dtype, place, progress, learns=learned is not None)
         if learned is not None:
             from pragnosia.tuning.lora import attach_tensors
 
@@ -232,6 +230,16 @@ class Pragnosia:
                 held = held[safe:]
         if held:
             yield held
+
+
+def _whole(
+    directory: str | Path, dtype: torch.dtype | str, place: str, progress: Progress | None, *, learns: bool
+) -> Cortex:
+    """In memory; on the CPU what silent neurons would say need not be read."""
+    model = load_model(directory, dtype, place, progress)
+    if place == "cpu" and not learns:
+        lay_silent(model)
+    return model
 
 
 def _in_few_bits(

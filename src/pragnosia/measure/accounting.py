@@ -24,12 +24,21 @@ from pragnosia.model.awake_linear import AwakeLinear
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.cortex import Cortex, PlainCortex
 from pragnosia.model.thalamus import Thalamus
+from pragnosia.quantisation.layers import PackedLinear
 from pragnosia.tuning.lora import adapters
 
 # Bits, since some precisions are finer than a byte.
 PRECISIONS: dict[str, float] = {
-    "float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 4, "nf4": 4, "int3": 3, "int2": 2,
-    "bf16-2:4": 9, "int8-2:4": 5,  # half the weights, and a bit each for where they stood
+    "float32": 32,
+    "bfloat16": 16,
+    "float16": 16,
+    "int8": 8,
+    "int4": 4,
+    "nf4": 4,
+    "int3": 3,
+    "int2": 2,
+    "bf16-2:4": 9,
+    "int8-2:4": 5,  # half the weights, and a bit each for where they stood
 }
 DEFAULT_CONTEXT = 2048
 
@@ -154,8 +163,9 @@ def account(
     """
     bytes_of(0, precision)
     model: Any = subject if isinstance(subject, nn.Module) else on_meta(subject)
-    # most of it lies on disk, in others' modules, or behind adapters, which add a percent or so and are left out
-    if isinstance(model, ExactModel) or pool_of(model) is not None or adapters(model):
+    # most of it lies on disk, in packed rows, in others' modules, or behind adapters, which add a percent or so
+    packed = any(isinstance(module, PackedLinear) for module in model.modules())
+    if isinstance(model, ExactModel) or pool_of(model) is not None or packed or adapters(model):
         described: Any = model.config
         model = on_meta(described)
     limit = int(model.config.max_position_embeddings)

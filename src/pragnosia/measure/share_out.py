@@ -44,7 +44,7 @@ class _Group:
 
 @torch.inference_mode()
 def shared_out(model: Cortex, quantile: Quantile, windows: Sequence[Tensor], level: float) -> dict[str, float]:
-    """The level of each site. The model's sites are `AwakeLinear`; `quantile` says where a share of a site's inputs ends."""
+    """The level of each site, all of them `AwakeLinear`; `quantile` says where a share of a site's inputs ends."""
     levels: dict[str, float] = {}
     sites: Mapping[str, Any] = sites_of(model)
     for site in sites.values():

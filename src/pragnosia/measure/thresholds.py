@@ -1,6 +1,6 @@
 """How small an input must be to sleep, so that a stated share of all inputs does: thresholds from a text.
 
-    threshold of a layer = the `level` quantile of |x| over all inputs and tokens it sees        (TEAL, arXiv 2408.14690)
+    threshold of a layer = the `level` quantile of |x| over all its inputs and tokens       (TEAL, arXiv 2408.14690)
 
 Where inputs sleep in one layer, the next sees others than before: thresholds are found once in the wide-awake model and
 once more with those in place. What sleep costs is measured on text that no threshold has seen.
@@ -71,16 +71,15 @@ def check_level(level: float) -> None:
 def examples(
     tokenizer: PreTrainedTokenizerBase, text: Source, *, tokens: int, vocab_size: int, context: int
 ) -> Examples:
-    """The first `tokens` of a text and up to TOKENS after them to be held out; of a short text three quarters and the rest.
+    """The first `tokens` of a text, and up to TOKENS after them held out; of a short text three quarters and the rest.
 
     Raises DataError for a text of less than LEAST tokens.
     """
     length = min(context, WINDOW)
     flat = torch.cat(list(cut(tokenizer, text, vocab_size, tokens + min(tokens, TOKENS), length)))
     if len(flat) < LEAST:
-        raise DataError(
-            f"{text.name} holds {len(flat)} tokens, too few to calibrate on and examine; give a text of at least {LEAST}"
-        )
+        few = f"{text.name} holds {len(flat)} tokens, too few to calibrate on and examine"
+        raise DataError(f"{few}; give a text of at least {LEAST}")
     seen = min(tokens, len(flat) * 3 // 4)
     held_out = [window for window in flat[seen:].split(length) if len(window) > 1]
     return Examples(flat[:seen].split(length), held_out)
@@ -142,7 +141,7 @@ class _Magnitudes:
         self.counts += torch.bincount(codes, minlength=len(self.counts))
 
     def quantile(self, name: str, level: float) -> float:
-        """Up to which `level` of them lie, as bfloat16 tells it apart: single and half the width then agree who sleeps."""
+        """Up to which `level` of them lie, as bfloat16 tells them apart: both precisions then agree on who sleeps."""
         if level == 0:
             return 0.0
         below = self.counts.cumsum(0)
@@ -151,7 +150,7 @@ class _Magnitudes:
         before = int(below[code - 1]) if code else 0
         edges = torch.tensor([code << SHIFT, (code + 1) << SHIFT], dtype=torch.int32).view(torch.float32)
         inside = (wanted - before) / max(1, int(self.counts[code]))
-        found = float(torch.lerp(*edges, inside).bfloat16())
+        found = float(torch.lerp(edges[0], edges[1], inside).bfloat16())
         if not math.isfinite(found):
             raise CheckpointError(f"the inputs of {name} are not numbers: the model's weights are damaged")
         return found

@@ -36,9 +36,11 @@ class _Chosen(torch.autograd.Function):
         return weight * mask
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        weight: Tensor
         weight, mask = ctx.saved_tensors
-        return grad + DECAY * weight * ~mask
+        slope: Tensor = grad + DECAY * weight * ~mask
+        return slope
 
 
 @final
@@ -71,7 +73,9 @@ def recover(model: Cortex, windows: Sequence[Tensor], steps: int, *, progress: P
     for step, batch in zip(range(steps), _batches(windows), strict=False):
         loss = model(batch, labels=batch).loss
         if not bool(loss.isfinite()):
-            raise TrainingError(f"the loss of step {step + 1} is {float(loss)}; the model or the text is damaged")
+            raise TrainingError(
+                f"the loss of step {step + 1} is {float(loss.detach())}; the model or the text is damaged"
+            )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(learns, 1.0)
