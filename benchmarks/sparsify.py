@@ -16,23 +16,26 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from _bench import Arm, in_turn, median, publish, ratio, spread
 
 from pragnosia import Pragnosia, PragnosiaConfig, kernels
-from pragnosia.apps.cli import main as command_line
 from pragnosia.checkpoints import import_model
 from pragnosia.data import Joined, resolve
 from pragnosia.inference.loading import load_model, load_tokenizer
 from pragnosia.inference.sampler import Sampling
 from pragnosia.inference.sparsity import lay_silent, put_to_sleep, sites_of
 from pragnosia.measure.accounting import account
-from pragnosia.measure.thresholds import calibrated, examine, examples
+from pragnosia.measure.thresholds import Examples, calibrated, examine, examples
 from pragnosia.model.cortex import PlainCortex, initialise
 from pragnosia.quantisation.layers import PackedLinear
+from pragnosia.training import recovery
+from pragnosia.training.recovery import BATCH_TOKENS, recover
 
 SEED, NEW, WIDTH, HIDDEN, VOCABULARY = 0, 24, 2048, 8192, 8192
+STEPS, SEEN = 200, 16  # of recovery; windows of text to find thresholds on
 LEVELS = (0.0, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)
 FORMATS = ("int8", "int4", "bf16-2:4", "int8-2:4")
 TEXT = "text_en/african_storybook.train.txt.xz"
@@ -138,20 +141,35 @@ def losses(data: Path) -> dict[str, float]:
         import_model(data / "checkpoints" / "stories260K.bin", model_folder)
         tokenizer = load_tokenizer(model_folder, 512)
         text = Joined((resolve(str(data / TEXT)),))
-        found = examples(tokenizer, text, tokens=8192, vocab_size=512, context=512)
+        found = examples(tokenizer, text, tokens=STEPS * BATCH_TOKENS, vocab_size=512, context=512)
         model = load_model(model_folder)
         perplexities = {"wide awake": examine(model, found.held_out).perplexity}
         for level in LEVELS:
             for share_out in (False, True):
                 model = load_model(model_folder)
-                calibrated(model, found.seen, level, share_out=share_out)
+                calibrated(model, found.seen[:SEEN], level, share_out=share_out)
                 name = f"{level}, shared out" if share_out else f"{level}"
                 perplexities[name] = examine(model, found.held_out).perplexity
-        for steps in (0, 200):
-            out = Path(folder) / f"pruned-{steps}"
-            command = ["sparsify", str(model_folder), str(out), "--pattern", "2:4", "--data", str(data / TEXT)]
-            assert command_line([*command, "--recover", str(steps), "--json"]) == 0
-            perplexities[f"2:4, {steps} steps"] = examine(load_model(out), found.held_out).perplexity
+        perplexities |= pruned(model_folder, found)
+    return perplexities
+
+
+def pruned(folder: Path, found: Examples) -> dict[str, float]:
+    """2:4 as it is cut, and after recovery; and what the same training does for the whole model: it knows the text."""
+    perplexities = {}
+    for steps, cut in ((0, True), (STEPS, True), (STEPS, False)):
+        model = load_model(folder)
+        if steps and cut:
+            recover(model, found.seen, steps)
+        elif steps:
+            with patch.object(recovery, "kept", lambda weight: torch.ones_like(weight, dtype=torch.bool)):
+                recover(model, found.seen, steps)
+        for linear in sites_of(model).values() if cut else ():
+            linear.weight.data = kernels.unpack(
+                kernels.pack(linear.weight.data, "bf16-2:4"), linear.in_features, "bf16-2:4"
+            )
+        name = f"2:4, {steps} steps of recovery" if cut else f"whole, {steps} steps more"
+        perplexities[name] = examine(model, found.held_out).perplexity
     return perplexities
 
 

@@ -80,7 +80,7 @@ def examples(
     if len(flat) < LEAST:
         few = f"{text.name} holds {len(flat)} tokens, too few to calibrate on and examine"
         raise DataError(f"{few}; give a text of at least {LEAST}")
-    seen = min(tokens, len(flat) * 3 // 4)
+    seen = min(tokens, max(len(flat) * 3 // 4, len(flat) - min(tokens, TOKENS)))
     held_out = [window for window in flat[seen:].split(length) if len(window) > 1]
     return Examples(flat[:seen].split(length), held_out)
 

@@ -14,9 +14,24 @@ inline int64_t pruned_bytes(bool eight, int64_t depth) {
 }
 
 typedef uint16_t halves __attribute__((vector_size(LANES * 2), aligned(1), may_alias));
-typedef int8_t octets __attribute__((vector_size(LANES), aligned(1), may_alias));
-inline vec kept_values(const bf16* at) { return (vec)(__builtin_convertvector(*reinterpret_cast<const halves*>(at), bits) << 16); }
-inline vec kept_values(const int8_t* at) { return __builtin_convertvector(*reinterpret_cast<const octets*>(at), vec); }
+inline vec kept_values(const bf16* at) {
+#if defined(__AVX512F__)
+    return (vec)load16(at);
+#else
+    return (vec)(__builtin_convertvector(*reinterpret_cast<const halves*>(at), bits) << 16);
+#endif
+}
+inline vec kept_values(const int8_t* at) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
+#elif defined(__AVX2__)
+    return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at))));
+#else
+    vec wide;
+    for (int lane = 0; lane < LANES; ++lane) wide[lane] = float(at[lane]);
+    return wide;
+#endif
+}
 inline float kept_value(const bf16* at) { return widen(*at); }
 inline float kept_value(const int8_t* at) { return float(*at); }
 
@@ -54,6 +69,12 @@ template <class V> struct PrunedRow {
         std::memcpy(&all, places + j / KEPT_RUN * 4, 4);
         return all >> (2 * (j % KEPT_RUN));
     }
+    // In every lane; the upper half of a word is a bfloat16 widened. Two bytes before the first scale lie places.
+    vec scales_of(int64_t j) const {
+        uint32_t word;
+        std::memcpy(&word, scales + j / KEPT_RUN * 2 - 2, 4);
+        return (vec)((bits{} + word) & 0xffff0000u);
+    }
     float scale(int64_t j) const {
         if (sizeof(V) == 2) return 1.f;
         bf16 raw;
@@ -75,8 +96,8 @@ void pruned_rows(const uint8_t* rows, int64_t row_bytes, int64_t lines, const fl
         for (int r = 0; r < LINES; ++r) {
             __builtin_prefetch(row[r].values + j + ahead);
             vec value = kept_values(row[r].values + j);
-            if constexpr (sizeof(V) == 1) value *= row[r].scale(j);
-            const bits at = stood(row[r].word(j));
+            if constexpr (sizeof(V) == 1) value *= row[r].scales_of(j);
+            const bits at = stood(row[r].word(j / LANES * LANES));
 #pragma GCC unroll 4
             for (int t = 0; t < tokens; ++t) total[t][r] += value * pick(x[t] + 2 * j, at);
         }
