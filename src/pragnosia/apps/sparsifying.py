@@ -203,6 +203,7 @@ def _recovered(
     from tempfile import TemporaryDirectory
 
     import torch
+    from transformers.utils import logging as transformers_logging
 
     from pragnosia.checkpoints.blueprint import blueprint
     from pragnosia.checkpoints.travel import carry
@@ -219,6 +220,7 @@ def _recovered(
         for tensor_name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if tensor_name in print_.shapes:  # some stay in single precision
                 tensor.data = tensor.data.to(print_.dtype(tensor_name))
+        transformers_logging.disable_progress_bar()  # of shards: ours has told what takes time
         model.save_pretrained(plain)
         carry(source, plain)
         report = pack_model(blueprint(plain), packed, name)
