@@ -27,7 +27,7 @@ from pragnosia.quantisation.packing import pack_model
 from pragnosia.units import GIB, MIB
 
 MEASURED = Path(__file__).parents[2] / "benchmarks" / "budget"
-PACKABLE = [name for name in FORMATS if name != "fp32"]
+PACKABLE = [name for name, entry in FORMATS.items() if name != "fp32" and not entry.pruned]
 RATES = Rates(memory=20e9, disk=1e9)
 Make = Callable[..., PragnosiaForCausalLM]
 

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from pragnosia import kernels
 from pragnosia.kernels import formats
-from pragnosia.kernels.formats import FORMATS, pack, unpack
+from pragnosia.kernels.formats import FORMATS as ALL
+from pragnosia.kernels.formats import pack, unpack
 
+FORMATS = {name: entry for name, entry in ALL.items() if not entry.pruned}  # those: test_pruned.py
 GROUPED = [name for name, entry in FORMATS.items() if entry.group]
 # relative RMS error that a format may have on normally distributed weights, and on heavy tails (Student, 4 degrees)
 BOUNDS = {

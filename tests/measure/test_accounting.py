@@ -5,11 +5,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from pragnosia import kernels
 from pragnosia.errors import ConfigError
+from pragnosia.inference.sparsity import sites_of
 from pragnosia.kernels import compiled
 from pragnosia.measure.accounting import account
 from pragnosia.model.modeling import PragnosiaForCausalLM
 from pragnosia.model.presets import PRESETS, preset
+from pragnosia.quantisation.layers import PackedLinear
 
 
 def count(model: torch.nn.Module) -> int:
@@ -98,3 +101,12 @@ def test_presets_are_counted_without_memory(name):
 def test_bad_questions(make_config, wrong, said):
     with pytest.raises(ConfigError, match=said):
         account(make_config(), **wrong)
+
+
+def test_a_packed_dense_model_is_counted_by_its_shapes(make_config):
+    model = PragnosiaForCausalLM(make_config(feed_forwards="dense", experts=None))
+    whole = account(model)
+    for name, linear in sites_of(model).items():
+        rows = kernels.pack(linear.weight.detach(), "int8")
+        model.set_submodule(name, PackedLinear(rows, kernels.FORMATS["int8"], linear.in_features))
+    assert account(model) == whole

@@ -10,7 +10,17 @@ import sys
 import typer
 
 from pragnosia import __version__
-from pragnosia.apps import calibrating, evaluating, models, packing, planning, speaking, training, tuning
+from pragnosia.apps import (
+    calibrating,
+    evaluating,
+    models,
+    packing,
+    planning,
+    sparsifying,
+    speaking,
+    training,
+    tuning,
+)
 
 app = typer.Typer(
     name="pragnosia",
@@ -33,6 +43,7 @@ app.command("inspect")(models.inspect)
 app.command("import")(models.import_model)
 app.command("export")(models.export_model)
 app.command("pack")(packing.pack)
+app.command("sparsify")(sparsifying.sparsify)
 app.command("tune")(tuning.tune)
 app.command("merge")(tuning.merge)
 app.command("plan")(planning.plan)

@@ -15,6 +15,7 @@ from pragnosia.units import format_bytes, format_count
 if TYPE_CHECKING:
     from pragnosia.measure.machine import Machine
     from pragnosia.model.configuration import PragnosiaConfig
+    from pragnosia.model.cortex import Cortex
 
 Out = Annotated[Path, typer.Argument(help="A directory to make.", metavar="OUT")]
 
@@ -41,7 +42,7 @@ def inspect(
     from pragnosia.measure.memory import memory_to_run, memory_to_train, memory_to_tune
 
     config, precision = _described(model)
-    counted = account(config, precision=precision, context=context)
+    counted = account(_sleeping(model, config) or config, precision=precision, context=context)
     memory = {
         "train": memory_to_train(counted, tokens=batch_tokens, checkpointing=True),
         "tune": memory_to_tune(counted, tokens=batch_tokens),
@@ -55,11 +56,25 @@ def inspect(
         "active_parameters": counted.active_parameters,
         "operations_per_token": counted.operations_per_token,
         "bytes_per_token": counted.bytes_per_token,
+        "asleep_parameters": round(counted.asleep_parameters),
         "memory": {purpose: needed.total for purpose, needed in memory.items()},
         "memory_parts": {purpose: needed.parts for purpose, needed in memory.items()},
         "lobes": dict(config.units.lobes or {}) if config.units else {},
     }
     return Answer(values, _description(values, config))
+
+
+def _sleeping(model: str, config: PragnosiaConfig) -> Cortex | None:
+    """A sparsified model without its weights; None for one that is wide awake."""
+    from pragnosia.inference.sparsity import put_to_sleep, read_sparsity
+    from pragnosia.measure.accounting import on_meta
+
+    sparsity = read_sparsity(Path(model))
+    if sparsity is None:
+        return None
+    outline = on_meta(config)
+    put_to_sleep(outline, sparsity.sites)
+    return outline
 
 
 def _check_outside(folder: Path) -> None:
@@ -101,6 +116,8 @@ def _description(values: dict[str, Any], config: PragnosiaConfig) -> list[str]:
         ("operations per token", format_count(values["operations_per_token"])),
         ("bytes per token", f"{format_bytes(values['bytes_per_token'])} ({values['precision']})"),
     ]
+    if values["asleep_parameters"]:
+        rows.append(("asleep per token", f"weights of inputs that sleep: {format_count(values['asleep_parameters'])}"))
     if organ := config.units:
         lobes = ", ".join(f"{label} {count}" for label, count in (organ.lobes or {}).items())
         wakes = f"{organ.thalamus.num_awake} of {organ.num_units} units of width {organ.unit_width}"

@@ -24,7 +24,7 @@ def pack(
         Path, typer.Argument(metavar="SOURCE", help="A model directory, ours or a supported family's, or a GGUF file.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A directory to make.")],
-    format: Annotated[str, typer.Option(help="bf16, int8, int4, int3, int2 or nf4.")] = "int4",  # noqa: A002
+    format: Annotated[str, typer.Option(help="bf16, int8, int4, int3, int2, nf4, bf16-2:4 or int8-2:4.")] = "int4",  # noqa: A002
     data: Annotated[
         list[str] | None, typer.Option("--data", help="A text on which to measure what packing lost; repeatable.")
     ] = None,

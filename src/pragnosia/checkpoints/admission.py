@@ -10,6 +10,8 @@ from pragnosia.checkpoints.gguf_header import gguf_in, read_header
 from pragnosia.errors import CheckpointError, UnsupportedArchitectureError
 
 OURS = "pragnosia"
+SPARSITY = "sparsity.json"
+"""Beside a sparsified model's config.json: which inputs of its layers sleep."""
 
 # An export of a model that came from nowhere takes the first that can express it.
 FAMILIES: dict[str, str] = {
@@ -97,3 +99,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, expected an object")
     return value
+
+
+def check_wide_awake(folder: Path) -> None:
+    """Raise CheckpointError for a sparsified model: it means what it means only with its thresholds."""
+    if (folder / SPARSITY).is_file():
+        raise CheckpointError(
+            f"{folder} is sparsified and runs whole in memory as it is (generate, chat, eval); for anything else take "
+            "the model it was made from"
+        )

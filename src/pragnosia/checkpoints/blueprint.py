@@ -11,6 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
+from pragnosia.checkpoints.admission import check_wide_awake
 from pragnosia.checkpoints.families import read_config, read_family
 from pragnosia.checkpoints.gguf_header import gguf_in
 from pragnosia.checkpoints.matching import check_tensors, common_dtype, has_own_head, parameter_shapes
@@ -121,6 +122,7 @@ def blueprint(folder: str | Path, dtype: torch.dtype | None = None) -> Blueprint
     if not folder.is_dir():
         raise CheckpointError(f"no model directory at {folder}; train one (pragnosia train) or name one")
     values = read_json(folder / "config.json")
+    check_wide_awake(folder)
     known = {} if values.get("quantization_config") else places(folder)
     if values.get("model_type") != PragnosiaConfig.model_type:
         return _foreign(folder, *opened(folder, dtype), known)

@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from pragnosia.checkpoints.admission import read_json
+from pragnosia.checkpoints.admission import check_wide_awake, read_json
 from pragnosia.checkpoints.families import family_named, fitting_family, write_config
 from pragnosia.checkpoints.family import Family
 from pragnosia.checkpoints.importing import ORIGIN
@@ -46,6 +46,7 @@ def export_model(
     CheckpointError if none can, or the files do not fit; then nothing is left at `out`.
     """
     model, out = Path(model), Path(out)
+    check_wide_awake(model)
     config = _read_ours(model / "config.json")
     origin = read_json(model / ORIGIN) if (model / ORIGIN).exists() else {}
     target = _target(family or origin.get("family"), config)

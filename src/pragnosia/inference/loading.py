@@ -23,10 +23,12 @@ from pragnosia.inference.directory import (
     read_values,
     require_tokenizer,
 )
+from pragnosia.inference.sparsity import put_to_sleep, read_sparsity
 from pragnosia.inference.stream import UNLIMITED, Progress, load_streamed, load_whole
+from pragnosia.inference.table import TableOnDisk
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.cortex import Cortex
-from pragnosia.quantisation.index import is_packed
+from pragnosia.quantisation.index import is_packed, read_index
 
 
 def load_model(
@@ -40,9 +42,9 @@ def load_model(
     folder = Path(directory)
     check_device(device)
     if is_packed(folder):
-        if dtype != "auto" or device != "cpu":
-            raise UserError("a packed model runs on the CPU, in the type it computes in")
-        return load_streamed(folder, UNLIMITED, progress=progress)[0]
+        if dtype != "auto":
+            raise UserError("a packed model runs in the type it computes in; leave the type out")
+        return _packed(folder, torch.device(device), progress)
     if is_foreign(folder):
         asked = dtype if isinstance(dtype, torch.dtype) else None
         foreign: Any = load_whole(folder, asked, progress=progress)
@@ -76,7 +78,26 @@ def load_model(
                 f"the weights in {folder} do not fit its config.json: {len(names)} {problem.replace('_', ' ')}, "
                 f"first {names[0]}; save or import the model again"
             )
+    sparsity = read_sparsity(folder)
+    if sparsity is not None:
+        put_to_sleep(model, sparsity.sites)
     return model.to(device).eval()  # type: ignore[no-any-return]
+
+
+def _packed(folder: Path, device: torch.device, progress: Progress | None) -> Cortex:
+    """A packed model; on a GPU only what torch has sparse products for. Raises UserError for another device."""
+    if device.type == "cpu":
+        return load_streamed(folder, UNLIMITED, progress=progress)[0]
+    index = read_index(folder)
+    if device.type != "cuda" or not index.entry.pruned or index.units_per_layer:
+        raise UserError("a packed model runs on the CPU; on a GPU a dense one does whose weights are pruned 2:4")
+    from pragnosia.quantisation.semi_structured import on_tensor_cores  # torch.sparse, which the CPU does without
+
+    model: Any = load_streamed(folder, UNLIMITED, progress=progress)[0]
+    on_tensor_cores(model, device)
+    if isinstance(model.model.embed_tokens, TableOnDisk):
+        model.model.embed_tokens.device = device
+    return model  # type: ignore[no-any-return]
 
 
 def load_config(directory: str | Path) -> PragnosiaConfig:

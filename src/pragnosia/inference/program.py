@@ -19,9 +19,11 @@ from pragnosia.errors import CheckpointError
 from pragnosia.inference.stream import StreamedBank, pool_of
 from pragnosia.inference.table import TableOnDisk
 from pragnosia.kernels import step as steps
+from pragnosia.kernels.awake import lies_by_input
 from pragnosia.kernels.formats import Format, plain_format
 from pragnosia.kernels.step import Step, StepFeedForward, StepLinear, StepMixer, Stored
 from pragnosia.model.attention import Attention, RotaryPositions
+from pragnosia.model.awake_linear import AwakeLinear
 from pragnosia.model.bank import Bank
 from pragnosia.model.columns import Columns
 from pragnosia.model.cortex import Cortex, CortexLayer, CortexStack
@@ -36,7 +38,7 @@ from pragnosia.quantisation.layers import PackedEmbedding, PackedLinear
 
 _ROUTERS: dict[type, str] = {SoftmaxThalamus: "softmax", SigmoidThalamus: "sigmoid", ThresholdThalamus: "threshold"}
 _WRITABLE = {
-    *(nn.ModuleList, nn.Embedding, nn.Identity, Linear, RMSNorm),
+    *(nn.ModuleList, nn.Embedding, nn.Identity, Linear, AwakeLinear, RMSNorm),
     *(Attention, RotaryPositions, FeedForward, Experts, Columns, Bank, *_ROUTERS),
     *(StreamedBank, PackedLinear, PackedEmbedding, TableOnDisk),
 }
@@ -105,8 +107,9 @@ def writable(model: Cortex, state: State) -> bool:
 
 
 def _readable(tensor: Tensor) -> bool:
-    """Plain numbers or packed rows, in order."""
-    return tensor.is_cpu and tensor.dtype in (*steps.STORED, torch.uint8) and tensor.is_contiguous()
+    """Plain numbers or packed rows, in order; a matrix may lie input by input."""
+    lies = tensor.is_contiguous() or lies_by_input(tensor)
+    return tensor.is_cpu and tensor.dtype in (*steps.STORED, torch.uint8) and lies
 
 
 class Pen:
@@ -187,6 +190,8 @@ class Pen:
             return StepLinear.packed(layer.rows, layer.entry, layer.in_features, layer.bias)
         self.held += [tensor for tensor in (layer.weight, layer.bias) if tensor is not None]
         self.bytes_read += layer.weight.nbytes
+        if lies_by_input(layer.weight):
+            return StepLinear.inputwise(layer.weight, layer.bias, getattr(layer, "threshold", 0.0))
         self._note(plain_format(layer.weight.dtype))
         return StepLinear.of(layer.weight, layer.bias)
 
@@ -204,7 +209,7 @@ class Pen:
     def _note(self, entry: Format) -> None:
         """A matrix of this format is read: vectors must be laid out for it."""
         self.has_bf16 = self.has_bf16 or entry.name == "bf16"
-        self.has_packed = self.has_packed or entry.plain_dtype is None
+        self.has_packed = self.has_packed or (entry.plain_dtype is None and not entry.pruned)
 
     def _mixer(self, norm: RMSNorm, mixer: Attention, memory: KeyValues) -> StepMixer:
         self.held += [memory.keys, memory.values]

@@ -16,6 +16,7 @@ import torch
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
+from pragnosia.checkpoints.admission import check_wide_awake
 from pragnosia.errors import BudgetError, CheckpointError, PromptError, UserError
 from pragnosia.inference.budget import as_bytes
 from pragnosia.inference.choices import DeviceMap, chosen_bits, chosen_budgets, chosen_device, chosen_dtype
@@ -26,6 +27,7 @@ from pragnosia.inference.few_bits import load_in_few_bits
 from pragnosia.inference.loading import load_model, load_tokenizer
 from pragnosia.inference.plan import Plan
 from pragnosia.inference.sampling import Sampling, check_room, check_text
+from pragnosia.inference.sparsity import lay_silent
 from pragnosia.inference.stream import Progress, load_streamed
 from pragnosia.inference.vram import check_vram
 from pragnosia.model.cortex import Cortex
@@ -134,7 +136,7 @@ class Pragnosia:
         elif bits is not None:
             model = _in_few_bits(directory, dtype, place, bits, progress)
         else:
-            model = load_model(directory, dtype, place, progress)
+            model = _whole(directory, dtype, place, progress, learns=learned is not None)
         if learned is not None:
             from pragnosia.tuning.lora import attach_tensors
 
@@ -256,6 +258,16 @@ def _early(
     return chosen_early(exits, directory, speculate=speculate, confidence=told, memory=memory)
 
 
+def _whole(
+    directory: str | Path, dtype: torch.dtype | str, place: str, progress: Progress | None, *, learns: bool
+) -> Cortex:
+    """In memory; on the CPU what silent neurons would say need not be read."""
+    model = load_model(directory, dtype, place, progress)
+    if place == "cpu" and not learns:
+        lay_silent(model)
+    return model
+
+
 def _in_few_bits(
     directory: str | Path, dtype: torch.dtype | str, place: str, bits: str, progress: Progress | None
 ) -> Cortex:
@@ -270,6 +282,7 @@ def _learned(adapter: str | Path | None, directory: str | Path) -> tuple[dict[st
     """What an adapter holds; its room is not imported where there is none."""
     if adapter is None:
         return None
+    check_wide_awake(Path(directory))
     from pragnosia.tuning.peft_format import read_adapter
 
     return read_adapter(adapter, directory)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pragnosia.kernels import cpu, gathered, native, reference, rows, triton
+from pragnosia.kernels import awake, cpu, gathered, native, reference, rows, triton
 from pragnosia.kernels.activations import ACTIVATIONS, Activation, activation_named
 from pragnosia.kernels.compiled import native_library, native_status
 from pragnosia.kernels.cross_entropy import linear_cross_entropy
@@ -115,6 +115,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """What F.linear gives, faster for the few rows of a decode step on the CPU."""
     if not torch.compiler.is_compiling() and rows.supports_few(x, weight):
         return rows.linear(x, weight, bias)
+    if not torch.compiler.is_compiling() and awake.supports(x, weight):
+        return awake.linear(x, weight, bias)
     return torch.nn.functional.linear(x, weight, bias)
 
 

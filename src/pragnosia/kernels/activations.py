@@ -34,6 +34,11 @@ class Activation:
     num_speaking: int | None = None
     """Neurons of a unit that speak, the largest in size; the others fall silent. None: all."""
 
+    @property
+    def silences(self) -> bool:
+        """Whether hidden neurons fall silent: exactly zero, so that nobody need read what they would say."""
+        return self.name in ("reglu", "relu2")
+
     def __call__(self, hidden: Tensor) -> Tensor:
         """`(…, G*F) -> (…, F)`."""
         active = self.function(hidden)

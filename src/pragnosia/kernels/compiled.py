@@ -75,6 +75,10 @@ def _declare(library: ctypes.CDLL) -> None:
         *(pointer, integer, pointer, pointer, integer),
         *(whole, whole, whole, whole, pointer),
     ]
+    library.pragnosia_awake_linear.argtypes = [
+        *(pointer, integer, pointer, pointer, integer),
+        *(whole, whole, whole, pointer),
+    ]
     library.pragnosia_route.argtypes = [pointer, pointer, pointer, whole, whole, pointer, pointer]
     library.pragnosia_route_back.argtypes = [*[pointer] * 6, whole, whole, whole, *[pointer] * 3]
     library.pragnosia_norm.argtypes = [pointer, ctypes.c_float, pointer, integer, pointer]

@@ -13,6 +13,8 @@ headers, then zeros up to a cache line:
               2 bits, then one of 1
     header    int8, nf4: s in bfloat16; the others: 6 bits of exponent and 4 of mantissa of s, 6 of z
 
+bf16-2:4 and int8-2:4 are laid out otherwise: see pruned.py.
+
 `unpack` defines the values: every product is exact in single precision, so source/packed.hpp gives the same ones.
 """
 
@@ -24,6 +26,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pragnosia.kernels import pruned
 from pragnosia.kernels.compiled import loaded_library, native_library
 
 if TYPE_CHECKING:
@@ -49,6 +52,7 @@ class Format:
     group: int = GROUP  # 0: no groups, the numbers themselves
     shrinks: tuple[float, ...] = ()  # shares of a group's range that the search for s begins with
     refinements: int = 0
+    pruned: bool = False  # two of every four neighbours are kept (pruned.py); `bits` are a kept value's
 
     @property
     def has_zero_point(self) -> bool:
@@ -66,6 +70,8 @@ class Format:
 
     def row_bytes(self, depth: int) -> int:
         """From one row to the next."""
+        if self.pruned:
+            return -(-pruned.size_of(depth, self.bits) // LINE) * LINE
         size = (
             self.blocks(depth) * (BLOCK * self.bits // 8 + BLOCK // GROUP * 2) if self.group else depth * self.bits // 8
         )
@@ -99,6 +105,8 @@ FORMATS: dict[str, Format] = {
         Format(name="int3", code=4, bits=3, shrinks=(0.9, 0.8, 0.7), refinements=3),
         Format(name="int2", code=5, bits=2, shrinks=(0.75, 0.6, 0.5), refinements=3),
         Format(name="nf4", code=6, bits=4, shrinks=(1.0, 0.92, 0.84), refinements=1),
+        Format(name="bf16-2:4", code=7, bits=16, pruned=True),
+        Format(name="int8-2:4", code=8, bits=8, pruned=True),
     )
 }
 
@@ -132,12 +140,14 @@ def pack(matrix: Tensor, name: str, importance: Tensor | None = None) -> Tensor:
             f"a matrix to pack is {matrix.dtype} {tuple(matrix.shape)}, expected floats (..., rows, depth)"
         )
     depth = matrix.shape[-1]
+    if entry.pruned:
+        pruned.check_width(depth)
     if importance is not None and (importance.shape != (depth,) or not bool((importance >= 0).all())):
         raise ValueError(f"importance has shape {tuple(importance.shape)}, expected ({depth},) of numbers >= 0")
     rows = matrix.detach().reshape(-1, depth)
     packed = rows.new_zeros((len(rows), entry.row_bytes(depth)), dtype=torch.uint8)
     weights = None if importance is None else importance.detach().float().contiguous()
-    if entry.group and _is_compiled(rows):
+    if entry.group and not entry.pruned and _is_compiled(rows):
         _pack_compiled(rows.contiguous(), entry, weights, packed)
         return packed.view(*matrix.shape[:-1], entry.row_bytes(depth))
     step = max(1, CHUNK // max(1, depth))
@@ -147,6 +157,9 @@ def pack(matrix: Tensor, name: str, importance: Tensor | None = None) -> Tensor:
         if entry.plain_dtype is not None:
             numbers = chunk.to(entry.plain_dtype).contiguous().view(torch.uint8)
             packed[start : start + step, : numbers.shape[1]] = numbers
+            continue
+        if entry.pruned:
+            pruned.write(chunk.float(), entry.bits, weights, packed[start : start + step])
             continue
         codes, headers = _searched(_grouped(chunk.float()), entry, weights)
         _write(codes, headers, entry, packed[start : start + step])
@@ -328,6 +341,8 @@ def _values(rows: Tensor, depth: int, entry: Format) -> Tensor:
     """(R, row_bytes) -> (R, K) in single precision."""
     if entry.plain_dtype is not None:
         return rows[:, : depth * entry.bits // 8].contiguous().view(entry.plain_dtype).float()
+    if entry.pruned:
+        return pruned.read(rows, depth, entry.bits)
     blocks = entry.blocks(depth)
     code_bytes = blocks * 16 * entry.bits
     codes, done, at = torch.zeros((), dtype=torch.uint8), 0, 0

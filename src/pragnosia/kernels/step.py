@@ -41,12 +41,23 @@ class Stored(ctypes.Structure):
 class StepLinear(ctypes.Structure):
     """y = W x + b; no rows where a layer is absent."""
 
-    _fields_ = (("weight", Stored), ("bias", Stored), ("outs", WHOLE), ("depth", WHOLE), ("row_bytes", WHOLE))
+    _fields_ = (
+        *((name, Stored) for name in ("weight", "bias")),
+        *((name, WHOLE) for name in ("outs", "depth", "row_bytes", "by_input")),
+        ("threshold", REAL),
+    )
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None = None) -> StepLinear:
         """A layer of plain weights, (outs, depth)."""
         return cls(Stored.of(weight), Stored.of(bias), *weight.shape, weight.stride(0) * weight.itemsize)
+
+    @classmethod
+    def inputwise(cls, weight: Tensor, bias: Tensor | None = None, threshold: float = 0.0) -> StepLinear:
+        """A layer of plain weights (outs, depth) that lie input by input; inputs up to `threshold` sleep."""
+        return cls(
+            Stored.of(weight), Stored.of(bias), *weight.shape, weight.stride(1) * weight.itemsize, True, threshold
+        )
 
     @classmethod
     def packed(cls, rows: Tensor, entry: Format, depth: int, bias: Tensor | None = None) -> StepLinear:

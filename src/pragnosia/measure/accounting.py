@@ -20,14 +20,27 @@ from torch import nn
 from pragnosia.errors import ConfigError, unknown_name
 from pragnosia.inference.exact import ExactModel
 from pragnosia.inference.stream import pool_of
+from pragnosia.model.awake_linear import AwakeLinear
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.cortex import Cortex, PlainCortex
 from pragnosia.model.dendrites import Dendrites
 from pragnosia.model.thalamus import Thalamus
+from pragnosia.quantisation.layers import PackedLinear
 from pragnosia.tuning.lora import adapters
 
 # Bits, since some precisions are finer than a byte.
-PRECISIONS = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 4, "nf4": 4, "int3": 3, "int2": 2}
+PRECISIONS: dict[str, float] = {
+    "float32": 32,
+    "bfloat16": 16,
+    "float16": 16,
+    "int8": 8,
+    "int4": 4,
+    "nf4": 4,
+    "int3": 3,
+    "int2": 2,
+    "bf16-2:4": 9,
+    "int8-2:4": 5,  # half the weights, and a bit each for where they stood
+}
 DEFAULT_CONTEXT = 2048
 
 
@@ -57,6 +70,8 @@ class LayerAccount:
     key_width: int = 0
     """Key-value heads x K."""
     window: int | None = None
+    asleep_parameters: float = 0.0
+    """Of `matrix_parameters`: those of inputs that sleep, on average, which a single token does not read."""
     norms_queries: bool = False
     hidden: int = 0
     """Feed-forward activations of one token that are always there, before and after the non-linearity."""
@@ -71,7 +86,8 @@ class LayerAccount:
     @property
     def active_parameters(self) -> int:
         """With the awake ones."""
-        return self.parameters - self.silent_parameters + self.num_awake * self.unit_parameters
+        read = self.parameters - self.silent_parameters - self.asleep_parameters
+        return round(read) + self.num_awake * self.unit_parameters
 
     def seen(self, context: int) -> int:
         """Keys one token looks at when `context` tokens are there, itself included."""
@@ -112,8 +128,13 @@ class Account:
     @property
     def operations_per_token(self) -> int:
         """Two per multiply-accumulate."""
-        layers = (layer.operations(layer.num_awake, layer.seen(self.context)) for layer in self.layers)
-        return round(2 * self.head_matrix_parameters + sum(layers))
+        layers = sum(layer.operations(layer.num_awake, layer.seen(self.context)) for layer in self.layers)
+        return round(2 * (self.head_matrix_parameters - self.asleep_parameters) + layers)
+
+    @property
+    def asleep_parameters(self) -> float:
+        """What a single token does not read because the inputs sleep."""
+        return sum(layer.asleep_parameters for layer in self.layers)
 
     @property
     def bytes_per_token(self) -> int:
@@ -146,8 +167,9 @@ def account(
     """
     bytes_of(0, precision)
     model: Any = subject if isinstance(subject, nn.Module) else on_meta(subject)
-    # most of it lies on disk, in others' modules, or behind adapters, which add a percent or so and are left out
-    if isinstance(model, ExactModel) or pool_of(model) is not None or adapters(model):
+    # most of it lies on disk, in packed rows, in others' modules, or behind adapters, which add a percent or so
+    packed = any(isinstance(module, PackedLinear) for module in model.modules())
+    if isinstance(model, ExactModel) or pool_of(model) is not None or packed or adapters(model):
         described: Any = model.config
         model = on_meta(described)
     limit = int(model.config.max_position_embeddings)
@@ -186,6 +208,7 @@ def _layer_account(layer: nn.Module, energy: float) -> LayerAccount:
     dendrites = [module for module in layer.modules() if isinstance(module, Dendrites)]
     silent = sum(module.weight.numel() * (module.each - module.num_awake) // module.each for module in dendrites)
     routers = [module for module in layer.modules() if isinstance(module, Thalamus)]
+    sleepers = [module for module in layer.modules() if isinstance(module, AwakeLinear)]
     return LayerAccount(
         parameters=sum(map(prod, others.values())),
         matrix_parameters=_matrices(others.values()) + sum(d.weight.numel() for d in dendrites) - silent,
@@ -197,6 +220,7 @@ def _layer_account(layer: nn.Module, energy: float) -> LayerAccount:
         query_width=others.get("mixer.q_proj.weight", (0,))[0],
         key_width=others.get("mixer.k_proj.weight", (0,))[0],
         window=getattr(getattr(layer.mixer, "attention", layer.mixer), "window", None),
+        asleep_parameters=sum(linear.asleep * linear.weight.numel() for linear in sleepers),
         norms_queries="mixer.q_norm.weight" in others,
         hidden=_hidden(others),
         unit_hidden=_hidden(units),

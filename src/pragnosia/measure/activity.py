@@ -106,6 +106,9 @@ class ActivityMeter:
                 f"{len(units)} layers routed, the account has {len(share.sparse)} that do; "
                 "make the account from the model that ran"
             )
+        if tokens * sequences == 1 and layers is None:  # the weights of inputs that sleep are left unread
+            self._operations -= 2 * account.asleep_parameters
+            self._bytes -= bytes_of(account.asleep_parameters, account.precision)
         self._tokens += tokens * sequences if layers is None else 0
         self._operations += share.operations * tokens * sequences
         self._operations += 2 * account.head_matrix_parameters * asked * sequences

@@ -59,6 +59,7 @@ def pack_model(
     out, entry = Path(out), packing_format(name)
     if calibration is not None:
         check_calibrated(name)
+    check_widths(print_, entry)
     check_vacant(out)
     partial = out.with_name(out.name + ".partial")
     work = _Work(print_, partial, entry, progress, calibration)
@@ -81,11 +82,22 @@ def pack_model(
 
 
 def check_calibrated(name: str) -> None:
-    """Raise CheckpointError for a format that a calibration cannot change: it has no scales to search for."""
+    """Raise CheckpointError for a format that a calibration cannot change: it has nothing to choose."""
     entry = packing_format(name)
-    if not entry.shrinks:
-        able = ", ".join(other.name for other in FORMATS.values() if other.shrinks)
+    if not (entry.shrinks or entry.pruned):
+        able = ", ".join(other.name for other in FORMATS.values() if other.shrinks or other.pruned)
         raise CheckpointError(f"--calibrate changes nothing in {entry.name}; leave it out, or choose from {able}")
+
+
+def check_widths(print_: Blueprint, entry: Format) -> None:
+    """Raise CheckpointError for a pattern that a matrix's width does not allow."""
+    for name, shape in print_.shapes.items() if entry.pruned else ():
+        packs = is_unit(name) or resident_format(name, shape, print_.dtype(name), entry) is entry
+        if packs and shape[-1] % 4:
+            raise CheckpointError(
+                f"the pattern 2:4 keeps two of every four inputs; {name} has {shape[-1]}, which is no multiple of 4: "
+                "leave the pattern out, or take --level"
+            )
 
 
 class _Work:

@@ -80,7 +80,7 @@ def resident_bytes(name: str, shape: Sequence[int], dtype: torch.dtype, entry: F
 def resident_format(name: str, shape: Sequence[int], dtype: torch.dtype, entry: Format) -> Format | None:
     """Of what is no unit, in a model whose units are in `entry`; None: as it is.
 
-    A rounded router wakes the wrong unit; a model's ends bear less rounding than its middle.
+    A rounded router wakes the wrong unit; a model's ends bear less rounding than its middle, and no pruning.
     """
     if (
         len(shape) != 2
@@ -90,7 +90,9 @@ def resident_format(name: str, shape: Sequence[int], dtype: torch.dtype, entry: 
         or not dtype.is_floating_point
     ):
         return None
-    return FORMATS["int8"] if name in ENDS else entry
+    if name not in ENDS:
+        return entry
+    return None if entry.name == "bf16-2:4" else FORMATS["int8"]
 
 
 def sparse_banks(config: PragnosiaConfig) -> list[str]:
@@ -105,5 +107,6 @@ def packing_format(name: str) -> Format:
     except ValueError as error:
         raise CheckpointError(f"--format: {error}") from error
     if entry.name == "fp32":
-        raise CheckpointError("--format fp32 would pack nothing; choose bf16, int8, int4, int3, int2 or nf4")
+        able = ", ".join(other for other in FORMATS if other != "fp32")
+        raise CheckpointError(f"--format fp32 would pack nothing; choose from {able}")
     return entry

@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from pragnosia.checkpoints.admission import check_wide_awake
 from pragnosia.checkpoints.blueprint import Blueprint
 from pragnosia.data import TuningBatches, read_conversations, tokenize_conversations
 from pragnosia.errors import BudgetError, CheckpointError, ConfigError
@@ -145,6 +146,7 @@ def _loaded(
 ) -> tuple[Cortex, UnitPool | None]:
     """The model of a plan, or whole in memory where there is none."""
     if shelf is None or plan is None:
+        check_wide_awake(Path(config.model))
         model, pool = load_model(Path(config.model)), None
     else:
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # of 1,024 megabytes pile up

@@ -2,6 +2,7 @@
 #include <exception>
 
 #include "amx.hpp"
+#include "awake.hpp"
 #include "backward.hpp"
 #include "few.hpp"
 #include "fine.hpp"
@@ -80,6 +81,18 @@ int pragnosia_linear_few(const void* x, int x_is_bf16, const void* weight, const
     try {
         if (weight_is_bf16) few_linear<bf16>(x, x_is_bf16, weight, bias, rows, outs, depth, threads, y);
         else few_linear<float>(x, x_is_bf16, weight, bias, rows, outs, depth, threads, y);
+        return 0;
+    } catch (const std::exception&) {
+        return 2;
+    }
+}
+
+// y = x weight + bias for one row of x, of which the weights (depth, outs) of zeros are not read; 2 out of memory.
+int pragnosia_awake_linear(const void* x, int x_is_bf16, const void* weight, const void* bias, int weight_is_bf16, int64_t outs,
+                           int64_t depth, int64_t threads, void* y) {
+    try {
+        if (weight_is_bf16) awake_linear<bf16>(x, x_is_bf16, weight, bias, outs, depth, threads, y);
+        else awake_linear<float>(x, x_is_bf16, weight, bias, outs, depth, threads, y);
         return 0;
     } catch (const std::exception&) {
         return 2;

@@ -6,18 +6,21 @@
 // an instruction. That rounds x by 0.5 % (RMS; values normally distributed) and is all that is not exact here.
 #pragma once
 #include "few.hpp"
+#include "pruned.hpp"
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
 // The table of formats.py, by number.
-enum Format : int64_t { FP32, BF16, INT8, INT4, INT3, INT2, NF4 };
+enum Format : int64_t { FP32, BF16, INT8, INT4, INT3, INT2, NF4, BF16_PRUNED, INT8_PRUNED };
 constexpr int64_t PACK = 128, GROUP = 32, GROUPS = PACK / GROUP;  // weights of a block, of a group; groups of a block
 constexpr int bits_of(Format f) { return f == INT8 ? 8 : f == INT3 ? 3 : f == INT2 ? 2 : 4; }
 constexpr bool has_zero_point(Format f) { return f == INT4 || f == INT3 || f == INT2; }
 inline int64_t packs(int64_t depth) { return (depth + PACK - 1) / PACK; }
+constexpr bool is_pruned(Format f) { return f >= BF16_PRUNED; }
 // From one row to the next; plain numbers lie without gaps.
 inline int64_t row_bytes_of(Format f, int64_t depth) {
+    if (is_pruned(f)) return pruned_bytes(f == INT8_PRUNED, depth);
     return f <= BF16 ? depth * (f == BF16 ? 2 : 4) : round_up(packs(depth) * (16 * bits_of(f) + 2 * GROUPS), 64);
 }
 
@@ -145,7 +148,7 @@ inline void quantise_block(const float* x, int8_t* codes, float* scales, float* 
 // What products with rows of this format want of x (depth,), which must stay where it is.
 inline void prepare(Format format, const float* x, int64_t depth, PreparedVector& out) {
     out.plain = x;
-    if (format == FP32) return;
+    if (format == FP32 || is_pruned(format)) return;
     if (format == BF16) return lay_out<bf16>(x, depth, out.split);
     for (int64_t block = 0; block < packs(depth); ++block) {
         alignas(64) float last[PACK];
@@ -367,6 +370,13 @@ void plain_rows(const uint8_t* rows, int64_t row_bytes, int64_t lines, const Pre
     for (int t = 0; t < tokens; ++t) dots<W, 1>(w, row_bytes / sizeof(W), lines, input(t), 0, 1, depth, out + t, ahead);
 }
 
+template <class V, int tokens>
+void pruned_rows(const uint8_t* rows, int64_t row_bytes, int64_t lines, const PreparedVector* x, int64_t depth, float out[][LINES]) {
+    const float* plain[tokens];
+    for (int t = 0; t < tokens; ++t) plain[t] = x[t].plain;
+    pruned_rows<V, tokens>(rows, row_bytes, lines, plain, depth, out);
+}
+
 // out[t][r] = row r of `lines` <= LINES neighbours times x[t], `tokens` <= TOKENS vectors prepared for this format;
 // `ahead` [bytes] leads from a row to what will be read two calls later.
 template <int tokens = TOKENS>
@@ -383,6 +393,8 @@ void packed_dots(Format format, const void* rows, int64_t row_bytes, int64_t lin
         case INT3: return packed_rows<INT3, tokens>(base, row_bytes, lines, x, depth, out, ahead);
         case INT2: return packed_rows<INT2, tokens>(base, row_bytes, lines, x, depth, out, ahead);
         case NF4: return packed_rows<NF4, tokens>(base, row_bytes, lines, x, depth, out, ahead);
+        case BF16_PRUNED: return pruned_rows<bf16, tokens>(base, row_bytes, lines, x, depth, out);
+        case INT8_PRUNED: return pruned_rows<int8_t, tokens>(base, row_bytes, lines, x, depth, out);
     }
 }
 

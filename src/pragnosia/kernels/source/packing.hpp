@@ -265,6 +265,8 @@ void unpack_rows(Format format, const uint8_t* packed, int64_t row_bytes, int64_
             case INT3: unpack_row<INT3>(row, depth, to); break;
             case INT2: unpack_row<INT2>(row, depth, to); break;
             case NF4: unpack_row<NF4>(row, depth, to); break;
+            case BF16_PRUNED: unpack_pruned<bf16>(row, depth, to); break;
+            case INT8_PRUNED: unpack_pruned<int8_t>(row, depth, to); break;
         }
     }
 }

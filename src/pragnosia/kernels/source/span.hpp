@@ -86,6 +86,10 @@ class SpanRun {
 
     // This thread's rows of a linear layer, each read once for TOKENS tokens of `each.in`, into `each.out`.
     template <bool add> static void multiply(const StepLinear& linear, const Each& each, int64_t count, Member me) {
+        if (linear.by_input) {  // every token has sleepers of its own
+            for (int64_t t = 0; t < count; ++t) StepRun::product<add>(linear, *each.in[t], me, each.out[t]);
+            return;
+        }
         PreparedVector x[MOST_TOKENS];
         for (int64_t t = 0; t < count; ++t) x[t] = each.in[t]->of(linear.weight.format);
         for (int64_t o = me.from(linear.outs, LINES), to = me.to(linear.outs, LINES); o < to; o += LINES) {
@@ -152,7 +156,7 @@ class SpanRun {
 
     // False where a unit cannot be read: every thread sees it, since it met the others.
     bool think(const StepFeedForward& f, Member me, Each& each) const {
-        if (f.router == DENSE) return think_densely(f, me, each), true;
+        if (f.router == DENSE && !f.always_up.by_input) return think_densely(f, me, each), true;
         for (int64_t t = 0; t < span.count; ++t) {
             StepFeedForward told = f;
             told.out_units += t * span.told_slots, told.out_strengths += t * span.told_slots;

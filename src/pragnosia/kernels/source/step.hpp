@@ -7,6 +7,7 @@
 #pragma once
 #include <omp.h>
 
+#include "awake.hpp"
 #include "packed.hpp"
 #include "packing.hpp"
 #include "pool.hpp"
@@ -31,6 +32,8 @@ struct Stored {
 struct StepLinear {
     Stored weight, bias;
     int64_t outs, depth, row_bytes;
+    int64_t by_input;  // plain numbers lie (depth, outs), and those of inputs asleep are not read (awake.hpp)
+    double threshold;  // by_input: inputs up to this magnitude sleep
 };
 struct StepMixer {
     Stored norm;
@@ -90,11 +93,13 @@ inline void meet() {
 struct Vector {
     float* plain;
     PreparedVector wide, codes;
-    static size_t bytes(int64_t depth) { return Scratch::size<float>(depth) + 2 * PreparedVector::bytes(depth); }
+    mutable Awake awake;
+    static size_t prepared(int64_t depth) { return round_up(PreparedVector::bytes(depth), 64); }
+    static size_t bytes(int64_t depth) { return Scratch::size<float>(depth) + 2 * prepared(depth) + Awake::bytes(depth); }
     Vector() = default;
     Vector(char* memory, int64_t depth)
         : plain(reinterpret_cast<float*>(memory)), wide(memory += Scratch::size<float>(depth), depth),
-          codes(memory + PreparedVector::bytes(depth), depth) {
+          codes(memory + prepared(depth), depth), awake(memory + 2 * prepared(depth), depth) {
         wide.plain = codes.plain = plain;
     }
     void lay_out(int64_t depth, const Step& step) {
@@ -104,6 +109,7 @@ struct Vector {
     const PreparedVector& of(Format format) const { return format <= BF16 ? wide : codes; }
 };
 
+constexpr int64_t CHUNK = 64;          // outputs of a thread, where inputs sleep: whole lines of cache
 constexpr int64_t SPAN = 1024;         // keys that one thread takes at once
 constexpr int64_t ROW = SPAN + LINES;  // their weights, and what the last lines overhang
 
@@ -278,6 +284,7 @@ class StepRun {
 
     // This thread's rows of a linear layer; `add` adds to what is there.
     template <bool add = false> static void product(const StepLinear& linear, const Vector& in, Member me, float* out) {
+        if (linear.by_input) return awake_product<add>(linear, in, me, out);
         const PreparedVector& x = in.of(linear.weight.format);
         for (int64_t o = me.from(linear.outs, LINES), to = me.to(linear.outs, LINES); o < to; o += LINES) {
             const int64_t lines = std::min<int64_t>(LINES, linear.outs - o);
@@ -288,6 +295,35 @@ class StepRun {
                 const float y = part[0][r] + (linear.bias ? linear.bias[o + r] : 0.f);
                 out[o + r] = add ? out[o + r] + y : y;
             }
+        }
+    }
+
+    // The same where the weights of what sleeps are not read.
+    template <bool add> static void awake_product(const StepLinear& linear, const Vector& in, Member me, float* out) {
+        in.awake.find(in.plain, linear.depth, float(linear.threshold));
+        for (int64_t o = me.from(linear.outs, CHUNK), to = me.to(linear.outs, CHUNK); o < to; o += SLICE) {
+            const int64_t some = std::min(SLICE, to - o);
+            float sums[SLICE];
+            awake_rows(linear, in.awake, o, some, sums);
+            for (int64_t j = 0; j < some; ++j) out[o + j] = add ? out[o + j] + sums[j] : sums[j];
+        }
+    }
+    // Outputs [from, from + count), with their bias.
+    static void awake_rows(const StepLinear& linear, const Awake& awake, int64_t from, int64_t count, float* sums) {
+        linear.weight.typed([&](auto* w) { awake_sums(w + from, linear.outs, awake, count, sums); });
+        for (int64_t j = 0; linear.bias && j < count; ++j) sums[j] += linear.bias[from + j];
+    }
+    // `hide` for all neurons of who never sleeps, where inputs may.
+    void hide_awake(const StepFeedForward& f, Member me, const Vector& in, float* out) const {
+        const StepLinear& up = f.always_up;
+        const Activation& act = activation(int(f.always_activation));
+        const int64_t width = f.always_down.depth;
+        in.awake.find(in.plain, up.depth, float(up.threshold));
+        for (int64_t h = me.from(width, CHUNK), to = me.to(width, CHUNK); h < to; h += SLICE) {
+            const int64_t some = std::min(SLICE, to - h);
+            float hidden[2 * SLICE];
+            for (int p = 0; p < act.parts; ++p) awake_rows(up, in.awake, p * width + h, some, hidden + p * some);
+            act.forward(hidden, some, out + h);
         }
     }
 
@@ -423,9 +459,11 @@ class StepRun {
         float* always = active + f.slots * pitch;
         if (step.pool && f.pool_layer >= 0) think_from_pool(f, me, mine, pitch);
         else if (f.slots) think_from_memory(f, me, mine, pitch);
-        for (int64_t h = me.from(resting, BLOCK), to = me.to(resting, BLOCK); h < to; h += BLOCK)
-            hide(f.always_up.weight, f.always_up.row_bytes, f.always_up.bias, resting, h, f.always_activation, 1.f, mine.normed, always,
-                 h + BLOCK < to ? f.always_up.weight.at((h + BLOCK) * f.always_up.row_bytes) : nullptr);
+        if (resting && f.always_up.by_input) hide_awake(f, me, mine.normed, always);
+        else
+            for (int64_t h = me.from(resting, BLOCK), to = me.to(resting, BLOCK); h < to; h += BLOCK)
+                hide(f.always_up.weight, f.always_up.row_bytes, f.always_up.bias, resting, h, f.always_activation, 1.f, mine.normed, always,
+                     h + BLOCK < to ? f.always_up.weight.at((h + BLOCK) * f.always_up.row_bytes) : nullptr);
         meet();
         for (int64_t a = 0; a < f.slots; ++a)
             if (mine.units[a] >= 0) take_in_unit(f, active + a * pitch, mine.thoughts[a]);
