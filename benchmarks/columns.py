@@ -41,7 +41,7 @@ def feed_forward(neurons: int, grain: int | None, rank: int | None = None) -> di
     """A dense layer, or columns of `grain` of which one in twenty is awake."""
     if grain is None:
         return {"feed_forward": {"width": neurons, "activation": "relu2"}}
-    router: dict[str, Any] = {"num_awake": round(neurons / grain * AWAKE)}
+    router: dict[str, Any] = {"num_awake": max(1, round(neurons / grain * AWAKE))}
     if rank is not None:
         router["rank"] = rank
     return {"columns": {"width": neurons, "column_width": grain, "thalamus": router}}
