@@ -3,8 +3,8 @@
     feed-forward   one token through one layer alone: width 2048, 32,768 hidden neurons, weights in bfloat16. Every arm
                    has several such layers and visits them in turn, so that a weight is read from memory, not cache
     decode         whole decode steps, batch 1, of a model where such layers dominate: bfloat16, and int8 packed on load
-    training       whole training steps, width 512, 8192 hidden neurons, 8 x 256 tokens, AdamW, each arm in single
-                   precision and in bfloat16, of which the better counts
+    training       whole training steps, width 512, 8192 hidden neurons, 8 x 256 tokens, AdamW, in single
+                   precision and in bfloat16
 
 Columns of 8, 16, 32 and 64 neurons, and of 8 behind a router of rank 128. Arms run in turn; ratios pair up by round.
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 import gc
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +34,14 @@ WIDTH, NEURONS, TOKENS = 2048, 32_768, 8
 GRAINS = (8, 16, 32, 64)
 RANK = 128
 VOCABULARY = 4096
+LEARNING_WIDTH, LEARNING_NEURONS, LEARNING_LAYERS = 512, 8192, 2
 
 
 def feed_forward(neurons: int, grain: int | None, rank: int | None = None) -> dict[str, Any]:
     """A dense layer, or columns of `grain` of which one in twenty is awake."""
     if grain is None:
         return {"feed_forward": {"width": neurons, "activation": "relu2"}}
-    router: dict[str, Any] = {"num_awake": round(neurons / grain * AWAKE)}
+    router: dict[str, Any] = {"num_awake": max(1, round(neurons / grain * AWAKE))}
     if rank is not None:
         router["rank"] = rank
     return {"columns": {"width": neurons, "column_width": grain, "thalamus": router}}
@@ -121,7 +121,7 @@ def deciding(organ: dict[str, Any], layers: int, packed: str | None, folder: Pat
 def learning(organ: dict[str, Any], *, bf16: bool) -> Arm:
     """Training steps."""
     torch.manual_seed(0)
-    return training(PragnosiaForCausalLM(shape(512, 2, **organ)), bf16=bf16, steps=1)
+    return training(PragnosiaForCausalLM(shape(LEARNING_WIDTH, LEARNING_LAYERS, **organ)), bf16=bf16, steps=1)
 
 
 def raced(arms: dict[str, Arm], rounds: int, unit: str) -> tuple[dict[str, Any], list[list[Any]]]:
@@ -136,36 +136,31 @@ def raced(arms: dict[str, Arm], rounds: int, unit: str) -> tuple[dict[str, Any],
     return values, rows
 
 
-def better(rates: dict[str, Any], names: tuple[str, str]) -> str:
-    """Of two, the faster."""
-    return max(names, key=lambda name: float(rates[name]["per_second"]))
-
-
 def main(rounds: int, layers: int) -> None:
     """Measure all three."""
     kernels.keep_freed_memory()
     results: dict[str, Any] = {}
-    arms: Callable[[int], dict[str, dict[str, Any]]] = named
-    built = {name: alone(organ, layers) for name, organ in arms(NEURONS).items()}
+    built = {name: alone(organ, layers) for name, organ in named(NEURONS).items()}
     results["feed-forward bf16"], rows = raced(built, rounds, "layers/s")
     built.clear()
     gc.collect()
     for packed in (None, "int8"):
         with tempfile.TemporaryDirectory() as folder:
-            models = {name: deciding(organ, layers, packed, Path(folder)) for name, organ in arms(NEURONS).items()}
+            models = {name: deciding(organ, layers, packed, Path(folder)) for name, organ in named(NEURONS).items()}
         results[f"decode {packed or 'bf16'}"], more = raced(models, rounds, f"decode tok/s, {packed or 'bf16'}")
         rows += more
         models.clear()
         gc.collect()
     for bf16 in (False, True):
         how = "bf16" if bf16 else "fp32"
-        learners = {name: learning(organ, bf16=bf16) for name, organ in arms(8192).items()}
+        learners = {name: learning(organ, bf16=bf16) for name, organ in named(LEARNING_NEURONS).items()}
         results[f"training {how}"], more = raced(learners, rounds, f"training tok/s, {how}")
         rows += more
         learners.clear()
     values = {
         "results": results, "rounds": rounds, "layers": layers, "width": WIDTH, "neurons": NEURONS, "awake": AWAKE,
-        "training": {"width": 512, "neurons": 8192, "layers": 2, "batch": [BATCH, LENGTH]}, "seed": 0,
+        "training": {"width": LEARNING_WIDTH, "neurons": LEARNING_NEURONS, "layers": LEARNING_LAYERS,
+                     "batch": [BATCH, LENGTH]}, "seed": 0,
     }  # fmt: skip
     header = ["what", "arm", "rate", "over dense"]
     publish("Columns, 95 % asleep, beside dense layers of the same total size, CPU", header, rows, values, __file__)

@@ -11,11 +11,10 @@ import pytest
 import torch
 import transformers
 
-from pragnosia import Pragnosia, PragnosiaConfig, PragnosiaForCausalLM, kernels
+from pragnosia import Pragnosia, PragnosiaForCausalLM, kernels
 from pragnosia.checkpoints import import_model
 from pragnosia.checkpoints.blueprint import blueprint
 from pragnosia.errors import CheckpointError
-from pragnosia.inference.few_bits import load_in_few_bits
 from pragnosia.inference.loading import load_model
 from pragnosia.inference.sampling import Sampling
 from pragnosia.inference.shelf import AsPacked
@@ -62,12 +61,10 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
-def as_stored(source: Path, name: str, tmp_path: Path | None) -> PragnosiaForCausalLM:
-    """The model in memory, in single precision, with every packed matrix as its rows say; None: it is of ours."""
-    if tmp_path is not None:
-        import_model(source, tmp_path / "plain")
-        source = tmp_path / "plain"
-    model = PragnosiaForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+def as_stored(source: Path, name: str, tmp_path: Path) -> PragnosiaForCausalLM:
+    """The model in memory, in single precision, with every packed matrix as its rows say."""
+    import_model(source, tmp_path / "plain")
+    model = PragnosiaForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32).eval()
     for tensor_name, tensor in model.named_parameters():
         if name == "bf16" or tensor.ndim < 2 or "thalamus" in tensor_name or "bias" in tensor_name:
             continue
@@ -119,68 +116,6 @@ def test_a_program_says_what_the_modules_say(name: str, source: Path, tmp_path: 
     with torch.inference_mode():
         modules = model(torch.tensor([decoder.ids[:-1]])).logits[:, -1]
     assert apart(decoder._program.logits, modules) < CLOSE
-
-
-@pytest.fixture(scope="module")
-def columns(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of columns of 8, whose rows of `down` are rows of neurons once they are packed, in odd sizes."""
-    folder = tmp_path_factory.mktemp("columns") / "model"
-    torch.manual_seed(0)
-    # all awake: no near tie of the router can hide, or make, a difference
-    shape = {"width": 320, "column_width": 8, "bias": True, "thalamus": {"num_awake": 40, "rank": 24}}
-    config = PragnosiaConfig(
-        vocab_size=120,
-        hidden_size=200,
-        num_hidden_layers=3,
-        initializer_range=0.15,
-        attention={"num_heads": 4, "num_key_value_heads": 2, "head_dim": 16},
-        columns=shape,
-        feed_forward={"width": 96},
-        feed_forwards=["columns", "dense", "columns"],
-    )
-    model = PragnosiaForCausalLM(config)
-    for name, parameter in model.named_parameters():
-        if "bias" in name:
-            parameter.data.normal_(std=0.1)
-    model.to(torch.bfloat16).save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize("name", ["bf16", "int8", "int4", "int2", "nf4"])
-def test_packed_columns_speak_as_stored(name: str, columns: Path, tmp_path: Path) -> None:
-    pack_model(blueprint(columns), tmp_path / "packed", name)
-    if name == "int8":
-        assert (tmp_path / "packed" / "units.bin").stat().st_size == 2 * 40 * 8192, "16 rows of 320 bytes, on pages"
-    truth = as_stored(columns, name, None)
-    whole: Any = load_model(tmp_path / "packed")
-    tight = load_streamed(tmp_path / "packed", 8 * GIB)[0]
-    ids = torch.randint(0, 120, (1, 30), generator=torch.Generator().manual_seed(3))
-    with torch.inference_mode():
-        expected = truth(ids).logits
-        for length in (1, 4, 30):
-            got = whole(ids[:, :length]).logits
-            assert apart(got, expected[:, :length]) < CLOSE
-            assert torch.equal(got, tight(ids[:, :length]).logits)
-    decoder = Pragnosia(whole).decoder(64)
-    decoder.read(ids[0, :4].tolist())
-    said = list(decoder.speak(12, Sampling()))
-    assert decoder._program is not None
-    with torch.inference_mode():
-        modules = whole(torch.tensor([decoder.ids[:-1]])).logits[:, -1]
-    assert apart(decoder._program.logits, modules) < CLOSE
-    assert Pragnosia(tight).generate_tokens(ids[:, :4], max_new_tokens=12) == said
-    if name not in ("bf16", "int2"):
-        few = Pragnosia(load_in_few_bits(columns, name))
-        assert few.generate_tokens(ids[:, :4], max_new_tokens=12) == said
-
-
-def test_records_of_another_size_are_refused(columns: Path, tmp_path: Path) -> None:
-    pack_model(blueprint(columns), tmp_path / "packed", "int8")
-    index = tmp_path / "packed" / "packed.json"
-    values = json.loads(index.read_text())
-    index.write_text(json.dumps({**values, "record_bytes": values["record_bytes"] - 64}))
-    with pytest.raises(CheckpointError, match="pack it again"):
-        load_streamed(tmp_path / "packed", 8 * GIB)
 
 
 class StoppedError(Exception):
