@@ -87,14 +87,14 @@ def test_chat_and_eval(
     assert early["bits_per_byte"] != whole["bits_per_byte"]
 
 
-def test_refused_before_anything_is_loaded(at_once: Run, model: Path, story: Path) -> None:
+def test_refused_before_anything_is_loaded(at_once: Run, model: Path) -> None:
     at_once("generate", model, "hi", "--speculate").refused("no calibrated exits", "pragnosia calibrate")
-    at_once("calibrate", model, "--data", story, "--layers", "1;2").refused("whole numbers separated by commas")
 
 
 def test_refused(run: Run, calibrated: Path, model: Path, story: Path, tmp_path: Path) -> None:
     run("calibrate", model, "--data", story, "--layers", 2).refused("an exit after layer 2 is none", "2 layers")
     run("calibrate", model, "--data", story, "--agreement", 2).refused("the agreement is 2")
+    run("calibrate", model, "--data", story, "--layers", "1;2").refused("whole numbers separated by commas")
     run("generate", calibrated, "hi", "--exit-confidence", "2").refused("it must lie in (0, 1]")
     run("eval", model, "--data", story, "--exit-confidence", "calibrated").refused("no calibrated exits")
     short = tmp_path / "short.txt"

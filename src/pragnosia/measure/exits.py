@@ -31,7 +31,7 @@ from pragnosia.model.cortex import Cortex
 
 TOKENS, WINDOW = 8192, 512
 _CONFIDENCES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-_FURTHER = 0.15
+_FURTHER = 0.1
 """What each further token of a span costs beside the reading of a weight, as a share of that."""
 
 

@@ -29,6 +29,11 @@ template <class W, int tokens> struct Dots {
         const int64_t whole = depth / STEP<W> * STEP<W>, half = whole / 2;
         const W* row[LINES];
         for (int r = 0; r < LINES; ++r) row[r] = w + (r < lines ? r : 0) * stride;  // a missing row repeats the first
+        vec sum[tokens][LINES];  // in registers: as far as a compiler knows, what is read might lie in `total`
+#pragma GCC unroll 4
+        for (int t = 0; t < tokens; ++t)
+#pragma GCC unroll 4
+            for (int r = 0; r < LINES; ++r) sum[t][r] = total[t][r];
         for (int64_t k = 0; k < whole; k += STEP<W>)
 #pragma GCC unroll 4
             for (int r = 0; r < LINES; ++r) {
@@ -38,13 +43,17 @@ template <class W, int tokens> struct Dots {
                 for (int t = 0; t < tokens; ++t) {
                     const float* input = x + t * pitch;
                     if constexpr (sizeof(W) == 4) {
-                        total[t][r] += (vec)words * *reinterpret_cast<const vec*>(input + k);
+                        sum[t][r] += (vec)words * *reinterpret_cast<const vec*>(input + k);
                     } else {
-                        total[t][r] += (vec)(words << 16) * *reinterpret_cast<const vec*>(input + k / 2);
-                        total[t][r] += (vec)(words & 0xffff0000u) * *reinterpret_cast<const vec*>(input + half + k / 2);
+                        sum[t][r] += (vec)(words << 16) * *reinterpret_cast<const vec*>(input + k / 2);
+                        sum[t][r] += (vec)(words & 0xffff0000u) * *reinterpret_cast<const vec*>(input + half + k / 2);
                     }
                 }
             }
+#pragma GCC unroll 4
+        for (int t = 0; t < tokens; ++t)
+#pragma GCC unroll 4
+            for (int r = 0; r < LINES; ++r) total[t][r] = sum[t][r];
         for (int64_t k = whole; k < depth; ++k)
             for (int r = 0; r < LINES; ++r)
                 for (int t = 0; t < tokens; ++t) rest[t][r] += widen(row[r][k]) * x[t * pitch + k];
