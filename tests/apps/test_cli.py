@@ -66,6 +66,7 @@ def test_generate_says_text_and_cost(run: Run, model: Path) -> None:
         "tokens",
         "tokens_per_second",
         "decoding",
+        "energy",
         "operations_per_token",
         "bytes_per_token",
         "joules",

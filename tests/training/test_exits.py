@@ -95,7 +95,7 @@ def test_rows_pass_a_layer_by_and_cost_it_nothing() -> None:
     for row in range(4):
         kept = tuple(None if passed is None or row in passed else torch.tensor([], dtype=torch.long) for passed in rows)
         x = model.model.embed_tokens(tokens[row : row + 1])
-        moment = model.model._moment(x, None, None, None, 0, 1.0)
+        moment = model.model.moment(x, seen=0, energy=1.0)
         for layer, skipped in zip(model.model.layers, kept, strict=True):
             x = layer(x, None, moment)[0] if skipped is None else x
         torch.testing.assert_close(some.last_hidden_state[row : row + 1], model.model.norm(x))

@@ -83,7 +83,7 @@ class Format:
 
     def is_turned(self, unit_width: int) -> bool:
         """Whether packed rows of a unit's `down` belong to its neurons: there are fewer of them than a block holds."""
-        return self.plain_dtype is None and unit_width < BLOCK
+        return self.plain_dtype is None and not self.pruned and unit_width < BLOCK
 
     def down_shape(self, width: int, unit_width: int) -> tuple[int, int]:
         """Rows of a unit's `down` as they lie, and their depth."""

@@ -25,7 +25,7 @@ inline int64_t row_bytes_of(Format f, int64_t depth) {
 }
 
 // Whether packed rows of a unit's `down` belong to its neurons: there are fewer of them than a block holds.
-inline bool turned(Format f, int64_t unit_width) { return f > BF16 && unit_width < PACK; }
+inline bool turned(Format f, int64_t unit_width) { return f > BF16 && !is_pruned(f) && unit_width < PACK; }
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 constexpr int WORDS = 16;  // sums in a register
