@@ -84,6 +84,7 @@ def test_loading_and_reading_show_bars_that_go(model: Path, memory: list[str]) -
     assert said
 
 
+@pytest.mark.slow
 def test_every_turn_of_a_talk_shows_what_it_reads(model: Path) -> None:
     _, written = at_a_terminal(
         "chat", model, "--max-new-tokens", "2", stdin="what does a brain do\nand what does a small one do\n"
@@ -92,6 +93,7 @@ def test_every_turn_of_a_talk_shows_what_it_reads(model: Path) -> None:
     assert "reading" not in "\n".join(screen(written))
 
 
+@pytest.mark.slow
 def test_programs_see_no_bar(model: Path) -> None:
     _, written = at_a_terminal("generate", model, "once upon a time " * 5, "--max-new-tokens", "3", "--json")
     assert "\x1b" not in written
@@ -102,6 +104,7 @@ def test_the_screen_of_this_test_reads_as_a_terminal_does() -> None:
     assert screen("a long one\rshort") == ["shortg one"]
 
 
+@pytest.mark.slow
 def test_who_streams_does_not_wait_for_the_tracer(model: Path) -> None:
     if kernels.native_library() is None:
         pytest.skip("no compiled kernels here")

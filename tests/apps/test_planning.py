@@ -22,7 +22,9 @@ def test_a_preset_is_planned_in_the_default_format(run: Run) -> None:
     done = run("plan", "450b", "--memory", "16GiB", *RATES)
     assert done.code == 0, done.err
     assert re.search(r"on disk +\d+ GiB  packed as int4 \(the default\)", done.out)
-    assert re.search(r"expected: \d+% of woken units here \(\d+% to \d+%\), [\d.]+ to [\d.]+ tokens/s", done.out)
+    assert re.search(
+        r"expected: \d+% of woken units here \(\d+% to \d+%\), [\d.]+ tokens/s \([\d.]+ to [\d.]+\)", done.out
+    )
     assert "given: memory 18.6 GiB/s, disk 954 MiB/s\n" in done.out
     values = run("plan", "450b", "--memory", "16GiB", "--format", "int8", "--json", *RATES).values
     assert values["format"] == "int8"
@@ -92,3 +94,23 @@ def test_wrong_words_are_told_before_anything_is_loaded(at_once: Run) -> None:
 
 def test_neither_a_preset_nor_a_directory(run: Run) -> None:
     run("plan", "45b", "--memory", "2GiB").refused("unknown preset '45b'", "450b", "no directory of that name")
+
+
+def test_rates_need_a_unit(run: Run, model: Path) -> None:
+    outcome = run("plan", model, "--memory", "2GiB", "--rates", "memory=40")
+    assert outcome.code != 0
+    assert "memory is 40 of what? Write a unit, as in memory=40GB/s" in outcome.err
+
+
+def test_the_longest_context_is_told(run: Run, model: Path) -> None:
+    values = run("plan", model, "--memory", "2GiB", "--json", "--rates", "memory=20GB/s,disk=1GB/s").values
+    assert values["longest_context"] == 64
+    assert (
+        "longest context that fits" in run("plan", model, "--memory", "2GiB", "--rates", "memory=20GB/s,disk=1GB/s").out
+    )
+
+
+def test_a_gpu_too_small_may_be_left_out(run: Run) -> None:
+    outcome = run("plan", "450b", "--memory", "16GiB", "--vram", "4GiB")
+    assert outcome.code != 0
+    assert outcome.err.strip().endswith("or leave --vram out")

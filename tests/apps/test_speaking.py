@@ -241,3 +241,15 @@ def test_an_energy_budget_that_is_none(run: Run, model: Path, given: str) -> Non
     outcome = run("generate", model, "Once", f"--energy-budget={given}")
     assert outcome.code != 0
     assert "--energy-budget" in outcome.err
+
+
+def test_a_context_without_a_budget_is_refused(run: Run, model: Path) -> None:
+    outcome = run("generate", model, "hi", "--context", 20)
+    assert outcome.code != 0
+    assert "--context plans the room of a budget" in outcome.err
+
+
+def test_a_budget_above_what_there_is_is_told(run: Run, model: Path) -> None:
+    outcome = run("generate", model, "hi", "--memory", "500TiB", "--max-new-tokens", 2)
+    assert outcome.code == 0
+    assert "--memory is 500 TiB, and this process may have" in outcome.err

@@ -111,3 +111,15 @@ def test_tune_refuses_another_methods_options_at_once(at_once: Run, model: Path,
         "rounded weights cannot learn"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gguf_file_is_refused_at_once(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF" + bytes(100))
+    (tmp_path / "chat.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    outcome = run("tune", file, "--data", tmp_path / "chat.jsonl", "--out", tmp_path / "out")
+    assert outcome.code != 0
+    assert (
+        f"{file} is a GGUF file, and to tune takes a directory; make one (pragnosia import {file} OUT)" in outcome.err
+    )
+    assert not (tmp_path / "out").exists()

@@ -204,6 +204,7 @@ def test_old_files_go_when_no_checkpoint_needs_them(configure: Configure, tmp_pa
     assert len(states) == 7
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_kill_9_and_resume_ends_with_the_weights_of_an_unbroken_run(configure: Configure, tmp_path: Path) -> None:
     config = configure(steps=40, memory="2GiB", checkpoint=CheckpointConfig(every=8))

@@ -105,6 +105,7 @@ def killed(config: dict[str, Any], out: Path, moment: Callable[[], bool]) -> Non
     assert child.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_and_resume_gives_the_same_losses(configure: Configure, tmp_path: Path) -> None:
     config = configure(steps=60, checkpoint={"every": 4}, ema={"decay": 0.9})
     out, log = tmp_path / "killed", tmp_path / "killed" / "log.jsonl"

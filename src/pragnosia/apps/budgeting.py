@@ -80,6 +80,8 @@ def open_speaker(
 
     if vram is not None:
         size_of("--vram", vram)
+    if memory is not None and not quiet:
+        _warn_of_limits(size_of("--memory", memory))
     with bar("loading", quiet=quiet) as progress:
         speaker = Pragnosia.from_pretrained(
             model, memory=memory, context=context, adapter=adapter, progress=progress, exact=exact, vram=vram, **early
@@ -87,6 +89,24 @@ def open_speaker(
     if not quiet and speaker.plan is not None:
         print(speaker.plan.table(), file=sys.stderr)
     return speaker
+
+
+def check_context(context: int | None, memory: str | None) -> None:
+    """Raise ConfigError for a plan's room without a plan."""
+    if context is not None and memory is None:
+        from pragnosia.errors import ConfigError
+
+        raise ConfigError("--context plans the room of a budget; give --memory beside it, or leave it out")
+
+
+def _warn_of_limits(budget: int) -> None:
+    """A budget above what this process may have is kept to, and may yet be too much."""
+    from pragnosia.measure.limits import read_limits
+
+    most = read_limits().memory_total
+    if budget > most:
+        words = f"--memory is {format_bytes(budget)}, and this process may have {format_bytes(most)}"
+        print(f"pragnosia: {words}: it may be ended if it needs more", file=sys.stderr)
 
 
 def streamed(speaker: Pragnosia, tokens: int) -> dict[str, Any]:
@@ -102,6 +122,8 @@ def streamed(speaker: Pragnosia, tokens: int) -> dict[str, Any]:
         return {}
     stats = pool.stats()
     here = {"hit_rate": stats.hit_rate}
+    if speaker.plan is not None and speaker.plan.dense:  # each half of a layer asks for it; what stays is what is here
+        here = {"hit_rate": speaker.plan.hit_rate}
     if slots is not None:  # what is asked of the host's pool is what the GPU lacks
         asked = max(slots.hits + slots.misses, 1)
         copied = slots.bytes_copied / max(tokens, 1)

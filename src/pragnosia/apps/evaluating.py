@@ -58,7 +58,7 @@ def evaluate(
     check_early(model, speculate=False, exit_confidence=exit_confidence)
     if plot is not None:
         _check_plot(plot, energies)
-    text = _Text(model, data, context, stride, max_bytes, memory, adapter, exact, vram, exit_confidence)
+    text = _Text(model, data, context, stride, max_bytes, memory, adapter, exact, vram, exit_confidence, quiet=as_json)
     first = text.measured(energies[0])
     values = {"model": str(model), "data": data, **first.to_dict()}
     if len(energies) > 1:
@@ -186,6 +186,8 @@ class _Text:
         exact: bool = False,
         vram: str | None = None,
         exit_confidence: str | None = None,
+        *,
+        quiet: bool = True,
     ) -> None:
         from pragnosia.data import Joined, resolve
         from pragnosia.inference.loading import load_config
@@ -193,7 +195,7 @@ class _Text:
         if context is None and memory is not None:
             context = min(_CONTEXT_IN_BUDGET, load_config(model).max_position_embeddings)
         early = {"speculate": False, "exit_confidence": exit_confidence}
-        self.speaker = open_speaker(model, memory, context, adapter, quiet=True, exact=exact, vram=vram, **early)
+        self.speaker = open_speaker(model, memory, context, adapter, quiet=quiet, exact=exact, vram=vram, **early)
         self.documents = Joined(tuple(resolve(source) for source in data))
         # as transformers reads a text; a batch's eager scores would pass the budget
         batch = 1 if exact else None

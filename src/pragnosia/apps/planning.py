@@ -52,17 +52,19 @@ def plan(
     given, room, folder = given_rates(rates), *_room(disk)
     sizes = _sizes(model, format)
     _check_room(sizes, room, disk)
-    from pragnosia.inference.budget import make_plan
+    from pragnosia.inference.budget import longest_context, make_plan
 
     planned = make_plan(sizes, budget, context=context, vram=gpu)
+    longest = longest_context(sizes, budget, vram=gpu)
     found = measured_rates(folder or _folder(model), given, gpu=bool(gpu))
     note = f"{'packed as' if _is_packed(sizes) else 'as it lies,'} {sizes.format.name}"
     note += " (the default)" if format is None and not Path(model).is_dir() else ""
     note += f", of {format_bytes(room)}" if room is not None else ""
     first = f"  {'on disk':<26}{format_bytes(sizes.on_disk):>10}  {note}"
     last = f"  {rates_line(found, given, gpu=bool(gpu))}"
+    middle = [*planned.table(found).splitlines(), f"  longest context that fits: {longest:,} tokens, in place of units"]
     values = {"model": model, "format": sizes.format.name, "on_disk": sizes.on_disk, "disk_room": room}
-    return Answer(values | plan_values(planned, found), [first, *planned.table(found).splitlines(), last])
+    return Answer(values | plan_values(planned, found) | {"longest_context": longest}, [first, *middle, last])
 
 
 def plan_values(planned: Plan, rates: Rates) -> dict[str, Any]:

@@ -25,6 +25,8 @@ def given_rates(text: str | None) -> dict[str, float]:
             raise ConfigError(f"--rates: {part!r} is no rate; write name=rate, as in disk=2GB/s,link=12GB/s")
         if name not in NAMES:
             raise ConfigError(f"--rates: {unknown_name('rate', name, NAMES)}")
+        if rate[-1:].isdigit():
+            raise ConfigError(f"--rates: {name} is {rate} of what? Write a unit, as in {name}={rate}GB/s")
         try:
             found[name] = parse_bytes(rate.removesuffix("/s"))
         except ValueError as error:

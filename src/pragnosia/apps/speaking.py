@@ -19,6 +19,7 @@ from pragnosia.apps.budgeting import (
     Stats,
     Vram,
     bar,
+    check_context,
     check_memory,
     open_speaker,
     streamed,
@@ -100,6 +101,7 @@ def generate(
     check_text(prompt)
     check_room(max_new_tokens, energy)
     check_memory(memory)
+    check_context(context, memory)
     joules = _joules(energy_budget)
     check_speaker(model)
     early = check_early(model, speculate, exit_confidence, exit_memory)
@@ -137,7 +139,7 @@ def generate(
         **streamed(speaker, len(decoder.ids)),
         **early_values(decoder),
     }
-    aside = [full_line(speaker)] if spoken.stopped == "context" else []
+    aside = [full_line(decoder)] if spoken.stopped == "context" else []
     if purse is not None:
         aside.append(_purse_line(purse))
     aside.append(cost_line(values))
@@ -192,6 +194,7 @@ def chat(
     check_text(system or "")
     check_room(max_new_tokens, energy)
     check_memory(memory)
+    check_context(context, memory)
     joules = _joules(energy_budget)
     check_speaker(model)
     early = check_early(model, speculate, exit_confidence, exit_memory)
@@ -260,7 +263,7 @@ def _reply(conversation: Any, line: str, quiet: bool) -> str:
     if not quiet:
         print(file=sys.__stdout__)
         if conversation.stopped == "context":
-            print(full_line(conversation.speaker), file=sys.stderr)
+            print(full_line(conversation.decoder), file=sys.stderr)
     return "".join(said)
 
 
@@ -342,9 +345,9 @@ def spent(speaker: Pragnosia, trace: Trace, measured: Any, climbed: int = 0) -> 
     }
 
 
-def full_line(speaker: Pragnosia) -> str:
+def full_line(decoder: Decoder) -> str:
     """That an answer had to end, for people."""
-    return f"[ended: the model's context of {speaker.model.config.max_position_embeddings} tokens is full]"
+    return f"[ended: {decoder.bound} {decoder.limit} tokens, and they are full]"
 
 
 def cost_line(values: dict[str, Any]) -> str:

@@ -88,8 +88,9 @@ def tune(
 
             raise DataError(f"no such file or folder: {name}")
     from pragnosia.inference.directory import check_speaker
-    from pragnosia.tuning.admission import check_tunable
+    from pragnosia.tuning.admission import check_directory_of_tensors, check_tunable
 
+    check_directory_of_tensors(model, "tune")
     check_speaker(model)
     if method == "blocks":
         check_tunable(model)
@@ -179,9 +180,10 @@ def merge(
     """Fold an adapter into its model: a directory of the same family, as large as the model and as fast."""
     from pragnosia.checkpoints.admission import check_vacant
     from pragnosia.inference.directory import check_weights, is_foreign
-    from pragnosia.tuning.admission import check_mergeable
+    from pragnosia.tuning.admission import check_directory_of_tensors, check_mergeable
     from pragnosia.tuning.peft_config import check_adapter
 
+    check_directory_of_tensors(model, "merge")
     is_foreign(model)
     check_mergeable(model)
     check_weights(model)

@@ -71,7 +71,7 @@ class Blueprint:
         if not self.known or not isinstance(rule, Joined):
             raise CheckpointError(
                 f"{name} of {self.folder} does not lie as it is computed with; "
-                "turn it once: pragnosia import SOURCE OUT, then run OUT"
+                f"turn it once: pragnosia pack {self.folder} OUT (--format int4 makes it smaller), then run OUT"
             )
         parts = [self.known[part] for part in rule.their_shapes(self.shapes[name])]
         return [(part.file, part.offset, part.num_bytes) for part in parts]

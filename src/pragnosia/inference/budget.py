@@ -76,8 +76,27 @@ def make_plan(
 
     plan = drafted(sizes, context)
     if not plan.fits:
-        raise BudgetError(refusal(plan, sizes, drafted))
+        alone = bool(vram) and _filled(_bare(sizes, budget, context, process, tuning)).fits
+        raise BudgetError(refusal(plan, sizes, drafted) + (", or leave --vram out" if alone else ""))
     return plan
+
+
+def longest_context(sizes: Sizes, budget: int, *, vram: int = 0, interpreter: int | None = None) -> int:
+    """The most tokens that a plan within these budgets [bytes] has room for; 0 where none fits."""
+    process = resident_memory() if interpreter is None else interpreter
+
+    def fits(context: int) -> bool:
+        plan = _bare(sizes, budget, context, process, None)
+        return _filled(_on_gpu(plan, sizes, vram, None) if vram else plan).fits
+
+    most = int(sizes.config.max_position_embeddings)
+    if fits(most):
+        return most
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def _bare(sizes: Sizes, budget: int, context: int | None, interpreter: int, tuning: Tuning | None) -> Plan:

@@ -137,7 +137,9 @@ def check_weights(folder: Path) -> None:
     for name in names:
         path = folder / name
         if not path.is_file():
-            raise CheckpointError(f"{folder} has no {name}; the model's weights are missing")
+            pickled = any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors"))
+            why = "its .bin files are pickled, which we do not open; save them as safetensors" if pickled else ""
+            raise CheckpointError(f"{folder} has no {name}; {why or 'the model has no weights here, copy it again'}")
         check_readable(path)
         try:
             with safe_open(path, framework="np") as shard:  # only the header: any framework does, numpy is quick

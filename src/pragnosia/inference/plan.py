@@ -192,7 +192,8 @@ class Plan:
         else:
             lines = _lines([*host[:1], *computing[:2], *host[1:], computing[2], pool, total])
         if rates is not None:
-            lines.append(f"  expected: {self._expected(what)}, {_span(*self.speed_range(rates))} tokens/s")
+            middle, span = self.tokens_per_second(rates), _span(*self.speed_range(rates))
+            lines.append(f"  expected: {self._expected(what)}, {_span(middle, middle)} tokens/s ({span})")
         return "\n".join(lines)
 
     def _expected(self, what: str) -> str:

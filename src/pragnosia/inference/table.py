@@ -46,7 +46,7 @@ class TableOnDisk(nn.Module):
             os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
 
     def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
+        if hasattr(self, "descriptor") and os is not None:  # modules go before objects when Python ends
             os.close(self.descriptor)
 
     @property

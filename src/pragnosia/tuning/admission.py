@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pragnosia.checkpoints.admission import FAMILIES, OURS, read_json, unsupported
+from pragnosia.checkpoints.gguf_header import gguf_in
 from pragnosia.errors import CheckpointError
 from pragnosia.quantisation.index import is_packed
 
@@ -24,6 +25,15 @@ def check_mergeable(folder: Path) -> None:
         raise CheckpointError(
             f"the weights in {folder} are quantised ({method}), and a merged model could not be so without loss; "
             "turn it into plain numbers first, and merge into that: pragnosia import SOURCE OUT"
+        )
+
+
+def check_directory_of_tensors(model: Path, verb: str) -> None:
+    """Raise CheckpointError for a GGUF file: an adapter needs a directory whose config.json it can name."""
+    if gguf_in(model) is not None:
+        raise CheckpointError(
+            f"{model} is a GGUF file, and to {verb} takes a directory; make one (pragnosia import {model} OUT) and "
+            f"{verb} OUT"
         )
 
 
