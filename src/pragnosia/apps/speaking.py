@@ -347,7 +347,9 @@ def spent(speaker: Pragnosia, trace: Trace, measured: Any, climbed: int = 0) -> 
 
 def full_line(decoder: Decoder) -> str:
     """That an answer had to end, for people."""
-    return f"[ended: {decoder.bound} {decoder.limit} tokens, and they are full]"
+    if decoder.limit < decoder.model.config.max_position_embeddings:
+        return f"[ended: the {decoder.limit} tokens that the plan has room for are full; see --context]"
+    return f"[ended: the model's context of {decoder.limit} tokens is full]"
 
 
 def cost_line(values: dict[str, Any]) -> str:
