@@ -106,7 +106,8 @@ def test_a_forecast_has_two_ends() -> None:
     assert low < plan.hit_rate < high
     slow, fast = plan.speed_range(RATES)
     assert slow < plan.tokens_per_second(RATES) < fast
-    assert f"({low:.0%} to {high:.0%}), {slow:.2g} to {fast:.2g} tokens/s" in plan.table(RATES)
+    middle = f"{plan.tokens_per_second(RATES):.2g} tokens/s ({slow:.2g} to {fast:.2g})"
+    assert f"({low:.0%} to {high:.0%}), {middle}" in plan.table(RATES)
     whole = make_plan(described_preset("7b", "int4"), 8 * GIB, interpreter=400 * MIB)
     assert whole.hit_range == (1, 1)
     assert " to " not in whole.table(RATES).splitlines()[-1]

@@ -192,8 +192,9 @@ class Plan:
         else:
             lines = _lines([*host[:1], *computing[:2], *host[1:], computing[2], pool, total])
         if rates is not None:
-            middle, span = self.tokens_per_second(rates), _span(*self.speed_range(rates))
-            lines.append(f"  expected: {self._expected(what)}, {_span(middle, middle)} tokens/s ({span})")
+            speed, span = _span(*[self.tokens_per_second(rates)] * 2), _span(*self.speed_range(rates))
+            expected = f"  expected: {self._expected(what)}, {speed} tokens/s"
+            lines.append(expected if speed == span else f"{expected} ({span})")
         return "\n".join(lines)
 
     def _expected(self, what: str) -> str:
