@@ -109,8 +109,11 @@ def _warn_of_limits(budget: int) -> None:
         print(f"pragnosia: {words}: it may be ended if it needs more", file=sys.stderr)
 
 
-def streamed(speaker: Pragnosia, tokens: int) -> dict[str, Any]:
-    """What was here and what was read, since the model was loaded; nothing for a model in memory."""
+def streamed(speaker: Pragnosia, tokens: int, seconds: float) -> dict[str, Any]:
+    """What was here and what was read, since the model was loaded, and what of `seconds` was spent on which.
+
+    Nothing for a model in memory.
+    """
     import resource
 
     import torch
@@ -128,10 +131,12 @@ def streamed(speaker: Pragnosia, tokens: int) -> dict[str, Any]:
         asked = max(slots.hits + slots.misses, 1)
         copied = slots.bytes_copied / max(tokens, 1)
         here = {"hit_rate": 1 - stats.misses / asked, "gpu_hit_rate": slots.hit_rate, "bytes_copied_per_token": copied}
+    waiting = stats.seconds_waiting / torch.get_num_threads()
     return {
         **here,
         "bytes_read_per_token": stats.bytes_read / max(tokens, 1),
-        "seconds_waiting": stats.seconds_waiting / torch.get_num_threads(),
+        "seconds_waiting": waiting,
+        "seconds_computing": max(seconds - waiting, 0.0),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
@@ -142,7 +147,8 @@ def streamed_line(values: dict[str, Any]) -> str:
     return (
         f"[{values['hit_rate']:.0%} of woken units were here{on_gpu}, "
         f"{format_bytes(values['bytes_read_per_token'])} read per token, "
-        f"{format_duration(values['seconds_waiting'])} waiting for the disk, "
+        f"{format_duration(values['seconds_waiting'])} waiting for the disk and "
+        f"{format_duration(values['seconds_computing'])} computing, "
         f"peak memory {format_bytes(values['peak_memory_bytes'])}]"
     )
 

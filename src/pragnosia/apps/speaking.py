@@ -136,7 +136,7 @@ def generate(
         "decoding": decoder.decoding,
         "energy": decoder.energy,
         **cost,
-        **streamed(speaker, len(decoder.ids)),
+        **streamed(speaker, len(decoder.ids), seconds),
         **early_values(decoder),
     }
     aside = [full_line(decoder)] if spoken.stopped == "context" else []
