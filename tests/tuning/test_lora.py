@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mixed_model import DENSE, made
+from mixed_model import DENSE, SHAPE, made
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -154,3 +154,11 @@ def test_a_model_without_the_target(folder: Path) -> None:
     dense = PragnosiaForCausalLM(PragnosiaConfig(**DENSE))
     with pytest.raises(ConfigError, match="no units to adapt"):
         attach(dense, LoraConfig(targets=("units",)))
+
+
+def test_dendrites_are_left_as_they_are() -> None:
+    model = PragnosiaForCausalLM(PragnosiaConfig(**SHAPE, dendrites={"num_dendrites": 3}))
+    names = attach(model, EVERYTHING)
+    assert names
+    assert not any("mixer" in name for name in names)
+    model(torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()

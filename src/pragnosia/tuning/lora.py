@@ -20,6 +20,7 @@ from pragnosia.model.attention import Attention
 from pragnosia.model.bank import Bank
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.cortex import Cortex, PlainCortex
+from pragnosia.model.dendrites import Dendrites
 from pragnosia.model.feed_forward import FeedForward
 from pragnosia.tuning.configuration import LoraConfig
 from pragnosia.tuning.units import LoraBank, UnitsInMemory, UnitsOnDisk, low_rank
@@ -113,7 +114,8 @@ def count_parameters(shape: PragnosiaConfig, config: LoraConfig) -> int:
 def _linears(model: Cortex, config: LoraConfig) -> Iterator[tuple[str, nn.Module]]:
     """Linear layers to adapt, with their names."""
     for path, module in model.named_modules():
-        if isinstance(module, Attention) and "attention" in config.targets:
+        # dendrites are many matrices of which few speak, and have no names in PEFT's format: they stay as they are
+        if isinstance(module, Attention) and "attention" in config.targets and not isinstance(module.v_proj, Dendrites):
             yield from ((f"{path}.{name}", getattr(module, name)) for name in _PROJECTIONS)
         if isinstance(module, FeedForward) and "dense" in config.targets:
             yield from ((f"{path}.{name}", getattr(module, name)) for name in ("up", "down"))
