@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from lesser_processors import product_for
 from torch import Tensor
 
 from pragnosia import kernels
@@ -145,35 +143,17 @@ def test_no_rows_and_shapes_that_do_not_fit() -> None:
         kernels.packed_linear(torch.randn(1, 64), packed[:, :8], 64, "int4")
 
 
-DOOR = """
-#include "packed.hpp"
-extern "C" void product(int64_t format, const void* x, const void* rows, int64_t row_bytes, int64_t count, int64_t outs,
-                        int64_t depth, void* y) {
-    packed_linear(Format(format), x, false, rows, row_bytes, nullptr, count, outs, depth, 1, y);
-}
-"""
-
-
 @pytest.mark.slow
 @needs_library
 @pytest.mark.parametrize("processor", ["x86-64", "x86-64-v3", "skylake-avx512", "native"])
 def test_lesser_processors(processor: str, tmp_path: Path) -> None:
     """The code for narrower registers, where this machine runs it and its compiler knows the name."""
-    (tmp_path / "door.cpp").write_text(DOOR)
-    compiler = shutil.which("c++") or "g++"
-    flags = [flag for flag in compiled.FLAGS if not flag.startswith("-march")]
-    command = [compiler, *flags, f"-march={processor}", "-shared", f"-I{compiled.SOURCE}", str(tmp_path / "door.cpp")]
-    built = subprocess.run([*command, "-o", str(tmp_path / "door.so")], capture_output=True, text=True, check=False)
-    if built.returncode:
-        pytest.skip(f"{compiler} knows no -march={processor}")
     features = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     if any(
         needed not in features for needed in {"x86-64-v3": ["avx2"], "skylake-avx512": ["avx512bw"]}.get(processor, [])
     ):
         pytest.skip(f"this processor is no {processor}")
-    whole, pointer = ctypes.c_int64, ctypes.c_void_p
-    product = ctypes.CDLL(str(tmp_path / "door.so")).product
-    product.argtypes = [whole, pointer, pointer, whole, whole, whole, whole, pointer]
+    product = product_for(processor, tmp_path)
     for name, entry in FORMATS.items():
         packed, x, y = pack(torch.randn(7, 700), name), torch.randn(6, 700), torch.empty(6, 7)
         product(entry.code, x.data_ptr(), packed.data_ptr(), packed.shape[1], 6, 7, 700, y.data_ptr())

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from lesser_processors import product_for
 from torch import Tensor
 from torch.sparse import to_sparse_semi_structured
 
@@ -121,30 +119,12 @@ def test_torchs_semi_structured_product_agrees() -> None:
     torch.testing.assert_close(ours.float(), theirs.float().cpu(), atol=0.2, rtol=0.02)
 
 
-DOOR = """
-#include "packed.hpp"
-extern "C" void product(int64_t format, const void* x, const void* rows, int64_t row_bytes, int64_t count, int64_t outs,
-                        int64_t depth, void* y) {
-    packed_linear(Format(format), x, false, rows, row_bytes, nullptr, count, outs, depth, 1, y);
-}
-"""
-
-
 @pytest.mark.slow
 @needs_library
 @pytest.mark.parametrize("processor", ["x86-64", "x86-64-v2", "x86-64-v3", "native"])
 def test_lesser_processors(processor: str, tmp_path: Path) -> None:
     """The code for narrower registers, where this machine's compiler knows them."""
-    (tmp_path / "door.cpp").write_text(DOOR)
-    flags = [flag for flag in compiled.FLAGS if not flag.startswith("-march")]
-    command = [shutil.which("c++") or "g++", *flags, f"-march={processor}", "-shared", f"-I{compiled.SOURCE}"]
-    command += [str(tmp_path / "door.cpp"), "-o", str(tmp_path / "door.so")]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    if built.returncode:
-        pytest.skip(f"{command[0]} knows no -march={processor}")
-    whole, pointer = ctypes.c_int64, ctypes.c_void_p
-    product = ctypes.CDLL(str(tmp_path / "door.so")).product
-    product.argtypes = [whole, pointer, pointer, whole, whole, whole, whole, pointer]
+    product = product_for(processor, tmp_path)
     for name in NAMES:
         packed, x, y = pack(torch.randn(7, 700), name), torch.randn(6, 700), torch.empty(6, 7)
         product(FORMATS[name].code, x.data_ptr(), packed.data_ptr(), packed.shape[1], 6, 7, 700, y.data_ptr())

@@ -17,9 +17,9 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from small_talk import with_tokenizer, write_chat
+from small_talk import small_model, with_tokenizer, write_chat
 
-from pragnosia import PragnosiaConfig, PragnosiaForCausalLM, kernels
+from pragnosia import kernels
 from pragnosia.checkpoints.blueprint import blueprint
 from pragnosia.errors import BudgetError, CheckpointError, ConfigError
 from pragnosia.inference.loading import load_model
@@ -41,22 +41,16 @@ Configure = Callable[..., TuneConfig]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, corner: Path) -> Path:
     """A sparse model with a dense layer in it, and the corner's tokenizer."""
-    made = tmp_path_factory.mktemp("models") / "sparse"
-    torch.manual_seed(0)
-    config = PragnosiaConfig(
-        vocab_size=300,
-        hidden_size=48,
+    return small_model(
+        tmp_path_factory.mktemp("models") / "sparse",
+        corner,
+        torch.bfloat16,
         num_hidden_layers=3,
-        max_position_embeddings=128,
         initializer_range=0.2,
-        tie_word_embeddings=False,
-        attention={"num_heads": 2, "num_key_value_heads": 1, "head_dim": 24},
         feed_forward={"width": 32},
         feed_forwards=["experts", "dense", "experts"],
         experts={"num_units": 6, "unit_width": 8, "bias": True, "thalamus": {"kind": "softmax", "num_awake": 2}},
     )
-    PragnosiaForCausalLM(config).to(torch.bfloat16).save_pretrained(made)
-    return with_tokenizer(made, corner)
 
 
 @pytest.fixture(scope="module")

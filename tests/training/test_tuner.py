@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_talk import with_tokenizer, write_chat
+from small_talk import small_model, write_chat
 
-from pragnosia import Pragnosia, PragnosiaConfig, PragnosiaForCausalLM, kernels
+from pragnosia import Pragnosia, kernels
 from pragnosia.errors import BudgetError, CheckpointError, ConfigError, DataError, TrainingError
 from pragnosia.training.checkpoint import CheckpointConfig
 from pragnosia.training.log import LOG, read_log
@@ -31,20 +31,7 @@ from pragnosia.tuning.configuration import LoraConfig
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, corner: Path) -> Path:
     """A sparse model with the corner's tokenizer."""
-    made = tmp_path_factory.mktemp("models") / "sparse"
-    torch.manual_seed(0)
-    config = PragnosiaConfig(
-        vocab_size=300,
-        hidden_size=48,
-        num_hidden_layers=2,
-        max_position_embeddings=128,
-        initializer_range=0.3,
-        tie_word_embeddings=False,
-        attention={"num_heads": 2, "num_key_value_heads": 1, "head_dim": 24},
-        experts={"num_units": 6, "unit_width": 8, "thalamus": {"kind": "softmax", "num_awake": 2}},
-    )
-    PragnosiaForCausalLM(config).save_pretrained(made)
-    return with_tokenizer(made, corner)
+    return small_model(tmp_path_factory.mktemp("models") / "sparse", corner)
 
 
 @pytest.fixture(scope="module")
