@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -86,17 +87,19 @@ def test_the_forecast_is_the_one_that_was_held_beside_speeds() -> None:
     cases = json.loads((MEASURED / "forecast.json").read_text("utf-8"))["cases"]
     off = []
     for name, rounds in cases.items():
-        case = sorted(rounds, key=lambda one: one["ratio"])[len(rounds) // 2]
-        entry = FORMATS[name.split(",")[0].replace("ckpt", "bf16")]
-        plan = Plan(
-            budget=GIB, interpreter=0, resident=0, cache=0, scratch=0, context=1, num_units=768, streamed_layers=12,
-            awake=4, awake_bytes=case["awake_bytes"], record=record_bytes(entry, 2048, 768, ACTIVATIONS["swiglu"]),
-            slots=min(range(769), key=lambda slots: abs(hits(slots / 768) - case["hits_foretold"])),
-        )  # fmt: skip
-        assert plan.hit_rate == pytest.approx(case["hits_foretold"])
-        rates = Rates(memory=case["memory_bytes_per_second"], disk=case["disk_bytes_per_second"])
-        assert plan.tokens_per_second(rates) == pytest.approx(case["foretold"], rel=1e-6)
-        off.append(abs(plan.tokens_per_second(rates) / case["measured"] - 1))
+        ratios = []
+        for case in rounds:
+            entry = FORMATS[name.split(",")[0].replace("ckpt", "bf16")]
+            plan = Plan(
+                budget=GIB, interpreter=0, resident=0, cache=0, scratch=0, context=1, num_units=768, streamed_layers=12,
+                awake=4, awake_bytes=case["awake_bytes"], record=record_bytes(entry, 2048, 768, ACTIVATIONS["swiglu"]),
+                slots=min(range(769), key=lambda slots, case=case: abs(hits(slots / 768) - case["hits_foretold"])),
+            )  # fmt: skip
+            assert plan.hit_rate == pytest.approx(case["hits_foretold"])
+            rates = Rates(memory=case["memory_bytes_per_second"], disk=case["disk_bytes_per_second"])
+            assert plan.tokens_per_second(rates) == pytest.approx(case["foretold"], rel=1e-6)
+            ratios.append(plan.tokens_per_second(rates) / case["measured"])
+        off.append(abs(median(ratios) - 1))
     assert max(off) < 0.25
 
 

@@ -25,7 +25,7 @@ def able() -> dict[str, torch.Tensor]:
     model = tiny()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
     batch = torch.stack(COUNTING)
-    for _ in range(60):
+    for _ in range(90):
         optimiser.zero_grad()
         model(batch, labels=batch).loss.backward()
         optimiser.step()
@@ -66,8 +66,8 @@ def test_what_was_lost_comes_back(able: dict[str, torch.Tensor]) -> None:
     told: list[int] = []
     recover(healed, COUNTING, 40, progress=lambda done, _: told.append(done))
     assert told == list(range(1, 41))
-    assert loss(whole) < 0.6 * loss(cut)
-    assert loss(healed) < 0.6 * loss(cut)
+    assert loss(whole) < 0.5 * loss(cut)
+    assert loss(healed) < 0.5 * loss(cut)
     for owner, name in matrices(healed):
         weight = owner.get_parameter(name)
         assert (weight.unflatten(-1, (-1, 4)) != 0).sum(-1).max() <= 2
