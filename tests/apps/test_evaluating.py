@@ -58,6 +58,7 @@ def test_a_frontier_of_energies(run: Run, model: Path, story: Path, tmp_path: Pa
         (("--energy", "1,0.5", "--plot", "nowhere/x.png"), "there is no folder"),
         (("--energy", "1,2"), "energy is 2.0"),
         (("--energy", "half"), "--energy is 'half'"),
+        (("--energy", "1,0.5", "--exit-confidence", "0.9"), "speaks with all layers"),
     ],
 )
 def test_a_frontier_that_cannot_be(run: Run, model: Path, story: Path, options: tuple[str, ...], words: str) -> None:

@@ -253,3 +253,10 @@ def test_a_budget_above_what_there_is_is_told(run: Run, model: Path) -> None:
     outcome = run("generate", model, "hi", "--memory", "500TiB", "--max-new-tokens", 2)
     assert outcome.code == 0
     assert "--memory is 500 TiB, and this process may have" in outcome.err
+
+
+@pytest.mark.parametrize("option", [("--speculate",), ("--exit-confidence", "0.9")])
+def test_an_energy_budget_speaks_with_all_layers(run: Run, model: Path, option: tuple[str, ...]) -> None:
+    outcome = run("generate", model, "Once", "--energy-budget", "1J", *option)
+    assert outcome.code != 0
+    assert "speaks with all layers" in outcome.err

@@ -73,6 +73,13 @@ def test_it_is_never_passed_by_more_than_a_token(speaker: Any) -> None:
             assert sum(each[:-1]) < share * whole
 
 
+def test_nothing_is_drafted(speaker: Any) -> None:
+    decoder = Decoder(speaker, 200)
+    decoder.early = object()  # type: ignore[assignment]  # whatever speaks with fewer layers
+    Purse(1.0, decoder, account(speaker, precision="float32"), MODEL)
+    assert decoder.early is None
+
+
 def test_what_suffices_changes_nothing(speaker: Any) -> None:
     purse, each, stopped = answered(speaker, 1.0)
     assert (purse.decoder.energy, stopped, len(each)) == (1.0, "length", 60)

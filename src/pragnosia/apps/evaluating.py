@@ -55,6 +55,12 @@ def evaluate(
     energies = _energies("--energy", energy)
     _check_input(model, data, max_bytes, energies)
     check_memory(memory)
+    if len(energies) > 1 and exit_confidence is not None:
+        from pragnosia.errors import ConfigError
+
+        raise ConfigError(
+            "a frontier of energies speaks with all layers; give one energy, or leave --exit-confidence out"
+        )
     check_early(model, speculate=False, exit_confidence=exit_confidence)
     if plot is not None:
         _check_plot(plot, energies)

@@ -102,7 +102,7 @@ def generate(
     check_room(max_new_tokens, energy)
     check_memory(memory)
     check_context(context, memory)
-    joules = _joules(energy_budget)
+    joules = _joules(energy_budget, speculate, exit_confidence)
     check_speaker(model)
     early = check_early(model, speculate, exit_confidence, exit_memory)
 
@@ -195,7 +195,7 @@ def chat(
     check_room(max_new_tokens, energy)
     check_memory(memory)
     check_context(context, memory)
-    joules = _joules(energy_budget)
+    joules = _joules(energy_budget, speculate, exit_confidence)
     check_speaker(model)
     early = check_early(model, speculate, exit_confidence, exit_memory)
 
@@ -273,13 +273,18 @@ def _shown(piece: str, *, quiet: bool) -> str:
     return piece
 
 
-def _joules(text: str | None) -> float | None:
+def _joules(text: str | None, speculate: bool | None, exit_confidence: str | None) -> float | None:
     """An energy budget as people write it. Raises ConfigError."""
     from pragnosia.errors import ConfigError
     from pragnosia.units import parse_joules
 
     if text is None:
         return None
+    if speculate or exit_confidence is not None:
+        raise ConfigError(
+            "--energy-budget counts token by token and speaks with all layers; leave --speculate and "
+            "--exit-confidence out"
+        )
     try:
         joules = parse_joules(text)
     except ValueError as error:

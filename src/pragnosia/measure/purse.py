@@ -40,8 +40,10 @@ class Purse:
     ) -> None:
         """`counted` is the account of the decoder's model at energy 1; `meter` has been entered and is read.
 
-        The dial is turned down from where the decoder has it, never up.
+        The dial is turned down from where the decoder has it, never up. All layers speak: drafts, and tokens that left
+        early and are caught up with, are paid for many at once, and the last token would not be the only one too many.
         """
+        decoder.early = None
         self.levels = (decoder.energy, *(level for level in DIAL if level < decoder.energy))
         self.joules, self.decoder, self.account, self.model, self.meter = joules, decoder, counted, model, meter
         self._own = decoder.trace is None
@@ -51,12 +53,12 @@ class Purse:
     @property
     def spent(self) -> float:
         """Joules since the purse was made."""
-        steps = list(self._trace.steps())[self._seen :]
-        past = self.decoder.state.length - sum(tokens for _, tokens in steps)
-        for routings, tokens in steps:
+        counts = self._trace.num_tokens[self._seen :]
+        past = len(self.decoder.ids) - 1 - sum(counts)  # the last id has not been read yet
+        for routings, tokens in zip(self._trace.routings[self._seen :], counts, strict=True):
             self._activity.add(routings, tokens=tokens, past=max(past, 0), logits=1)
             past += tokens
-        self._seen += len(steps)
+        self._seen += len(counts)
         if self._own:  # nobody else reads it
             self._trace.routings.clear()
             self._trace.num_tokens.clear()
