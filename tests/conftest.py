@@ -53,6 +53,12 @@ def _same_numbers_every_time() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _plan_as_in_a_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that has run a thousand tests holds more memory than any command does; plans count a fresh one's."""
+    monkeypatch.setattr("pragnosia.inference.budget.resident_memory", lambda: 400 * 2**20)
+
+
 @pytest.fixture
 def permissions_bind() -> Iterator[None]:
     """Root may read everything, and CI is often root: within the test it is bound by permissions, as are its children.
