@@ -158,7 +158,7 @@ def account(
     *,
     precision: str = "bfloat16",
     context: int | None = None,
-    energy: float = 1.0,
+    awake: float = 1.0,
 ) -> Account:
     """Count a model, or a configuration without building it in memory.
 
@@ -185,7 +185,7 @@ def account(
     tied = "lm_head.weight" not in outside
     head = [shape for name, shape in outside.items() if tied or name != "model.embed_tokens.weight"]
     return Account(
-        layers=tuple(_layer_account(layer, energy) for layer in model.model.layers),
+        layers=tuple(_layer_account(layer, awake) for layer in model.model.layers),
         hidden_size=int(model.config.hidden_size),
         vocab_size=int(model.config.vocab_size),
         embedding_parameters=0 if tied else prod(table),
@@ -201,7 +201,7 @@ def on_meta(config: PragnosiaConfig) -> Cortex:
     return PlainCortex.unfilled(config)
 
 
-def _layer_account(layer: nn.Module, energy: float) -> LayerAccount:
+def _layer_account(layer: nn.Module, awake: float) -> LayerAccount:
     shapes = {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()}
     units = {name: shape[1:] for name, shape in shapes.items() if ".bank." in name}
     others = {name.replace("mixer.attention.", "mixer."): s for name, s in shapes.items() if ".bank." not in name}
@@ -216,7 +216,7 @@ def _layer_account(layer: nn.Module, energy: float) -> LayerAccount:
         unit_parameters=sum(map(prod, units.values())),
         unit_matrix_parameters=_matrices(units.values()),
         num_units=routers[0].num_units if routers else 0,
-        num_awake=routers[0].num_awake(energy) if routers else 0,
+        num_awake=routers[0].num_awake(awake) if routers else 0,
         query_width=others.get("mixer.q_proj.weight", (0,))[0],
         key_width=others.get("mixer.k_proj.weight", (0,))[0],
         window=getattr(getattr(layer.mixer, "attention", layer.mixer), "window", None),

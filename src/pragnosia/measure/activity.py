@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pragnosia.errors import ConfigError
+from pragnosia.inference.ladder import Climb
 from pragnosia.measure.accounting import Account, bytes_of
 from pragnosia.measure.energy import Energy, EnergyModel
 from pragnosia.model.thalamus import Routing
@@ -127,6 +128,18 @@ class ActivityMeter:
             self._num_pending += 1
         if self._num_pending >= _PASSES_KEPT:
             self._count()
+
+    def climbed(self, climb: Climb) -> None:
+        """A pass of some layers alone, as speaking with fewer layers makes (inference/ladder.py)."""
+        if not climb.only_remembers:
+            layers = climb.start, climb.end
+            self.add(climb.routings, tokens=climb.tokens, past=climb.past, logits=climb.heads, layers=layers)
+            return
+        account = self._account
+        keys = sum(2 * layer.key_width for layer in account.layers[climb.start : climb.end])
+        self._operations += 2 * keys * account.hidden_size * climb.tokens
+        self._bytes += bytes_of(keys * account.hidden_size, account.precision)
+        self._bytes += bytes_of(keys * climb.tokens, account.cache_precision)
 
     def said(self, tokens: int) -> None:
         """So many tokens of the text came of passes of some layers alone."""

@@ -20,6 +20,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.linear import Linear
 from pragnosia.model.norm import RMSNorm
+from pragnosia.model.setting import WHOLE, Setting
 from pragnosia.model.state import Borrowed, KeysValues, KeyValues
 
 Rotation = tuple[Float[Tensor, "B 1 T K"], Float[Tensor, "B 1 T K"]]
@@ -32,8 +33,8 @@ class Moment:
     rotation: Rotation
     masks: Mapping[str, Tensor | None]
     """By layer type: bool, broadcastable to (B, H, T, S); None where causality alone decides."""
-    energy: float = 1.0
-    """In (0, 1]: the share of the usual number of units that wakes."""
+    setting: Setting = WHOLE
+    """How much of what is there wakes."""
 
 
 class RotaryPositions(nn.Module):
