@@ -26,6 +26,7 @@ from pragnosia.inference.device_slots import slot_bytes
 from pragnosia.inference.shelf import EMBEDDING, open_shelf
 from pragnosia.inference.stream import _move, build, built, load_whole, slots_of
 from pragnosia.inference.vram import CONTEXT, MARGIN
+from pragnosia.kernels import triton, triton_packed
 from pragnosia.quantisation.packing import pack_model
 from pragnosia.tuning.configuration import LoraConfig
 from pragnosia.tuning.lora import attach
@@ -33,6 +34,7 @@ from pragnosia.units import GIB
 
 pytestmark = pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
 
+INTERPRETED = triton.interpreted() and triton.supports(torch.zeros(1))
 CPU = torch.device("cpu")
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 SIZES: dict[str, Any] = {
@@ -150,6 +152,21 @@ def test_packed_units(name: str, device: str, foreign: Callable[..., Path], tmp_
     if device == "cpu":
         assert torch.equal(y, expected)
     torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("name", [pytest.param("int4", marks=() if INTERPRETED else pytest.mark.gpu)])
+def test_packed_units_without_unpacking(
+    name: str, foreign: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Triton programs, on a GPU or in Triton's interpreter (TRITON_INTERPRET=1), which has no bfloat16."""
+    device = "cpu" if INTERPRETED else "cuda"
+    pack_model(blueprint(foreign("olmoe", num_hidden_layers=1)), tmp_path / "packed", name)
+    ids = torch.randint(0, 120, (1, 6), device=device)
+    with torch.inference_mode():
+        whole, tight = (placed(tmp_path / "packed", slots, device)(ids).logits for slots in (100, 4))
+        assert torch.equal(whole, tight)
+        monkeypatch.setattr(triton_packed, "supports", lambda x, entry: False)
+        torch.testing.assert_close(whole, placed(tmp_path / "packed", 100, device)(ids).logits, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
