@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_leaves
 
 from pragnosia import Pragnosia, PragnosiaForCausalLM, kernels
 from pragnosia.checkpoints.blueprint import blueprint
-from pragnosia.errors import BudgetError, CheckpointError, ConfigError
+from pragnosia.errors import BudgetError, CheckpointError
 from pragnosia.inference.accelerator import AcceleratorBank
-from pragnosia.inference.budget import Tuning, make_plan
+from pragnosia.inference.budget import make_plan
 from pragnosia.inference.device_layers import LayersOnDevice
 from pragnosia.inference.device_slots import slot_bytes
 from pragnosia.inference.shelf import EMBEDDING, open_shelf
@@ -28,8 +28,6 @@ from pragnosia.inference.stream import _move, build, built, load_whole, slots_of
 from pragnosia.inference.vram import CONTEXT, MARGIN
 from pragnosia.kernels import triton, triton_packed
 from pragnosia.quantisation.packing import pack_model
-from pragnosia.tuning.configuration import LoraConfig
-from pragnosia.tuning.lora import attach
 from pragnosia.units import GIB
 
 pytestmark = pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
@@ -313,16 +311,6 @@ def test_what_does_not_go_with_an_accelerator(foreign: Callable[..., Path]) -> N
         Pragnosia.from_pretrained(folder, memory="4GiB", vram="1GiB", dtype="float32")
     with pytest.raises(BudgetError, match="adapters do not run within --vram"):
         Pragnosia.from_pretrained(folder, memory="4GiB", vram="1GiB", adapter=folder)
-    tuning = Tuning(tokens=64, parameters=10, moment_bytes=8)
-    with pytest.raises(BudgetError, match="does not learn on a GPU"):
-        make_plan(open_shelf(folder), GIB, vram=GIB, tuning=tuning)
-    model = placed(folder, 4)
-    embedded = torch.randn(1, 5, 32, requires_grad=True)
-    with pytest.raises(ConfigError, match="take no adapters yet"):
-        attach(model, LoraConfig(rank=2, targets=("units",)))
-    model = placed(folder, 4)
-    with pytest.raises(ConfigError, match="do not learn"):
-        model(inputs_embeds=embedded, use_cache=False)
 
 
 @pytest.mark.parametrize("name", [None, "int4"])

@@ -125,7 +125,7 @@ def test_they_compile_for_a_gpu_that_is_not_here(capability: int, tmp_path: Path
         env={**os.environ, **here}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) == 10
+    assert int(done.stdout) == 4
 
 
 _COMPILE = """
@@ -138,21 +138,19 @@ KINDS = {"codes": "*u8", "heads": "*i16", "table": "*fp32", "scale": "*fp32", "b
 KINDS |= {"x": "*bf16", "out": "*bf16", "active": "*bf16"}
 KINDS |= {name: "*i64" for name in ("tokens", "target", "tile_unit", "tile_at", "tile_start", "tile_stop")}
 SHARED = {"biased": True, "precision": "tf32"}
-EACH = {
-    programs.up_packed: {"code": 0, "gated": True, "BN": 32},
-    programs.rows_packed: {"scaled": True, "scattered": True, "BN": 32},
-    programs.turned_packed: {"BK": 32},
-}
+ROWS = {"scaled": True, "scattered": True, "BN": 32}
+CASES = [
+    (programs.up_packed, {"code": 0, "gated": True, "BN": 32, "kind": 1, "bits": 4, "few": True, "BM": 1}),
+    (programs.rows_packed, {**ROWS, "kind": 0, "bits": 8, "few": False, "BM": 32}),
+    (programs.rows_packed, {**ROWS, "kind": 2, "bits": 4, "few": True, "BM": 1}),
+    (programs.turned_packed, {"BK": 32, "kind": 1, "bits": 3, "few": False, "BM": 16}),
+]
 done = 0
-for kind, bits, few, rows in ((0, 8, False, 32), (1, 4, True, 1), (1, 3, False, 16), (2, 4, True, 2)):
-    for program, own in EACH.items():
-        if bits == 3 and own.get("BN") or bits == 8 and "code" in own:
-            continue
-        fixed = {**SHARED, **own, "kind": kind, "bits": bits, "few": few, "BM": rows}
-        names = program.arg_names
-        signature = {name: "constexpr" if name in fixed else KINDS.get(name, "i32") for name in names}
-        source = ASTSource(program, signature, {(names.index(name),): value for name, value in fixed.items()})
-        kernel = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options={"num_warps": 4})
-        done += bool(kernel.asm["cubin"])
+for program, own in CASES:
+    fixed, names = {**SHARED, **own}, program.arg_names
+    signature = {name: "constexpr" if name in fixed else KINDS.get(name, "i32") for name in names}
+    source = ASTSource(program, signature, {(names.index(name),): value for name, value in fixed.items()})
+    kernel = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options={"num_warps": 4})
+    done += bool(kernel.asm["cubin"])
 print(done)
 """

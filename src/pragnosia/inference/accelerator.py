@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor, nn
 
-from pragnosia.errors import CheckpointError, ConfigError
+from pragnosia.errors import CheckpointError
+from pragnosia.inference.device_units import UnitsOnDevice
 from pragnosia.kernels import triton_packed
 from pragnosia.kernels.formats import MANY_AT_ONCE, unpack
 from pragnosia.kernels.slots import sort_slots
+from pragnosia.tuning.units import through_units
 
 if TYPE_CHECKING:
     from pragnosia.inference.device_slots import DeviceSlots, Placed
@@ -33,7 +35,7 @@ TOGETHER = 16
 
 @final
 class AcceleratorBank(nn.Module):
-    """Stands where a `Bank` stands; its units lie on disk, in host memory and on the device. It does not learn."""
+    """Stands where a `Bank` stands; its units lie on disk, in host memory and on the device, and stay as they are."""
 
     up_bias: Tensor | None
     down_bias: Tensor | None
@@ -41,6 +43,10 @@ class AcceleratorBank(nn.Module):
     def __init__(self, bank: PooledBank, slots: DeviceSlots, up_bias: Tensor | None, down_bias: Tensor | None) -> None:
         super().__init__()
         self.pooled, self.slots, self.activation, self.num_units = bank, slots, bank.activation.name, bank.num_units
+        self.units = UnitsOnDevice(bank, slots)
+        self.before: tuple[()] = ()
+        self.after: tuple[()] = ()
+        self.woken: list[int] = []
         self.register_buffer("up_bias", up_bias)
         self.register_buffer("down_bias", down_bias)
         up_row, down_row = bank.row_bytes
@@ -88,13 +94,20 @@ class AcceleratorBank(nn.Module):
                     out[order[span]] = y.mul_(flat.index_select(0, order[span]).to(x.dtype)[:, None])
 
     def forward(self, x: Tensor, units: Tensor, strengths: Tensor) -> Tensor:
-        """As `Bank.forward`. Raises CheckpointError where a unit cannot be read, ConfigError where slopes are asked."""
+        """As `Bank.forward`; slopes reach x and the strengths. Raises CheckpointError where a unit cannot be read."""
         if torch.is_grad_enabled() and (x.requires_grad or strengths.requires_grad):
-            raise ConfigError("units on an accelerator do not learn yet; leave out --vram")
+            return through_units(self, x, units, strengths, ())
         try:
             return self._sum(x, units, strengths)
         except OSError as error:
             raise CheckpointError(f"{error}; what was said so far stays") from error
+
+    def row(self, unit: int) -> None:
+        """Nothing of a unit learns."""
+
+    def unit(self, number: int, x: Tensor, matrices: tuple[Tensor, Tensor], learning: Sequence[Tensor]) -> Tensor:
+        """One unit's answer to its tokens, (N, D) -> (N, D), for slopes to pass through."""
+        return self._unit(number, x, *matrices)
 
     def _unit(self, unit: int, rows: Tensor, up: Tensor, down: Tensor) -> Tensor:
         """One unit's rows (N, D) -> (N, D)."""

@@ -7,6 +7,8 @@ what it has left; host memory holds further slots:
 
     vram   = CUDA + resident weights + keys and values + scratch + GPU slots x slot
     budget = interpreter + CUDA + staging + host slots x record
+
+What learns is where the model computes: adapters, their slopes and their moments take the place of keys and values.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from pragnosia.inference.plan import Plan
 from pragnosia.inference.scratch import most_awake, prompt_scratch, tuning_scratch
 from pragnosia.inference.shelf import EMBEDDING
 from pragnosia.inference.sizes import Sizes
-from pragnosia.inference.vram import cuda_bytes, vram_scratch
+from pragnosia.inference.vram import cuda_bytes, vram_scratch, vram_tuning_scratch
 from pragnosia.units import MIB, parse_bytes
 
 CONTEXT = 4096
@@ -42,6 +44,8 @@ class Tuning:
     moment_bytes: float
     """The optimiser's, of one parameter: 8, or 2 where it keeps them in 8 bits."""
     learns: str = "adapters"
+    rows: int = 1
+    """That share the tokens of a batch; none sees another's."""
 
     @property
     def learning(self) -> int:
@@ -63,8 +67,6 @@ def make_plan(
 
     Raises BudgetError with the arithmetic and what would do.
     """
-    if vram and tuning:
-        raise BudgetError("a model does not learn on a GPU within --vram yet; leave --vram out")
     most = sizes.config.max_position_embeddings
     if context is not None and context > most:
         raise BudgetError(f"--context is {context} tokens; the model holds at most {most}")
@@ -72,7 +74,7 @@ def make_plan(
 
     def drafted(sizes: Sizes, context: int | None) -> Plan:
         plan = _bare(sizes, budget, context, process, tuning)
-        return _filled(_on_gpu(plan, sizes, vram, device) if vram else plan)
+        return _filled(_on_gpu(plan, sizes, vram, device, tuning) if vram else plan)
 
     plan = drafted(sizes, context)
     if not plan.fits:
@@ -128,15 +130,22 @@ def _bare(sizes: Sizes, budget: int, context: int | None, interpreter: int, tuni
     )
 
 
-def _on_gpu(plan: Plan, sizes: Sizes, vram: int, device: torch.device | None) -> Plan:
-    """The same with what computes on a GPU."""
+def _on_gpu(plan: Plan, sizes: Sizes, vram: int, device: torch.device | None, tuning: Tuning | None = None) -> Plan:
+    """The same with what computes, and what learns, on a GPU."""
     driver = cuda_bytes(device)
+    if tuning is None:
+        scratch, saving = vram_scratch(sizes, plan.context, plan.awake), 0
+    else:  # a checkpoint comes back through host memory
+        scratch, saving = (
+            vram_tuning_scratch(sizes, tuning.tokens, tuning.rows, tuning.parameters),
+            4 * tuning.parameters,
+        )
     return replace(
         plan,
         vram=vram,
         driver=driver,
-        buffers=driver + staging_bytes(plan.record),
-        scratch=vram_scratch(sizes, plan.context, plan.awake),
+        buffers=driver + staging_bytes(plan.record) + saving,
+        scratch=scratch,
     )
 
 

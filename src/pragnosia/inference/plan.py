@@ -64,13 +64,13 @@ class Plan:
     learns: str = "adapters"
     dense: bool = False
     vram: int = 0
-    """The GPU's budget; 0 where the host computes. Else residents, keys and values and scratch lie there."""
+    """The GPU's budget; 0 where the host computes. Else all but slots lies there: residents, what learns, scratch."""
     vram_slots: int = 0
     """On the GPU."""
     driver: int = 0
     """Of the GPU's memory, what CUDA and its libraries take."""
     buffers: int = 0
-    """Host memory that a GPU needs beside the slots: CUDA's share there, and staging buffers."""
+    """Host memory that a GPU needs beside the slots: CUDA's share there, staging buffers, adapters to be saved."""
 
     @property
     def each(self) -> int:
@@ -95,12 +95,12 @@ class Plan:
     @property
     def computing(self) -> int:
         """What lies where the model computes, slots apart."""
-        return self.resident + self.cache + self.scratch
+        return self.resident + self.cache + self.learning + self.scratch
 
     @property
     def total(self) -> int:
         """Of host memory; never above the budget."""
-        return self.interpreter + self.buffers + self.learning + self.pool + (0 if self.vram else self.computing)
+        return self.interpreter + self.buffers + self.pool + (0 if self.vram else self.computing)
 
     @property
     def vram_total(self) -> int:
@@ -175,11 +175,11 @@ class Plan:
         host = [
             ("interpreter and libraries", self.interpreter, ""),
             ("CUDA's share and staging", self.buffers, "assumed"),
-            (f"{self.learns}, slopes, moments", self.learning, ""),
         ]
         computing = [
             ("resident weights", self.resident, "norms, output head" if self.dense else _RESIDENTS),
             ("keys and values", self.cache, f"{self.context} tokens"),
+            (f"{self.learns}, slopes, moments", self.learning, ""),
             ("activations and scratch", self.scratch, f"{self.context} tokens" if self.learning else ""),
         ]
         pool = (what, self.pool, f"{self.slots} {slots}")
@@ -190,7 +190,7 @@ class Plan:
             lines += _lines([("total", self.vram_total, f"of {format_bytes(self.vram)}")])
             lines += ["  in memory", *_lines([*host, pool, total])]
         else:
-            lines = _lines([*host[:1], *computing[:2], *host[1:], computing[2], pool, total])
+            lines = _lines([*host, *computing, pool, total])
         if rates is not None:
             speed, span = _span(*[self.tokens_per_second(rates)] * 2), _span(*self.speed_range(rates))
             expected = f"  expected: {self._expected(what)}, {speed} tokens/s"

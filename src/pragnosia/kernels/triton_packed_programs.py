@@ -60,7 +60,7 @@ def _values(
         lane = tl.arange(0, lanes)
         top = tl.load(high[:, None] + (lane % 16)[None, :], mask=here[:, None], other=0).to(tl.int32)
         code |= ((top >> (2 * field + lane // 16)[None, :]) & 1) << 2
-    if kind == TABLE:
+    if kind == TABLE:  # noqa: SIM108  the compiler takes but one of the two
         number = tl.load(table + code)
     else:
         number = code.to(tl.float32) - _spread(zero, BN, lanes)
