@@ -204,6 +204,8 @@ class Tuner:
         if self.pool is not None:
             stats = self.pool.stats()
             record |= {"bytes_read": stats.bytes_read, **self._found()}
+            if (on_gpu := slots_of(self.model)) is not None:
+                record["bytes_copied"] = on_gpu.bytes_copied
             record["seconds_waiting"] = stats.seconds_waiting
         return record
 
