@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pragnosia.model.modeling import PragnosiaForCausalLM
 
 TOKENIZER = "tokenizer.json"
+_COUNTED = {"num_units", "width", "column_width"}  # what says how many units an organ has, and so its lobes
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,12 @@ def prepare_tokenizer(config: TrainConfig, out: Path, reporter: Reporter) -> Pre
         tokenizer = load_tokenizer(config.tokenizer.path)
         save_tokenizer(tokenizer, out)
         return tokenizer
-    sources = Mixture.parse(config.data.sources).sources
-    reporter.note(f"training a tokenizer of {config.tokenizer.vocab_size} tokens")
-    report = train_tokenizer(sources, config.tokenizer.vocab_size, out, max_bytes=config.tokenizer.max_bytes)
+    wanted = config.tokenizer
+    reporter.note(f"training a tokenizer of {wanted.vocab_size} tokens")
+    sources = Mixture.parse(config.data.sources).parts
+    report = train_tokenizer(
+        sources, wanted.vocab_size, out, max_bytes=wanted.max_bytes, temperature=wanted.temperature
+    )
     reporter.note(f"tokenizer: {report.vocab_size} tokens, {report.bytes_per_token:.2f} bytes per token")
     return load_tokenizer(out)
 
@@ -170,12 +174,12 @@ def model_config(config: TrainConfig, tokenizer: PreTrainedTokenizerFast | None 
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with nested `changes`; another number of units drops the lobes that would no longer add up."""
+    """`base` with nested `changes`; another number of units or columns drops lobes that would no longer add up."""
     values = dict(base)
     for key, change in changes.items():
         inner = values.get(key)
         values[key] = merged(inner, change) if isinstance(inner, Mapping) and isinstance(change, Mapping) else change
-    if "num_units" in changes and "lobes" not in changes:
+    if changes.keys() & _COUNTED and "lobes" not in changes:
         values.pop("lobes", None)
     return values
 
