@@ -5,7 +5,7 @@ then the most frequent pairs are merged. Sennrich et al. 2016, arXiv:1508.07909;
 
 Pairs are counted, so whoever brings more text gets more of the vocabulary. With a temperature T each source gives
 
-    b_i  ~  n_i^(1/T)          b_i bytes of the n_i it has, which are counted up to `max_bytes`
+    b_i  ~  n_i^(1/T)          b_i bytes of the n_i it has (counted up to a GiB)
 
 
 spread over its documents, as much as leaves no source asked for more than it has: T = 1 reads in proportion to what
@@ -51,6 +51,7 @@ CHAT_TEMPLATE = """\
 _HELD_OUT = 0.02
 _LONG_CHARS = 64 * 1024  # of a longer document only the end is held out, for one book may be all there is
 _MEASURED_BYTES = 2 * MIB  # of each source
+_COUNTED_BYTES = GIB  # of a source whose size matters; there are recipes without end
 
 
 @dataclass(frozen=True)
@@ -169,18 +170,18 @@ def _readers(sources: Sequence[Source], max_bytes: int, temperature: float | Non
     """Who reads how much of each source."""
     if temperature is None:
         return [_Reader(source, max(1, max_bytes // len(sources))) for source in sources]
-    sizes = [_size(source, max_bytes) for source in sources]
+    sizes = [_size(source) for source in sources]
     wanted = balanced(sizes, temperature, max_bytes)
     return [_Reader(source, part, part / size) for source, part, size in zip(sources, wanted, sizes, strict=True)]
 
 
-def _size(source: Source, most: int) -> int:
-    """Bytes of a source, counted up to `most`."""
+def _size(source: Source) -> int:
+    """Bytes of a source, as far as they are counted."""
     size = 0
     for document in source.documents():
         size += len(document.encode())
-        if size >= most:
-            return most
+        if size >= _COUNTED_BYTES:
+            break
     return max(1, size)
 
 

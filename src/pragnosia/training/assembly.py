@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pragnosia.model.modeling import PragnosiaForCausalLM
 
 TOKENIZER = "tokenizer.json"
+_MOMENTS = {"adamw": 2, "adamw8bit": 0.5, "muon": 1}
 _COUNTED = {"num_units", "width", "column_width"}  # what says how many units an organ has, and so its lobes
 
 
@@ -190,7 +191,7 @@ def check_memory(config: TrainConfig, shape: PragnosiaConfig, device: torch.devi
         account(shape, precision="float32"),
         tokens=config.batch.batch_size * config.batch.sequence_length,
         checkpointing=config.gradient_checkpointing,
-        moments=(1 if config.optimiser.name == "muon" else 2) + (config.ema is not None),
+        moments=_MOMENTS[config.optimiser.name] + (config.ema is not None),
     ).total
     on_gpu = device.type == "cuda"
     free = int(torch.cuda.mem_get_info(device)[0]) if on_gpu else read_limits().memory_available
