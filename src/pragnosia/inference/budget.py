@@ -7,11 +7,15 @@ what it has left; host memory holds further slots:
 
     vram   = CUDA + resident weights + keys and values + scratch + GPU slots x slot
     budget = interpreter + CUDA + staging + host slots x record
+
+A GPU that cannot hold that much computes the first layers of a sparse model alone, as many as it can hold, and the
+host the others (inference/split.py).
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,10 +24,11 @@ import torch
 from pragnosia.errors import BudgetError
 from pragnosia.inference.device_slots import staging_bytes
 from pragnosia.inference.nearest import refusal
-from pragnosia.inference.plan import Plan
+from pragnosia.inference.plan import HostLayers, Plan
 from pragnosia.inference.scratch import most_awake, prompt_scratch, tuning_scratch
 from pragnosia.inference.shelf import EMBEDDING
 from pragnosia.inference.sizes import Sizes
+from pragnosia.inference.split import by_layer, layer_of
 from pragnosia.inference.vram import cuda_bytes, vram_scratch
 from pragnosia.units import MIB, parse_bytes
 
@@ -131,19 +136,48 @@ def _bare(sizes: Sizes, budget: int, context: int | None, interpreter: int, tuni
 def _on_gpu(plan: Plan, sizes: Sizes, vram: int, device: torch.device | None) -> Plan:
     """The same with what computes on a GPU."""
     driver = cuda_bytes(device)
-    return replace(
+    there = replace(
         plan,
         vram=vram,
         driver=driver,
         buffers=driver + staging_bytes(plan.record),
         scratch=vram_scratch(sizes, plan.context, plan.awake),
     )
+    room = vram - there.least_slots * there.vram_each
+    if plan.dense or there.vram_total <= room:
+        return there
+    split = there  # where even the last does not fit, it is what comes nearest
+    for split in _splits(there, plan.scratch, sizes):
+        if split.vram_total <= room:
+            break
+    return split
+
+
+def _splits(plan: Plan, scratch: int, sizes: Sizes) -> Iterator[Plan]:
+    """The plan with ever more of the last layers on the host, which takes `scratch` for them."""
+    layers = int(sizes.config.num_hidden_layers)
+    weights, banks = by_layer(sizes.resident, layers), [layer_of(name) for name in sizes.sparse]
+    resident = 0
+    for count in range(1, layers):
+        resident += weights[-count]
+        sparse = sum(layer is not None and layer >= layers - count for layer in banks)
+        yield replace(
+            plan,
+            host=HostLayers(
+                count=count,
+                units=sparse * plan.num_units // plan.streamed_layers,
+                resident=resident,
+                cache=plan.cache * count // layers,
+                scratch=scratch,
+                awake_bytes=resident + (plan.awake_bytes - plan.resident) * sparse // plan.streamed_layers,
+            ),
+        )
 
 
 def _filled(plan: Plan) -> Plan:
     """With as many slots as there is room for, the GPU's first; fewer than none where even the rest has no room."""
     if plan.vram:
-        plan = replace(plan, vram_slots=int(min((plan.vram - plan.vram_total) // plan.vram_each, plan.num_units)))
+        plan = replace(plan, vram_slots=int(min((plan.vram - plan.vram_total) // plan.vram_each, plan.vram_units)))
     return replace(plan, slots=int(min((plan.budget - plan.total) // plan.each, plan.most_slots)))
 
 
