@@ -12,7 +12,7 @@ from pragnosia.errors import DataError
 from pragnosia.learning import learning_rule
 from pragnosia.measure.accounting import account
 from pragnosia.model.configuration import PragnosiaConfig
-from pragnosia.training.assembly import model_config
+from pragnosia.training.assembly import model_config, needed_memory
 from pragnosia.training.configuration import read_config
 from pragnosia.training.trainer import train
 
@@ -60,6 +60,23 @@ def test_a_brain_is_its_preset_and_learns_two_languages(path: Path) -> None:
     assert isinstance(config.data.sources, dict)
     assert sum(config.data.sources.values()) == pytest.approx(1)
     assert len(config.data.sources) == 2
+
+
+def test_other_columns_in_a_preset() -> None:
+    shape = model_config(
+        read_config({"model": {"preset": "braingpt-small", "columns": {"column_width": 32}}, "steps": 1})
+    )
+    assert shape.columns is not None
+    assert (shape.columns.num_units, shape.columns.thalamus.num_awake) == (128, 6)
+    assert shape.columns.lobes == {"cortex": 128}, "the preset's quarters would no longer add up"
+
+
+def test_moments_in_eight_bits_are_counted_so() -> None:
+    base = {"model": {"preset": "braingpt-xlarge"}, "steps": 1, "batch": {"batch_size": 1, "sequence_length": 64}}
+    weights = 4 * account(model_config(read_config(base))).total_parameters
+    for name, moments in (("adamw", 2), ("muon", 1), ("adamw8bit", 0.5)):
+        config = read_config(base | {"optimiser": {"name": name}})
+        assert needed_memory(config, model_config(config)).parts["optimiser"] == moments * weights
 
 
 def test_a_missing_source_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

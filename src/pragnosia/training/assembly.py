@@ -33,7 +33,7 @@ from pragnosia.errors import BudgetError, ConfigError
 from pragnosia.learning import learning_rule
 from pragnosia.measure.accounting import account
 from pragnosia.measure.limits import read_limits
-from pragnosia.measure.memory import memory_to_train
+from pragnosia.measure.memory import Memory, memory_to_train
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.presets import PRESETS
 from pragnosia.training.configuration import TrainConfig
@@ -185,14 +185,19 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return values
 
 
-def check_memory(config: TrainConfig, shape: PragnosiaConfig, device: torch.device) -> None:
-    """Raise BudgetError where training needs more memory than is free, before any is taken."""
-    needed = memory_to_train(
+def needed_memory(config: TrainConfig, shape: PragnosiaConfig) -> Memory:
+    """What training takes, by what holds it."""
+    return memory_to_train(
         account(shape, precision="float32"),
         tokens=config.batch.batch_size * config.batch.sequence_length,
         checkpointing=config.gradient_checkpointing,
         moments=_MOMENTS[config.optimiser.name] + (config.ema is not None),
-    ).total
+    )
+
+
+def check_memory(config: TrainConfig, shape: PragnosiaConfig, device: torch.device) -> None:
+    """Raise BudgetError where training needs more memory than is free, before any is taken."""
+    needed = needed_memory(config, shape).total
     on_gpu = device.type == "cuda"
     free = int(torch.cuda.mem_get_info(device)[0]) if on_gpu else read_limits().memory_available
     if needed > free:
