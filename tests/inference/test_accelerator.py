@@ -23,8 +23,11 @@ from pragnosia.inference.accelerator import AcceleratorBank
 from pragnosia.inference.budget import make_plan
 from pragnosia.inference.device_layers import LayersOnDevice
 from pragnosia.inference.device_slots import slot_bytes
+from pragnosia.inference.loading import load_model
+from pragnosia.inference.plan import HostLayers
 from pragnosia.inference.shelf import EMBEDDING, open_shelf
-from pragnosia.inference.stream import _move, build, built, load_whole, slots_of
+from pragnosia.inference.split import _Taker, cross_over
+from pragnosia.inference.stream import StreamedBank, _move, build, built, load_whole, slots_of
 from pragnosia.inference.vram import CONTEXT, MARGIN
 from pragnosia.kernels import triton, triton_packed
 from pragnosia.quantisation.packing import pack_model
@@ -111,6 +114,43 @@ def test_the_same_bits_whatever_the_number_of_slots(
         assert stats is not None
         assert stats.hits > 0
         assert stats.bytes_copied == stats.misses * bank_of(there).slots.pool.record_bytes
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_last_layers_on_the_host(count: int, device: str, foreign: Callable[..., Path]) -> None:
+    folder = foreign("qwen3_moe")
+    shelf, where = open_shelf(folder), torch.device(device)
+    plan = make_plan(shelf, GIB, interpreter=0, vram=2 * GIB, device=where)
+    plan = replace(plan, vram_slots=4, slots=6, host=HostLayers(count=count))
+    split, here = build(shelf, plan, device=where)[0], load_model(folder)
+    banks = [type(layer.feed_forward.bank) for layer in split.model.layers if hasattr(layer.feed_forward, "bank")]
+    assert banks == [AcceleratorBank, StreamedBank]
+    memories: Any = split.fresh_state(1, 8).layers
+    sides = [layer.mixer_norm.weight.device.type for layer in split.model.layers]
+    assert sides == [where.type] * (3 - count) + ["cpu"] * count
+    assert [memory.keys.device.type for memory in memories] == sides
+    ids = torch.randint(0, 120, (1, 40))
+    with torch.inference_mode():
+        logits = split(ids.to(device)).logits.cpu()
+        torch.testing.assert_close(logits, here(ids).logits, rtol=1e-4, atol=1e-4)
+    said = Pragnosia(split).generate_tokens(ids, max_new_tokens=20)
+    assert said == Pragnosia(here).generate_tokens(ids, max_new_tokens=20)
+
+
+def test_who_is_handed_something_takes_it_there(foreign: Callable[..., Path]) -> None:
+    model: Any = load_whole(foreign("qwen3_moe"))
+    model.model.norm = torch.nn.Identity()
+    cross_over(model, 2, torch.device("meta"))  # a device of its own, without memory
+    seen: list[str] = []
+    model.model.norm.register_forward_hook(lambda norm, given, output: seen.append(given[0].device.type))
+    model.model(torch.tensor([[1, 2, 3]]))
+    assert seen == ["meta"]
+    moment = model.model.moment(torch.zeros(1, 4, 32), seen=3, energy=1.0)
+    (x, taken), named = _Taker(torch.device("meta"))(model, (torch.zeros(1, 4, 32), moment), {"memory": None})
+    there = (x, *taken.rotation, taken.masks["full_attention"])
+    assert all(tensor.is_meta for tensor in there)
+    assert named == {"memory": None}
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
@@ -324,9 +364,8 @@ def test_nothing_stays_behind(
         pack_model(blueprint(folder), tmp_path / "packed", name)
         folder = tmp_path / "packed"
     shelf = open_shelf(folder)
-    model = built(
-        shelf.config, shelf.put, shelf.resident, None, torch.device("meta")
-    )  # a device of its own, without memory
+    meta = torch.device("meta")  # a device of its own, without memory
+    model = built(shelf.config, shelf.put, shelf.resident, None, lambda name: meta)
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if not tensor.is_meta]
     assert left == []
     if tied and name is not None:  # rows that two modules share move once

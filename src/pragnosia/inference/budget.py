@@ -8,12 +8,17 @@ what it has left; host memory holds further slots:
     vram   = CUDA + resident weights + keys and values + scratch + GPU slots x slot
     budget = interpreter + CUDA + staging + host slots x record
 
-What learns is where the model computes: adapters, their slopes and their moments take the place of keys and values.
+A GPU that cannot hold that much computes the first layers of a sparse model alone, as many as it can hold, and the
+host the others (inference/split.py).
+
+What learns is where the model computes, and all of it on the GPU: adapters, their slopes and their moments take the
+place of keys and values.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,10 +27,11 @@ import torch
 from pragnosia.errors import BudgetError
 from pragnosia.inference.device_slots import staging_bytes
 from pragnosia.inference.nearest import refusal
-from pragnosia.inference.plan import Plan
+from pragnosia.inference.plan import HostLayers, Plan
 from pragnosia.inference.scratch import most_awake, prompt_scratch, tuning_scratch
 from pragnosia.inference.shelf import EMBEDDING
 from pragnosia.inference.sizes import Sizes
+from pragnosia.inference.split import by_layer, layer_of
 from pragnosia.inference.vram import cuda_bytes, vram_scratch, vram_tuning_scratch
 from pragnosia.units import MIB, parse_bytes
 
@@ -135,24 +141,51 @@ def _on_gpu(plan: Plan, sizes: Sizes, vram: int, device: torch.device | None, tu
     driver = cuda_bytes(device)
     if tuning is None:
         scratch, saving = vram_scratch(sizes, plan.context, plan.awake), 0
-    else:  # a checkpoint comes back through host memory
-        scratch, saving = (
-            vram_tuning_scratch(sizes, tuning.tokens, tuning.rows, tuning.parameters),
-            4 * tuning.parameters,
-        )
-    return replace(
+    else:
+        scratch = vram_tuning_scratch(sizes, tuning.tokens, tuning.rows, tuning.parameters)
+        saving = 4 * tuning.parameters  # a checkpoint comes back through host memory
+    there = replace(
         plan,
         vram=vram,
         driver=driver,
         buffers=driver + staging_bytes(plan.record) + saving,
         scratch=scratch,
     )
+    room = vram - there.least_slots * there.vram_each
+    if plan.dense or tuning is not None or there.vram_total <= room:
+        return there
+    split = there  # where even the last does not fit, it is what comes nearest
+    for split in _splits(there, plan.scratch, sizes):
+        if split.vram_total <= room:
+            break
+    return split
+
+
+def _splits(plan: Plan, scratch: int, sizes: Sizes) -> Iterator[Plan]:
+    """The plan with ever more of the last layers on the host, which takes `scratch` for them."""
+    layers = int(sizes.config.num_hidden_layers)
+    weights, banks = by_layer(sizes.resident, layers), [layer_of(name) for name in sizes.sparse]
+    resident = 0
+    for count in range(1, layers):
+        resident += weights[-count]
+        sparse = sum(layer is not None and layer >= layers - count for layer in banks)
+        yield replace(
+            plan,
+            host=HostLayers(
+                count=count,
+                units=sparse * plan.num_units // plan.streamed_layers,
+                resident=resident,
+                cache=plan.cache * count // layers,
+                scratch=scratch,
+                awake_bytes=resident + (plan.awake_bytes - plan.resident) * sparse // plan.streamed_layers,
+            ),
+        )
 
 
 def _filled(plan: Plan) -> Plan:
     """With as many slots as there is room for, the GPU's first; fewer than none where even the rest has no room."""
     if plan.vram:
-        plan = replace(plan, vram_slots=int(min((plan.vram - plan.vram_total) // plan.vram_each, plan.num_units)))
+        plan = replace(plan, vram_slots=int(min((plan.vram - plan.vram_total) // plan.vram_each, plan.vram_units)))
     return replace(plan, slots=int(min((plan.budget - plan.total) // plan.each, plan.most_slots)))
 
 

@@ -64,6 +64,8 @@ class TuneReport:
     """Of units asked for, those that were in memory, or on the GPU."""
     gpu_hit_rate: float | None = None
     """On the GPU."""
+    seconds_waiting: float = 0.0
+    """For the disk, in this process, validation and checkpoints included."""
     num_blocks: int | None = None
     """Of the whole model, where it is tuned in blocks."""
     turns: int | None = None
@@ -260,6 +262,7 @@ class Tuner:
             seconds=self.course.seconds,
             seconds_per_step=self.course.seconds / max(1, self.course.step),
             bytes_read=stats.bytes_read if stats else 0,
+            seconds_waiting=stats.seconds_waiting if stats else 0.0,
             **self._found(),
             **result,
         )
