@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     from pragnosia.inference.speaker import Pragnosia
     from pragnosia.model.configuration import PragnosiaConfig
     from pragnosia.model.modeling import PragnosiaForCausalLM, PragnosiaModel
+    from pragnosia.model.setting import Setting
 
 __version__ = "0.1.0"
-__all__ = ["Pragnosia", "PragnosiaConfig", "PragnosiaForCausalLM", "PragnosiaModel"]
+__all__ = ["Pragnosia", "PragnosiaConfig", "PragnosiaForCausalLM", "PragnosiaModel", "Setting"]
 
 _HOMES = {
     "Pragnosia": "pragnosia.inference.speaker",
     "PragnosiaConfig": "pragnosia.model.configuration",
     "PragnosiaForCausalLM": "pragnosia.model.modeling",
     "PragnosiaModel": "pragnosia.model.modeling",
+    "Setting": "pragnosia.model.setting",
 }
 
 
