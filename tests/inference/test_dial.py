@@ -170,6 +170,7 @@ def test_of_another_model(model: Path) -> None:
 def test_energy_1_is_the_whole_model(model: Path, speaker: Pragnosia) -> None:
     """Calibrated or not, even beside a damaged dial."""
     said = speaker.generate_tokens([1, 2, 3], max_new_tokens=12)
+    assert speaker.turned() == speaker.turned("think") == WHOLE
     usual(model=model_print(model)).write(model)
     calibrated = Pragnosia.from_pretrained(model)
     assert calibrated.turned(1) == calibrated.turned("think") == WHOLE

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pragnosia import PragnosiaForCausalLM, kernels
+from pragnosia.errors import ConfigError
 from pragnosia.inference.decode import Decoder, Trace
 from pragnosia.inference.early import Foresight, Leaving, Tally
 from pragnosia.inference.exits import Draft
@@ -241,3 +242,10 @@ def test_leaving_is_asked_as_a_program_is(make_model: Make) -> None:
     word = program(3)
     assert program(3) == word, "asked again, as after an interrupt"
     assert int(program.logits.argmax()) == word
+
+
+def test_a_layer_past_the_last(make_model: Make) -> None:
+    model = tapering(make_model, 0.5, **DENSE)
+    for layer in (6, 7):
+        with pytest.raises(ConfigError, match=f"an exit after layer {layer} is none: the model has 6 layers"):
+            Decoder(model, 90, Setting(leave=((layer, 0.5),)))

@@ -232,9 +232,10 @@ class Pragnosia:
         measured gets that one, and a warning. Raises ConfigError for a model that was not calibrated.
         """
         check_energy(energy)
-        if setting is not None and energy != 1:
+        whole = energy in (1, "think")
+        if setting is not None and not whole:
             raise ConfigError("energy and setting exclude each other: energy is looked up; give one of them")
-        if setting is not None or energy == 1:
+        if setting is not None or whole:
             return self.setting if setting is None else setting
         if self.setting != WHOLE:
             raise ConfigError("energy below 1 chooses the exits, too; leave the exit confidence out, or energy")
