@@ -116,7 +116,7 @@ def _ours(folder: Path, ids: Tensor) -> Tensor:
     model = stream.load_streamed(folder, stream.UNLIMITED, context=PROMPT + STEPS)[0]
     output: Any = model(ids[:, :PROMPT], past_key_values=model.fresh_state(1, PROMPT + STEPS))
     logits = [output.logits[0]]
-    program = Program(model, output.past_key_values, 1.0)
+    program = Program(model, output.past_key_values)
     for token in ids[0, PROMPT:].tolist():
         program(token)
         logits.append(program.logits[:1].clone().to(logits[0].dtype))

@@ -100,7 +100,7 @@ def read(folder: Path, kind: str, slots: int) -> tuple[Routes, float]:
     model, _ = build(shelf, replace(plan, slots=slots))
     routes, counts = [], []
     for begin in range(0, count, passage):
-        program = Program(model, model.fresh_state(1, passage), 1.0)
+        program = Program(model, model.fresh_state(1, passage))
         for token in ids[begin : begin + passage]:
             program(token)
             program.length += 1
@@ -126,7 +126,7 @@ def pooled(routes: Routes, units: int, slots: int) -> float:
         shelf, plan = planned(folder, UNLIMITED, context=count)
         model, _ = build(shelf, replace(plan, slots=slots))
         steering = [layer.feed_forward.thalamus.steering for layer in model.model.layers]
-        program, counts = Program(model, model.fresh_state(1, count), 1.0), []
+        program, counts = Program(model, model.fresh_state(1, count)), []
         for token in routes:
             for layer, woken in enumerate(token):
                 steering[layer].fill_(-math.inf)[torch.from_numpy(woken)] = 0

@@ -41,7 +41,7 @@ def main(folder: str, budget: int, prompt: int, new: int) -> None:
     seconds, none = [], PoolStats(0, 0, 0, 0, 0.0)
     before = pool.stats() if pool else none
     with torch.inference_mode():
-        program = Program(model, decoder.state, 1.0)
+        program = Program(model, decoder.state)
         for number, token in enumerate(given[prompt:]):
             if pool and number == new // 3:  # the first third warms the pool
                 before = pool.stats()

@@ -79,7 +79,7 @@ def test_compiled_modules_and_masked_agree(shape: str, make_model: Make) -> None
         torch.testing.assert_close(model(ids).logits, wanted, atol=2e-5, rtol=1e-4)
         state = model(ids[:, :9], past_key_values=model.fresh_state(1, 24)).past_key_values
         assert writable(model, state)
-        program = Program(model, state.fork(), 1.0)
+        program = Program(model, state.fork())
         for position in range(9, 24):
             token = ids[:, position : position + 1]
             output = model(token, past_key_values=state)
@@ -103,7 +103,7 @@ def test_silent_neurons_cost_nothing(activation: str, dtype: torch.dtype, make_m
     logits = []
     with torch.inference_mode():
         for each in (model, laid):
-            program = Program(each, each.fresh_state(1, 32), 1.0)
+            program = Program(each, each.fresh_state(1, 32))
             for token in ids:
                 program(token)
                 program.length += 1
@@ -127,7 +127,7 @@ def test_silent_neurons_are_not_read(make_model: Make) -> None:
     with torch.no_grad():
         feed_forward.up.bias[:60] = -1e4
         feed_forward.down.weight[:, :60] = float("nan")
-    program = Program(model, model.fresh_state(1, 8), 1.0)
+    program = Program(model, model.fresh_state(1, 8))
     program(3)
     assert program.logits.isfinite().all()
 
