@@ -3,6 +3,10 @@
 A layer's matrices are one record of a pool (kernels/pool.py) and are there while one of its two halves computes; the
 next layer is read meanwhile. As many as fit stay for good and the others pass through two slots: whoever reads in a
 circle has nothing of keeping what was used last. Norms and biases are small and resident.
+
+Prompts run through the modules, which find a layer's matrices in their places while it is `present`. Single tokens run
+through the compiled step as those of any model do (inference/program.py): it knows how a record is laid out, and
+fetches records by itself (kernels/source/passing.hpp).
 """
 
 from __future__ import annotations
@@ -110,6 +114,28 @@ class LayerWeights:
             if self.users == 0 and read:
                 self._bind(None)
                 self.layers.release(self.number)
+
+    @property
+    def in_reach(self) -> bool:
+        """Whether the compiled step can fetch it: it is for the CPU, and none of it learns."""
+        return isinstance(self.layers, LayersOnDisk) and self.layers.first == 0 and not self.own
+
+    @property
+    def stays(self) -> bool:
+        """Whether it is here for good, in reach."""
+        return isinstance(self.layers, LayersOnDisk) and self.number in self.layers.kept
+
+    @contextmanager
+    def outlined(self) -> Iterator[None]:
+        """Within the context its matrices have addresses: what passes, as though it came to the pool's first slot."""
+        pool = self.layers.pool
+        try:
+            self._bind(pool.hold(self.number, 0) if self.stays else pool.first_slot())
+            yield
+        finally:
+            self._bind(None)
+            if self.stays:
+                pool.release(self.number, 0)
 
     def take(self, name: str) -> nn.Parameter:
         """A copy of one of its matrices, which stands in its place from now on."""

@@ -173,6 +173,13 @@ class UnitPool:
         address = self._library.pragnosia_pool_wait(self.address, layer, unit)
         if not address:
             raise OSError(self.failure())
+        return self._slot(address)
+
+    def first_slot(self) -> Tensor:
+        """(record_bytes,) uint8: a place to measure from, whatever lies there."""
+        return self._slot(self._library.pragnosia_pool_first_slot(self.address))
+
+    def _slot(self, address: int) -> Tensor:
         return torch.frombuffer((ctypes.c_uint8 * self.record_bytes).from_address(address), dtype=torch.uint8)
 
     def keep(self, layer: int, unit: int, record: Tensor) -> None:

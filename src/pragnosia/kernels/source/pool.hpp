@@ -123,6 +123,12 @@ class Pool {
     }
 
     int64_t num_slots() const { return slots; }
+    const char* first_slot() const { return memory; }
+    // Units that were here, and that nobody had to request.
+    void found(int64_t count) {
+        std::lock_guard<std::mutex> guard(lock);
+        stats.hits += count;
+    }
 
     // A file's number, or -errno.
     int64_t open_file(const char* path) {
@@ -181,7 +187,8 @@ class Pool {
     bool is_ready(int64_t layer, int64_t unit) const { return all[layer * units + unit].state.load(std::memory_order_acquire) == READY; }
 
     // Starts reading a unit that is not here, and keeps it until as many `release`s; false where every slot is in use.
-    bool request(int64_t layer, int64_t unit) {
+    // Whoever asks for a unit more than once before its turn counts none of that as found.
+    bool request(int64_t layer, int64_t unit, bool counts = true) {
         std::unique_lock<std::mutex> guard(lock);
         Unit& wanted = all[layer * units + unit];
         if (wanted.state.load() != READY && wanted.state.load() != READING) {
@@ -194,7 +201,7 @@ class Pool {
             ++stats.misses;
             begin(layer * units + unit);
             work.notify_all();
-        } else {
+        } else if (counts) {
             ++stats.hits;
         }
         ++wanted.users;
