@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pragnosia.checkpoints.places import Extents
 from pragnosia.errors import CheckpointError
 from pragnosia.inference.shelf import Stored
-from pragnosia.kernels.pool import Extent, UnitPool
+from pragnosia.kernels.pool import UnitPool
 from pragnosia.model.cortex import Cortex
 from pragnosia.quantisation.layers import PackedLinear
 
@@ -49,7 +49,7 @@ class LayersOnDisk:
     def __init__(self, pool: UnitPool, layers: Sequence[Sequence[Stored]], first: int = 0) -> None:
         self.pool, self.count, self.last, self.step = pool, len(layers), 0, 1
         for number, parts in enumerate(layers):
-            extents = [Extent(*extent) for part in parts for extent in part.extents]
+            extents = [extent for part in parts for extent in part.extents]
             pool.place(number, 0, extents, [one for part in parts for one in part.sums])
         room = pool.slots if first == 0 and pool.slots >= self.count else pool.slots - PASSING
         self.first, self.kept = first, range(first, min(self.count, first + room))
@@ -78,7 +78,7 @@ class LayersOnDisk:
         kept = number in self.kept
         if kept:
             self.pool.release(number, 0)
-        self.pool.move(number, 0, [Extent(*extent) for part in parts for extent in part.extents])
+        self.pool.move(number, 0, [extent for part in parts for extent in part.extents])
         if kept:
             self.pool.hold(number, 0)
 

@@ -59,6 +59,8 @@ class Plan:
     context: int
     awake_bytes: int
     """Weights that one token reads."""
+    record_read: int = 0
+    """Bytes on disk of a record that is made plain on its way; 0: as many as here."""
     learning: int = 0
     """Adapters, their slopes and moments, where a model is tuned."""
     learns: str = "adapters"
@@ -158,10 +160,11 @@ class Plan:
     def tokens_per_second(self, rates: Rates, curve: Curve = CENTRAL) -> float:
         """Expected when decoding."""
         near, here = self.hits(curve)
-        woken = self.awake * self.streamed_layers * self.record
-        seconds = self.awake_bytes / (rates.vram if self.vram else rates.memory) + (1 - here) * woken / rates.disk
+        woken = self.awake * self.streamed_layers
+        seconds = self.awake_bytes / (rates.vram if self.vram else rates.memory)
+        seconds += (1 - here) * woken * (self.record_read or self.record) / rates.disk
         if self.vram:
-            seconds += (1 - near) * woken / rates.link
+            seconds += (1 - near) * woken * self.record / rates.link
         return 1 / seconds
 
     def speed_range(self, rates: Rates) -> tuple[float, float]:

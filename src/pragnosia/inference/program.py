@@ -141,9 +141,10 @@ class Pen:
             if isinstance(organ, OnDisk):  # the whole layer is
                 if not organ.weights.stays:
                     passing = min(passing, number)
+                dense: Any = organ.piece
                 with organ.weights.outlined():
                     mixers.append(self._mixer(layer.mixer_norm, layer.mixer.piece, memory))
-                    always = self._always(organ.piece)
+                    always = self._always(dense)
                 feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, **always))
                 continue
             mixers.append(self._mixer(layer.mixer_norm, layer.mixer, memory))
