@@ -199,6 +199,26 @@ def test_a_damaged_unit_does_not_end_a_talk(
     assert all("its checksum is wrong" in line for line in told)
 
 
+@pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
+def test_a_talk_says_what_was_here_and_what_was_read(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    turns = tmp_path / "turns"
+    turns.write_text("hello\nand you?\n", "utf-8")
+    command = ("chat", model, "--max-new-tokens", 4, "--memory", "2GiB")
+    for options in (["--stats"], ["--json"]):
+        with turns.open(encoding="utf-8") as stdin:
+            monkeypatch.setattr(sys, "stdin", stdin)
+            outcome = run(*command, *options)
+        assert outcome.code == 0
+        if "--json" in options:
+            assert 0 <= outcome.values["hit_rate"] <= 1
+            assert outcome.values["bytes_read_per_token"] > 0
+        else:
+            assert "of woken units were here" in outcome.err
+            assert "tokens in" in outcome.err
+
+
 @pytest.mark.parametrize("verb", ["generate", "plan"])
 def test_a_context_beyond_the_models_is_refused(run: Run, model: Path, verb: str) -> None:
     prompt = ["hi"] if verb == "generate" else []

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
-from pragnosia.apps.budgeting import Adapter, Exact, Memory, Vram, check_memory, open_speaker
+from pragnosia.apps.budgeting import (
+    Adapter,
+    Exact,
+    Memory,
+    Stats,
+    Vram,
+    check_memory,
+    open_speaker,
+    streamed,
+    streamed_line,
+)
 from pragnosia.apps.leaving import ExitConfidence, check_early
 from pragnosia.apps.speaking import Model
 from pragnosia.units import format_bytes, format_count, format_duration, format_joules
@@ -45,6 +55,7 @@ def evaluate(
     exact: Exact = False,
     vram: Vram = None,
     exit_confidence: ExitConfidence = None,
+    stats: Stats = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
@@ -67,6 +78,7 @@ def evaluate(
     text = _Text(model, data, context, stride, max_bytes, memory, adapter, exact, vram, exit_confidence, quiet=as_json)
     first = text.measured(energies[0])
     values = {"model": str(model), "data": data, **first.to_dict()}
+    values |= streamed(text.speaker, values["tokens_read"], values["seconds"])
     if len(energies) > 1:
         return _frontier(text, first, energies, values, plot)
     rows = [
@@ -78,7 +90,7 @@ def evaluate(
         ("cost per token", _cost(values)),
         *((("layers per token", f"{values['layers_per_token']:.2f}"),) if exit_confidence is not None else ()),
     ]
-    return Answer(values, aligned(rows))
+    return Answer(values, aligned(rows), aside=streamed_line(values) if stats and "hit_rate" in values else "")
 
 
 @answering

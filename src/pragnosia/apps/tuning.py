@@ -149,7 +149,10 @@ def tune(
         rows.append(("held out", f"{report.validation_loss:.4f} nats per token{before}"))
     rows.append(("time", f"{format_duration(report.seconds)}, {report.seconds_per_step:.2f} s per step"))
     if stats and report.hit_rate is not None:
-        rows.append(("read", f"{format_bytes(report.bytes_read)} from disk, {report.hit_rate:.0%} of units were here"))
+        rows += [
+            ("read", f"{format_bytes(report.bytes_read)} from disk, {report.hit_rate:.0%} of units were here"),
+            ("waiting", f"{format_duration(report.seconds_waiting)} for the disk, validation included"),
+        ]
     return Answer(values, aligned(rows))
 
 

@@ -60,6 +60,8 @@ class TuneReport:
     bytes_read: int
     """From disk, of the model's weights."""
     hit_rate: float | None
+    seconds_waiting: float = 0.0
+    """For the disk, in this process, validation and checkpoints included."""
     num_blocks: int | None = None
     """Of the whole model, where it is tuned in blocks."""
     turns: int | None = None
@@ -244,6 +246,7 @@ class Tuner:
             seconds_per_step=self.course.seconds / max(1, self.course.step),
             bytes_read=stats.bytes_read if stats else 0,
             hit_rate=stats.hit_rate if stats else None,
+            seconds_waiting=stats.seconds_waiting if stats else 0.0,
             **result,
         )
         write_whole(self.out / REPORT, json.dumps(asdict(report), indent=1))
