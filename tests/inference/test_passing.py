@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,23 @@ def test_a_layer_that_cannot_be_read_ends_the_answer(make_model: Make, tmp_path:
     file.write_bytes(whole)
     said += decoder.speak(12 - len(said), Sampling())
     assert said == plain
+
+
+def test_two_texts_at_once_share_the_slots(make_model: Make, tmp_path: Path) -> None:
+    folder = saved(make_model, tmp_path)
+    plain = [Pragnosia(loaded(folder, LAYERS)).generate_tokens([first, 2], max_new_tokens=20) for first in (1, 3)]
+    speaker = Pragnosia(loaded(folder, 3))
+    programs = [program_of(speaker.model, [first]) for first in (1, 3)]
+
+    def spoken(program: Program) -> list[int]:
+        said = [2]
+        for _ in range(20):
+            said.append(program(said[-1]))
+            program.length += 1
+        return said[1:]
+
+    with ThreadPoolExecutor(2) as both:
+        assert list(both.map(spoken, programs)) == plain
 
 
 def test_what_learns_is_not_written_down(make_model: Make, tmp_path: Path) -> None:

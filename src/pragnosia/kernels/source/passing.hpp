@@ -65,7 +65,7 @@ class Passage {
         failed_ = !record;
     }
     bool holds(int64_t layer) const { return std::find(held, held + PASSING, layer) != held + PASSING; }
-    // Let go of all but the next layers that pass, and ask for those.
+    // Let go of all but the next layers that pass, and ask for those, as far as there are slots.
     void hold_from(int64_t layer) {
         int64_t wanted[PASSING];
         for (int64_t& next : wanted) {
@@ -74,7 +74,10 @@ class Passage {
         }
         for (int64_t& old : held)
             if (old >= 0 && std::find(wanted, wanted + PASSING, old) == wanted + PASSING) step.pool->release(old, 0), old = -1;
-        for (int64_t next : wanted)
-            if (!holds(next) && step.pool->request(next, 0, false)) *std::find(held, held + PASSING, -1) = next;
+        for (int64_t next : wanted) {
+            if (holds(next)) continue;
+            if (!step.pool->request(next, 0, false)) return;  // two texts, each with the one after, would wait for each other
+            *std::find(held, held + PASSING, -1) = next;
+        }
     }
 };
