@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pragnosia import kernels
 from pragnosia.errors import CheckpointError
+from pragnosia.inference.layers import OnDisk, coming_and_going
 from pragnosia.inference.stream import StreamedBank, pool_of
 from pragnosia.inference.table import TableOnDisk
 from pragnosia.kernels import step as steps
@@ -41,7 +42,7 @@ _ROUTERS: dict[type, str] = {SoftmaxThalamus: "softmax", SigmoidThalamus: "sigmo
 _WRITABLE = {
     *(nn.ModuleList, nn.Embedding, nn.Identity, Linear, AwakeLinear, RMSNorm),
     *(Attention, RotaryPositions, FeedForward, Experts, Columns, Bank, *_ROUTERS),
-    *(StreamedBank, PackedLinear, PackedEmbedding, TableOnDisk),
+    *(StreamedBank, PackedLinear, PackedEmbedding, TableOnDisk, OnDisk),
 }
 
 _PATH = (Cortex, CortexStack, CortexLayer)
@@ -104,7 +105,12 @@ def writable(model: Cortex, state: State) -> bool:
         ours = type(module) in _WRITABLE or (isinstance(module, _PATH) and type(module).__module__ in _HOMES)
         if touched or not ours:
             return False
-    return all(_readable(tensor) for tensor in (*model.parameters(), *model.buffers()))
+    away = coming_and_going(model)
+    if not all(weights.in_reach for weights in away):
+        return False
+    tensors = (*model.parameters(), *model.buffers())
+    # the types of matrices that lie on disk are known, and they lie there in order
+    return all(_readable(tensor) or (away and tensor.is_meta and tensor.dtype in steps.STORED) for tensor in tensors)
 
 
 def _readable(tensor: Tensor) -> bool:
@@ -130,9 +136,19 @@ class Pen:
         self.frequencies = model.model.positions.inv_freq.float().clone()
         mixers, feed_forwards = [], []
         slot = unit = 0
-        for layer, memory, shape in zip(layers, memories, self.shapes, strict=True):
-            mixers.append(self._mixer(layer.mixer_norm, layer.mixer, memory))
+        passing = len(layers)
+        for number, (layer, memory, shape) in enumerate(zip(layers, memories, self.shapes, strict=True)):
             organ, norm = layer.feed_forward, self.stored(layer.feed_forward_norm.weight)
+            if isinstance(organ, OnDisk):  # the whole layer is
+                if not organ.weights.stays:
+                    passing = min(passing, number)
+                dense: Any = organ.piece
+                with organ.weights.outlined():
+                    mixers.append(self._mixer(layer.mixer_norm, layer.mixer.piece, memory))
+                    always = self._always(dense)
+                feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, **always))
+                continue
+            mixers.append(self._mixer(layer.mixer_norm, layer.mixer, memory))
             if shape is None:
                 feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, **self._always(organ)))
             else:
@@ -153,6 +169,7 @@ class Pen:
             rotation_scale=model.model.positions.scaling,
             frequencies=self.address(self.frequencies),
             pool=None if self.pool is None else self.pool.address,
+            passing=passing,
             mixers=(StepMixer * len(mixers))(*mixers),
             feed_forwards=(StepFeedForward * len(feed_forwards))(*feed_forwards),
         )
