@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_leaves
 
 from pragnosia import Pragnosia, PragnosiaForCausalLM, kernels
 from pragnosia.checkpoints.blueprint import blueprint
-from pragnosia.errors import BudgetError, CheckpointError, ConfigError
+from pragnosia.errors import BudgetError, CheckpointError
 from pragnosia.inference.accelerator import AcceleratorBank
-from pragnosia.inference.budget import Tuning, make_plan
+from pragnosia.inference.budget import make_plan
 from pragnosia.inference.device_layers import LayersOnDevice
 from pragnosia.inference.device_slots import slot_bytes
 from pragnosia.inference.loading import load_model
@@ -29,13 +29,13 @@ from pragnosia.inference.shelf import EMBEDDING, open_shelf
 from pragnosia.inference.split import _Taker, cross_over
 from pragnosia.inference.stream import StreamedBank, _move, build, built, load_whole, slots_of
 from pragnosia.inference.vram import CONTEXT, MARGIN
+from pragnosia.kernels import triton, triton_packed
 from pragnosia.quantisation.packing import pack_model
-from pragnosia.tuning.configuration import LoraConfig
-from pragnosia.tuning.lora import attach
 from pragnosia.units import GIB
 
 pytestmark = pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
 
+INTERPRETED = triton.interpreted() and triton.supports(torch.zeros(1))
 CPU = torch.device("cpu")
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 SIZES: dict[str, Any] = {
@@ -192,6 +192,21 @@ def test_packed_units(name: str, device: str, foreign: Callable[..., Path], tmp_
     torch.testing.assert_close(y, expected)
 
 
+@pytest.mark.parametrize("name", [pytest.param("int4", marks=() if INTERPRETED else pytest.mark.gpu)])
+def test_packed_units_without_unpacking(
+    name: str, foreign: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Triton programs, on a GPU or in Triton's interpreter (TRITON_INTERPRET=1), which has no bfloat16."""
+    device = "cpu" if INTERPRETED else "cuda"
+    pack_model(blueprint(foreign("olmoe", num_hidden_layers=1)), tmp_path / "packed", name)
+    ids = torch.randint(0, 120, (1, 6), device=device)
+    with torch.inference_mode():
+        whole, tight = (placed(tmp_path / "packed", slots, device)(ids).logits for slots in (100, 4))
+        assert torch.equal(whole, tight)
+        monkeypatch.setattr(triton_packed, "supports", lambda x, entry: False)
+        torch.testing.assert_close(whole, placed(tmp_path / "packed", 100, device)(ids).logits, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("name", ["bf16", "int4"])
@@ -336,16 +351,6 @@ def test_what_does_not_go_with_an_accelerator(foreign: Callable[..., Path]) -> N
         Pragnosia.from_pretrained(folder, memory="4GiB", vram="1GiB", dtype="float32")
     with pytest.raises(BudgetError, match="adapters do not run within --vram"):
         Pragnosia.from_pretrained(folder, memory="4GiB", vram="1GiB", adapter=folder)
-    tuning = Tuning(tokens=64, parameters=10, moment_bytes=8)
-    with pytest.raises(BudgetError, match="does not learn on a GPU"):
-        make_plan(open_shelf(folder), GIB, vram=GIB, tuning=tuning)
-    model = placed(folder, 4)
-    embedded = torch.randn(1, 5, 32, requires_grad=True)
-    with pytest.raises(ConfigError, match="take no adapters yet"):
-        attach(model, LoraConfig(rank=2, targets=("units",)))
-    model = placed(folder, 4)
-    with pytest.raises(ConfigError, match="do not learn"):
-        model(inputs_embeds=embedded, use_cache=False)
 
 
 @pytest.mark.parametrize("name", [None, "int4"])

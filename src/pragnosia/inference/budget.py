@@ -10,6 +10,9 @@ what it has left; host memory holds further slots:
 
 A GPU that cannot hold that much computes the first layers of a sparse model alone, as many as it can hold, and the
 host the others (inference/split.py).
+
+What learns is where the model computes, and all of it on the GPU: adapters, their slopes and their moments take the
+place of keys and values.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from pragnosia.inference.scratch import most_awake, prompt_scratch, tuning_scrat
 from pragnosia.inference.shelf import EMBEDDING
 from pragnosia.inference.sizes import Sizes
 from pragnosia.inference.split import by_layer, layer_of
-from pragnosia.inference.vram import cuda_bytes, vram_scratch
+from pragnosia.inference.vram import cuda_bytes, vram_scratch, vram_tuning_scratch
 from pragnosia.units import MIB, parse_bytes
 
 CONTEXT = 4096
@@ -47,6 +50,8 @@ class Tuning:
     moment_bytes: float
     """The optimiser's, of one parameter: 8, or 2 where it keeps them in 8 bits."""
     learns: str = "adapters"
+    rows: int = 1
+    """That share the tokens of a batch; none sees another's."""
 
     @property
     def learning(self) -> int:
@@ -68,8 +73,6 @@ def make_plan(
 
     Raises BudgetError with the arithmetic and what would do.
     """
-    if vram and tuning:
-        raise BudgetError("a model does not learn on a GPU within --vram yet; leave --vram out")
     most = sizes.config.max_position_embeddings
     if context is not None and context > most:
         raise BudgetError(f"--context is {context} tokens; the model holds at most {most}")
@@ -77,7 +80,7 @@ def make_plan(
 
     def drafted(sizes: Sizes, context: int | None) -> Plan:
         plan = _bare(sizes, budget, context, process, tuning)
-        return _filled(_on_gpu(plan, sizes, vram, device) if vram else plan)
+        return _filled(_on_gpu(plan, sizes, vram, device, tuning) if vram else plan)
 
     plan = drafted(sizes, context)
     if not plan.fits:
@@ -133,18 +136,23 @@ def _bare(sizes: Sizes, budget: int, context: int | None, interpreter: int, tuni
     )
 
 
-def _on_gpu(plan: Plan, sizes: Sizes, vram: int, device: torch.device | None) -> Plan:
-    """The same with what computes on a GPU."""
+def _on_gpu(plan: Plan, sizes: Sizes, vram: int, device: torch.device | None, tuning: Tuning | None = None) -> Plan:
+    """The same with what computes, and what learns, on a GPU."""
     driver = cuda_bytes(device)
+    if tuning is None:
+        scratch, saving = vram_scratch(sizes, plan.context, plan.awake), 0
+    else:
+        scratch = vram_tuning_scratch(sizes, tuning.tokens, tuning.rows, tuning.parameters)
+        saving = 4 * tuning.parameters  # a checkpoint comes back through host memory
     there = replace(
         plan,
         vram=vram,
         driver=driver,
-        buffers=driver + staging_bytes(plan.record),
-        scratch=vram_scratch(sizes, plan.context, plan.awake),
+        buffers=driver + staging_bytes(plan.record) + saving,
+        scratch=scratch,
     )
     room = vram - there.least_slots * there.vram_each
-    if plan.dense or there.vram_total <= room:
+    if plan.dense or tuning is not None or there.vram_total <= room:
         return there
     split = there  # where even the last does not fit, it is what comes nearest
     for split in _splits(there, plan.scratch, sizes):

@@ -83,13 +83,13 @@ class Plan:
     learns: str = "adapters"
     dense: bool = False
     vram: int = 0
-    """The GPU's budget; 0 where the host computes. Else residents, keys and values and scratch lie there."""
+    """The GPU's budget; 0 where the host computes. Else all but slots lies there: residents, what learns, scratch."""
     vram_slots: int = 0
     """On the GPU."""
     driver: int = 0
     """Of the GPU's memory, what CUDA and its libraries take."""
     buffers: int = 0
-    """Host memory that a GPU needs beside the slots: CUDA's share there, and staging buffers."""
+    """Host memory that a GPU needs beside the slots: CUDA's share there, staging buffers, adapters to be saved."""
     host: HostLayers = HostLayers()
     """Layers that the host computes, where the GPU computes the others."""
 
@@ -116,7 +116,7 @@ class Plan:
     @property
     def computing(self) -> int:
         """What lies where the model computes, slots apart; of a model on two devices, on the GPU."""
-        return self.resident + self.cache + self.scratch - self.host.resident - self.host.cache
+        return self.resident + self.cache + self.learning + self.scratch - self.host.resident - self.host.cache
 
     @property
     def vram_units(self) -> int:
@@ -126,8 +126,7 @@ class Plan:
     @property
     def total(self) -> int:
         """Of host memory; never above the budget."""
-        computing = self.host.total if self.vram else self.computing
-        return self.interpreter + self.buffers + self.learning + self.pool + computing
+        return self.interpreter + self.buffers + self.pool + (self.host.total if self.vram else self.computing)
 
     @property
     def vram_total(self) -> int:
@@ -205,11 +204,11 @@ class Plan:
         host = [
             ("interpreter and libraries", self.interpreter, ""),
             ("CUDA's share and staging", self.buffers, "assumed"),
-            (f"{self.learns}, slopes, moments", self.learning, ""),
         ]
         computing = [
             ("resident weights", self.resident - away.resident, "norms, output head" if self.dense else _RESIDENTS),
             ("keys and values", self.cache - away.cache, f"{self.context} tokens"),
+            (f"{self.learns}, slopes, moments", self.learning, ""),
             ("activations and scratch", self.scratch, f"{self.context} tokens" if self.learning else ""),
         ]
         pool = (what, self.pool, f"{self.slots} {slots}")
@@ -224,7 +223,7 @@ class Plan:
             rest = (f"the last {away.count} layers", away.total, parts)
             lines += ["  in memory", *_lines([*host, rest, pool, total])]
         else:
-            lines = _lines([*host[:1], *computing[:2], *host[1:], computing[2], pool, total])
+            lines = _lines([*host, *computing, pool, total])
         if rates is not None:
             speed, span = _span(*[self.tokens_per_second(rates)] * 2), _span(*self.speed_range(rates))
             expected = f"  expected: {self._expected(what)}, {speed} tokens/s"

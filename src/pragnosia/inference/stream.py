@@ -19,6 +19,7 @@ from pragnosia.inference.accelerator import AcceleratorBank
 from pragnosia.inference.budget import Tuning, make_plan
 from pragnosia.inference.device_layers import LayersOnDevice
 from pragnosia.inference.device_slots import DeviceSlots, SlotStats
+from pragnosia.inference.device_units import UnitsOnDevice
 from pragnosia.inference.layers import Layers, LayersOnDisk, OnDisk, put_layers
 from pragnosia.inference.plan import Plan
 from pragnosia.inference.shelf import EMBEDDING, AsItLies, Shelf, open_shelf
@@ -191,15 +192,15 @@ def pool_of(model: Cortex) -> UnitPool | None:
             return module.slots.pool
         if isinstance(module, OnDisk):
             return module.weights.layers.pool
-        if isinstance(module, LoraBank) and isinstance(module.units, UnitsOnDisk):
+        if isinstance(module, LoraBank) and isinstance(module.units, UnitsOnDisk | UnitsOnDevice):
             return module.units.bank.pool
     return None
 
 
 def slots_of(model: Cortex) -> SlotStats | None:
     """What the slots of a model's units on an accelerator did."""
-    banks = (module for module in model.modules() if isinstance(module, AcceleratorBank))
-    return next((bank.slots.stats() for bank in banks), None)
+    units = (module.units for module in model.modules() if isinstance(module, AcceleratorBank | LoraBank))
+    return next((each.slots.stats() for each in units if isinstance(each, UnitsOnDevice)), None)
 
 
 def _put_units(model: Cortex, shelf: Shelf, plan: Plan, device: torch.device) -> None:
@@ -210,7 +211,7 @@ def _put_units(model: Cortex, shelf: Shelf, plan: Plan, device: torch.device) ->
     half_life = 0.5 if plan.learning else HALF_LIFE
     counts = len(shelf.sparse), organ.num_units
     pool = UnitPool(*counts, plan.record, plan.slots, half_life=half_life)
-    slots = DeviceSlots(pool, *counts, plan.vram_slots, device) if plan.vram else None
+    slots = DeviceSlots(pool, *counts, plan.vram_slots, device, half_life=half_life) if plan.vram else None
     border = shelf.config.num_hidden_layers - plan.host.count
     for number, name in enumerate(shelf.sparse):
         for unit in range(organ.num_units):
