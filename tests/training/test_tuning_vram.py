@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from held_memory import Held
 from mixed_model import made
 from safetensors.torch import load_file
 from small_talk import small_model, write_chat
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from pragnosia import PragnosiaForCausalLM, kernels
 from pragnosia.checkpoints.blueprint import blueprint
@@ -151,36 +149,6 @@ def test_units_in_order_come_each_in_its_turn(tmp_path: Path) -> None:
         break
     assert sorted(unit for unit, _ in slots.in_order(1, range(6))) == [*range(6)]
     assert plan.record == slots.pool.record_bytes
-
-
-class Held(TorchDispatchMode):
-    """Counts the bytes of every tensor that is made, while it lives."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and not tensor.is_meta:
-                self.note(tensor.untyped_storage(), given)
-        return out
-
-    def note(self, storage: Any, given: set[int]) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.known or key in given:
-            return
-        self.known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self.gone, key, size)
-
-    def gone(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
 
 
 @pytest.mark.parametrize(("kind", "name"), [("sparse", None), ("sparse", "int4"), ("dense", "int4")])
