@@ -78,8 +78,11 @@ def slopes(model: PragnosiaForCausalLM, config: LoraConfig, device: str = "cpu",
     return found | {"loss": torch.stack(losses).cpu(), "embedded": embedded.grad.cpu()}
 
 
-@pytest.mark.parametrize("targets", [LORA.targets, ("attention",)], ids=["all", "attention"])
-@pytest.mark.parametrize("kind", ["sparse", "dense"])
+@pytest.mark.parametrize(
+    ("kind", "targets"),
+    [("sparse", LORA.targets), ("dense", LORA.targets), ("sparse", ("attention",))],
+    ids=["sparse", "dense", "attention alone"],
+)
 def test_slopes_are_those_of_a_resident_model_bit_for_bit(
     kind: str, targets: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,7 +93,7 @@ def test_slopes_are_those_of_a_resident_model_bit_for_bit(
     if kind == "dense":
         config = replace(config, targets=tuple(target for target in targets if target != "units"))
     expected = slopes(PragnosiaForCausalLM.from_pretrained(folder), config)
-    for slots, host in ((4, 4), (5, 6), (100, 4)):
+    for slots, host in ((4, 4), (100, 4)):
         model, plan = placed(folder, slots, host)
         got = slopes(model, config)
         assert got.keys() == expected.keys()
@@ -151,7 +154,7 @@ def test_units_in_order_come_each_in_its_turn(tmp_path: Path) -> None:
     assert plan.record == slots.pool.record_bytes
 
 
-@pytest.mark.parametrize(("kind", "name"), [("sparse", None), ("sparse", "int4"), ("dense", "int4")])
+@pytest.mark.parametrize(("kind", "name"), [("sparse", None), ("dense", "int4")])
 def test_the_device_holds_no_more_than_its_budget(
     kind: str, name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
