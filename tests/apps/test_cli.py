@@ -111,6 +111,10 @@ def test_inspect_a_preset(run: Run, preset: str) -> None:
     assert values["memory"]["train"] > values["memory"]["tune"]
 
 
+def test_inspect_says_who_sleeps(run: Run) -> None:
+    assert "12 of 256 units of width 16, 95.3% asleep" in run("inspect", "braingpt-small").out
+
+
 def test_inspect_a_model_and_in_words(run: Run, model: Path) -> None:
     outcome = run("inspect", model)
     assert outcome.code == 0

@@ -123,7 +123,8 @@ class ActivityMeter:
         if units:
             # Copied by cat: a decode loop may reuse the buffer it shows us.
             shapes = tuple(part.shape for part in units)
-            self._pending[share, shapes].append(torch.cat([x.flatten() for x in units]))
+            where = units[0].device  # of two, where a model is split
+            self._pending[share, shapes].append(torch.cat([x.flatten().to(where) for x in units]))
             self._num_pending += 1
         if self._num_pending >= _PASSES_KEPT:
             self._count()
