@@ -204,7 +204,8 @@ def test_what_is_remembered_of_a_token_that_left(make_model: Make) -> None:
         stream = stack(torch.tensor([ids]), use_cache=False, output_hidden_states=True).hidden_states[2][:, -1:]
         for number in (2, 3):
             layer = stack.layers[number]
-            _, key, value = layer.mixer._project(layer.mixer_norm(stream))
+            mixer, normed = layer.mixer, layer.mixer_norm(stream)
+            key, value = mixer._heads(mixer.k_proj(normed), mixer.k_norm), mixer._heads(mixer.v_proj(normed))
             cos, sin = stack.positions(torch.tensor([[PROMPT]]), torch.float32)
             turned = key * cos + key.roll(3, -1) * sin
             memory = state.layers[number]

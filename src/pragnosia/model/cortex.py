@@ -29,6 +29,7 @@ from pragnosia.errors import ConfigError
 from pragnosia.model.attention import Moment, RotaryPositions
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.exits import ExitLesson, exit_loss, pass_some, rows_of
+from pragnosia.model.gates import TokenGate, check_gated, check_gates, pass_gate
 from pragnosia.model.linear import Linear
 from pragnosia.model.norm import RMSNorm
 from pragnosia.model.output_cortex import PragnosiaCausalLMOutput, PragnosiaOutput, next_token_loss
@@ -49,11 +50,17 @@ class CortexLayer(nn.Module):
         self.mixer = part(MIXERS, config.mixers[layer])(config, layer)  # type: ignore[index]
         self.feed_forward_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.feed_forward = part(FEED_FORWARDS, config.feed_forwards[layer])(config, layer)  # type: ignore[index]
+        self.gate: TokenGate | None = None
+        if config.gates is not None and layer in config.gates.layers:
+            check_gated(layer, self.mixer)
+            self.gate = TokenGate(config.hidden_size, config.gates)
 
     def forward(
         self, x: Float[Tensor, "B T D"], memory: Memory | None, moment: Moment
     ) -> tuple[Float[Tensor, "B T D"], Memory | None, Routing | None]:
         """One layer: the stream, this layer's memory, and who woke."""
+        if self.gate is not None:
+            return pass_gate(self, x, memory, moment)
         mixed, memory = self.mixer(self.mixer_norm(x), memory, moment)
         x = x + mixed
         thought, routing = self.feed_forward(self.feed_forward_norm(x), moment.energy)
@@ -113,6 +120,7 @@ class CortexStack(nn.Module):
         use_cache: bool | None = None,
         output_hidden_states: bool = False,
         energy: float = 1.0,
+        gates: float = 1.0,
         lesson: ExitLesson | None = None,
         **_: Any,
     ) -> PragnosiaOutput:
@@ -121,7 +129,9 @@ class CortexStack(nn.Module):
             raise ValueError("give either input_ids or inputs_embeds, not both and not neither")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         state = self._state(past_key_values, use_cache, x)
-        moment = self.moment(x, attention_mask, position_ids, past_key_values, seen=state.length, energy=energy)
+        moment = self.moment(
+            x, attention_mask, position_ids, past_key_values, seen=state.length, energy=energy, gates=gates
+        )
 
         memories: list[Memory | None] = []
         routings: list[Routing | None] = []
@@ -172,10 +182,12 @@ class CortexStack(nn.Module):
         *,
         seen: int,
         energy: float,
+        gates: float = 1.0,
     ) -> Moment:
         """Positions and masks of new tokens after `seen` others, worked out once for all layers."""
         if not 0 < energy <= 1:
             raise ConfigError(f"energy is {energy}; it must lie in (0, 1], where 1 wakes the usual number of units")
+        check_gates(gates)
         if position_ids is None:
             position_ids = (torch.arange(x.shape[1], device=x.device) + seen)[None]
         if isinstance(past, Cache):
@@ -196,7 +208,7 @@ class CortexStack(nn.Module):
                 kind: causal_mask(x.shape[1], seen, windows[kind], padding, x.device)
                 for kind in dict.fromkeys(self.config.layer_types or ())
             }
-        return Moment(self.positions(position_ids, x.dtype), masks, energy)
+        return Moment(self.positions(position_ids, x.dtype), masks, energy, gates)
 
 
 class Cortex(nn.Module):
@@ -233,6 +245,7 @@ class Cortex(nn.Module):
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         energy: float = 1.0,
+        gates: float = 1.0,
         lesson: ExitLesson | None = None,
         **_: Any,
     ) -> PragnosiaCausalLMOutput:
@@ -246,6 +259,7 @@ class Cortex(nn.Module):
             use_cache=use_cache,
             output_hidden_states=bool(output_hidden_states) or lesson is not None,
             energy=energy,
+            gates=gates,
             lesson=lesson,
         )
         hidden = outputs.last_hidden_state
@@ -297,8 +311,12 @@ class Cortex(nn.Module):
     def rebalance(self, routings: tuple[Routing | None, ...]) -> None:
         """Move every router's balance by what woke in the last step. A learning rule calls it between steps."""
         for layer, routing in zip(self.model.layers, routings, strict=True):
-            if routing is not None:
-                layer.feed_forward.thalamus.rebalance(routing)
+            if routing is None:
+                continue
+            if routing.gate is not None:
+                layer.gate.rebalance(routing.gate)
+            if routing.routes and len((passed := routing.passed).units):
+                layer.feed_forward.thalamus.rebalance(passed)
 
 
 @final
