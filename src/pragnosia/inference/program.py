@@ -29,6 +29,7 @@ from pragnosia.model.columns import Columns
 from pragnosia.model.cortex import Cortex, CortexLayer, CortexStack
 from pragnosia.model.experts import Experts
 from pragnosia.model.feed_forward import FeedForward
+from pragnosia.model.gates import TokenGate, routing_of_scores
 from pragnosia.model.linear import Linear
 from pragnosia.model.norm import RMSNorm
 from pragnosia.model.sparse import SparseFeedForward
@@ -39,7 +40,7 @@ from pragnosia.quantisation.layers import PackedEmbedding, PackedLinear
 _ROUTERS: dict[type, str] = {SoftmaxThalamus: "softmax", SigmoidThalamus: "sigmoid", ThresholdThalamus: "threshold"}
 _WRITABLE = {
     *(nn.ModuleList, nn.Embedding, nn.Identity, Linear, AwakeLinear, RMSNorm),
-    *(Attention, RotaryPositions, FeedForward, Experts, Columns, Bank, *_ROUTERS),
+    *(Attention, RotaryPositions, TokenGate, FeedForward, Experts, Columns, Bank, *_ROUTERS),
     *(StreamedBank, PackedLinear, PackedEmbedding, TableOnDisk),
 }
 
@@ -126,11 +127,22 @@ class Pen:
         self.told = whole, torch.empty(tokens, self.slots), torch.empty(tokens, self.units)
         self.row: Tensor | None = None
         """Of a table on disk: the one row that is here."""
+        self.gates = {
+            number: at for at, number in enumerate(n for n, layer in enumerate(layers) if layer.gate is not None)
+        }
+        """The gated layers, and where they tell their scores."""
+        self.scored = torch.empty(tokens, len(self.gates))
+        self.cutoffs: dict[int, float] = {}
         self.frequencies = model.model.positions.inv_freq.float().clone()
         mixers, feed_forwards = [], []
         slot = unit = 0
-        for layer, memory, shape in zip(layers, memories, self.shapes, strict=True):
-            mixers.append(self._mixer(layer.mixer_norm, layer.mixer, memory))
+        for number, (layer, memory, shape) in enumerate(zip(layers, memories, self.shapes, strict=True)):
+            mixer = self._mixer(layer.mixer_norm, layer.mixer, memory)
+            if layer.gate is not None:
+                self.cutoffs[number] = mixer.cutoff = float(layer.gate.threshold(1.0))
+                mixer.gate = self.stored(layer.gate.weight)
+                mixer.out_gate = self.scored[0, self.gates[number] :].data_ptr()
+            mixers.append(mixer)
             organ, norm = layer.feed_forward, self.stored(layer.feed_forward_norm.weight)
             if shape is None:
                 feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, **self._always(organ)))
@@ -161,12 +173,17 @@ class Pen:
         units, strengths, scores = (told[:count].clone() for told in self.told)
         routings: list[Routing | None] = []
         slot = unit = 0
-        for shape in self.shapes:
-            if shape is None:
+        for number, shape in enumerate(self.shapes):
+            gate = None
+            if number in self.gates:
+                at = self.gates[number]
+                gate = routing_of_scores(self.scored[:count, at : at + 1].clone(), self.cutoffs[number])
+            if shape is None and gate is None:
                 routings.append(None)
                 continue
-            (awake, num_units), some = shape, slice(slot, slot + shape[0])
-            routings.append(Routing(units[:, some], strengths[:, some], scores[:, unit : unit + num_units]))
+            awake, num_units = shape or (0, 0)
+            some = slice(slot, slot + awake)
+            routings.append(Routing(units[:, some], strengths[:, some], scores[:, unit : unit + num_units], gate))
             slot, unit = slot + awake, unit + num_units
         return tuple(routings)
 

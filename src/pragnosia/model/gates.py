@@ -52,9 +52,7 @@ class TokenGate(nn.Module):
         """Who passes where a share `gates` in (0, 1] of those does who usually do."""
         with own_precision(x):
             scores = (x.float() @ self.weight.float()).sigmoid()[:, None]
-        passes = scores.detach() > self.threshold(gates)
-        units = torch.where(passes, 0, ASLEEP)
-        return Routing(units, LOUDNESS * scores.where(passes, 0.0), scores)
+        return routing_of_scores(scores, self.threshold(gates))
 
     def threshold(self, gates: float) -> Float[Tensor, ""]:
         """c, between the two nearest levels kept."""
@@ -67,6 +65,12 @@ class TokenGate(nn.Module):
         quantiles = torch.quantile(routing.scores.detach().float().flatten(), 1 - passing)
         self.num_observed += 1
         self.thresholds.lerp_(quantiles.to(self.thresholds.dtype), max(_SLOWEST, 1 / float(self.num_observed)))
+
+
+def routing_of_scores(scores: Float[Tensor, "T 1"], threshold: Tensor | float) -> Routing:
+    """Those above the threshold pass, by as much as they scored."""
+    passes = scores.detach() > threshold
+    return Routing(torch.where(passes, 0, ASLEEP), LOUDNESS * scores.where(passes, 0.0), scores)
 
 
 @dataclass(frozen=True)
