@@ -14,6 +14,7 @@ from pragnosia.inference import chat
 from pragnosia.inference.chat import Conversation
 from pragnosia.inference.decode import Decoder, Trace
 from pragnosia.inference.sampler import Sampling
+from pragnosia.model.setting import Setting
 
 TEMPLATE = (
     "{% for m in messages %}"
@@ -33,9 +34,9 @@ def traces(monkeypatch: pytest.MonkeyPatch) -> list[Trace]:
     """What every decoder a conversation makes has read, oldest first."""
     made: list[Trace] = []
 
-    def tracing(model: PragnosiaForCausalLM, room: int, energy: float, early: None, planned: int | None) -> Decoder:
+    def tracing(model: PragnosiaForCausalLM, room: int, setting: Setting, draft: None, planned: int | None) -> Decoder:
         made.append(Trace())
-        return Decoder(model, room, energy, made[-1], early=early, planned=planned)
+        return Decoder(model, room, setting, made[-1], draft=draft, planned=planned)
 
     monkeypatch.setattr(chat, "Decoder", tracing)
     return made
@@ -290,10 +291,10 @@ def test_stop_texts_of_ones_own(speaker: Pragnosia, script: Scripted) -> None:
     assert held(talk) == "User: Count\nAssistant:one\nUser: On\nAssistant:ok\nUser:"
 
 
-def test_energy_and_seed_reach_the_model(speaker: Pragnosia, traces: list[Trace]) -> None:
+def test_setting_and_seed_reach_the_model(speaker: Pragnosia, traces: list[Trace]) -> None:
     def talk() -> Iterator[str]:
         sampling = Sampling(temperature=1.0, seed=3)
-        return Conversation(speaker, sampling=sampling, max_new_tokens=8, energy=0.5).say("Hello")
+        return Conversation(speaker, sampling=sampling, max_new_tokens=8, setting=Setting(awake=0.5)).say("Hello")
 
     assert "".join(talk()) == "".join(talk())
     assert all(r is not None and r.units.shape[1] == 2 for step, _ in traces[0].steps() for r in step)

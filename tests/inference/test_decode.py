@@ -14,6 +14,7 @@ from pragnosia import Pragnosia, PragnosiaForCausalLM
 from pragnosia.errors import CheckpointError, ConfigError, PromptError
 from pragnosia.inference.decode import Decoder, Trace
 from pragnosia.inference.sampler import Sampling
+from pragnosia.model.setting import Setting
 
 GREEDY = Sampling()
 Make = Callable[..., PragnosiaForCausalLM]
@@ -99,16 +100,16 @@ def test_a_stopped_answer_leaves_the_text_usable(speaker: Pragnosia) -> None:
     assert told(decoder, 5) == told(alone, 5)
 
 
-@pytest.mark.parametrize("energy", [1.0, 0.5, 0.25])
-def test_energy_wakes_fewer(energy: float, speaker: Pragnosia) -> None:
+@pytest.mark.parametrize("awake", [1.0, 0.5, 0.25])
+def test_a_setting_wakes_fewer(awake: float, speaker: Pragnosia) -> None:
     trace = Trace()
-    decoder = Decoder(speaker.model, 64, energy, trace)
+    decoder = Decoder(speaker.model, 64, Setting(awake=awake), trace)
     decoder.read([1, 2, 3])
     told(decoder, 5)
     for routings, tokens in trace.steps():
         for routing in routings:
             assert routing is not None
-            assert routing.units.shape == (tokens, round(4 * energy))
+            assert routing.units.shape == (tokens, round(4 * awake))
 
 
 def test_the_context_ends_the_answer(make_model: Make) -> None:

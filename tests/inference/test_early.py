@@ -11,10 +11,11 @@ import torch
 from pragnosia import PragnosiaForCausalLM, kernels
 from pragnosia.inference.decode import Decoder, Trace
 from pragnosia.inference.early import Foresight, Leaving, Tally
-from pragnosia.inference.exits import Draft, Early
+from pragnosia.inference.exits import Draft
 from pragnosia.inference.ladder import Ladder
 from pragnosia.inference.program import Program
 from pragnosia.inference.sampler import Sampling
+from pragnosia.model.setting import Setting
 
 pytestmark = pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
 Make = Callable[..., PragnosiaForCausalLM]
@@ -43,14 +44,18 @@ def tapering(make_model: Make, depth: float, **dress: Any) -> PragnosiaForCausal
     return model  # type: ignore[no-any-return]
 
 
-def drafting(layer: int, confidence: float = 0.0) -> Early:
-    return Early(draft=Draft(layer=layer, confidence=confidence))
+def drafting(layer: int, confidence: float = 0.0) -> dict[str, Any]:
+    return {"draft": Draft(layer=layer, confidence=confidence)}
+
+
+def leaving(*leave: tuple[int, float], memory: Any = "exact") -> dict[str, Any]:
+    return {"setting": Setting(leave=leave, memory=memory)}
 
 
 def spoken(
-    model: Any, early: Early | None, count: int = 60, room: int = 90, **sampling: Any
+    model: Any, early: dict[str, Any] | None, count: int = 60, room: int = 90, **sampling: Any
 ) -> tuple[list[int], Decoder]:
-    decoder = Decoder(model, room, early=early)
+    decoder = Decoder(model, room, **(early or {}))
     decoder.read(PROMPT)
     return list(decoder.speak(count, Sampling(**sampling))), decoder
 
@@ -89,8 +94,8 @@ def test_the_logits_are_those_of_a_program(make_model: Make) -> None:
     model = tapering(make_model, 0.2, **DENSE)
     with torch.inference_mode():
         state = model(torch.tensor([PROMPT]), past_key_values=model.fresh_state(1, 64)).past_key_values
-    plain = Program(model, state.fork(), 1.0)
-    ahead = Foresight(Ladder(model, state.fork(), 1.0), Draft(layer=2, confidence=0.0), Tally())
+    plain = Program(model, state.fork())
+    ahead = Foresight(Ladder(model, state.fork()), Draft(layer=2, confidence=0.0), Tally())
     token = 3
     for number in range(50):
         word = plain(token)
@@ -107,8 +112,8 @@ def test_the_logits_are_those_of_a_program(make_model: Make) -> None:
 def test_turns_room_and_context(make_model: Make) -> None:
     model = tapering(make_model, 0.1, max_position_embeddings=48, **DENSE)
     answers = []
-    for early in (None, drafting(2)):
-        decoder = Decoder(model, 12, early=early)  # grows
+    for early in ({}, drafting(2)):
+        decoder = Decoder(model, 12, **early)  # grows
         decoder.read([1, 2, 3])
         words = decoder.speak(9, Sampling())
         said = [next(words) for _ in range(5)]
@@ -133,7 +138,7 @@ def test_drafts_rest_where_none_holds(make_model: Make) -> None:
 def test_a_climb_is_told_of_and_accounted_for(make_model: Make) -> None:
     model = tapering(make_model, 0.05, **SHARED)
     trace = Trace()
-    decoder = Decoder(model, 90, trace=trace, early=drafting(2))
+    decoder = Decoder(model, 90, trace=trace, **drafting(2))
     decoder.read(PROMPT)
     list(decoder.speak(40, Sampling()))
     assert trace.num_tokens == [5]
@@ -164,7 +169,7 @@ def test_leaving_early_remembers_exactly(dress: dict[str, Any], make_model: Make
     model: Any = tapering(make_model, 0.5, **dress)
     leave = ((1, 0.08), (3, 0.06))
     expected, depths = reference(model, leave, 50)
-    said, decoder = spoken(model, Early(leave=leave), 50)
+    said, decoder = spoken(model, leaving(*leave), 50)
     assert said == expected
     assert decoder.decoding == "leaving early"
     assert decoder.tally.left == {layer: depths.count(layer) for layer in set(depths)}
@@ -182,27 +187,27 @@ def test_leaving_early_remembers_exactly(dress: dict[str, Any], make_model: Make
 def test_leaving_costs_fewer_layers_where_memory_is_propagated(make_model: Make) -> None:
     model = tapering(make_model, 0.0, **DENSE)
     plain, _ = spoken(model, None, 50)
-    said, decoder = spoken(model, Early(leave=((2, 0.02),), memory="propagated"), 50)
+    said, decoder = spoken(model, leaving((2, 0.02), memory="propagated"), 50)
     assert decoder.tally.layers_per_token == 2
     assert said == plain, "the layers above say nothing"
     assert decoder.state.length == len(decoder.ids) - 1
-    exact = spoken(model, Early(leave=((2, 0.02),)), 50)[1]
+    exact = spoken(model, leaving((2, 0.02)), 50)[1]
     _ = exact.state  # everybody catches up
     assert exact.tally.layers_per_token == 6
 
 
 def test_an_exit_that_is_never_sure_changes_nothing(make_model: Make) -> None:
     model = tapering(make_model, 0.5, **SHARED)
-    said, decoder = spoken(model, Early(leave=((2, 1.1), (4, 1.1))))
+    said, decoder = spoken(model, leaving((2, 1.1), (4, 1.1)))
     assert said == spoken(model, None)[0]
     assert decoder.tally.left == {6: decoder.tally.tokens}
 
 
 def test_an_interrupt_loses_nothing(make_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tapering(make_model, 0.3, **DENSE)
-    for early in (drafting(2), Early(leave=((2, 0.3),))):
+    for early in (drafting(2), leaving((2, 0.3))):
         whole, _ = spoken(model, early, 30)
-        decoder = Decoder(model, 90, early=early)
+        decoder = Decoder(model, 90, **early)
         decoder.read(PROMPT)
         words = decoder.speak(30, Sampling())
         said = [next(words) for _ in range(6)]
@@ -235,7 +240,7 @@ def test_leaving_is_asked_as_a_program_is(make_model: Make) -> None:
     model = tapering(make_model, 0.5, **DENSE)
     with torch.inference_mode():
         state = model(torch.tensor([PROMPT]), past_key_values=model.fresh_state(1, 64)).past_key_values
-    program = Leaving(Ladder(model, state, 1.0), Early(leave=((2, 0.0),)), Tally())
+    program = Leaving(Ladder(model, state), Setting(leave=((2, 0.0),)), Tally())
     word = program(3)
     assert program(3) == word, "asked again, as after an interrupt"
     assert int(program.logits.argmax()) == word

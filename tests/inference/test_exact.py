@@ -24,6 +24,7 @@ from pragnosia.inference.exact import ExactModel
 from pragnosia.inference.exact_loading import load_exact
 from pragnosia.inference.sampling import Sampling
 from pragnosia.inference.stream import pool_of
+from pragnosia.model.setting import Setting
 from pragnosia.units import GIB
 
 pytestmark = pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
@@ -228,7 +229,7 @@ def test_what_cannot_be_exact_is_told_in_one_line(foreign: Made, directory: Path
     with pytest.raises(CheckpointError, match=r"are torch\.float16; exact mode streams"):
         Pragnosia.from_pretrained(tmp_path / "half", exact=True)
     with pytest.raises(PromptError, match="at energy 1"):
-        Pragnosia.from_pretrained(folder, exact=True).generate_tokens([1, 2], energy=0.5)
+        Pragnosia.from_pretrained(folder, exact=True).generate_tokens([1, 2], setting=Setting(awake=0.5))
 
 
 def test_a_unit_that_cannot_be_read_leaves_the_talk_as_it_was(foreign: Made, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pragnosia.errors import CheckpointError, ConfigError
-from pragnosia.inference.exits import EXITS, Draft, Early, Exit, Exits, chosen_early, read_exits
+from pragnosia.inference.exits import EXITS, Draft, Exit, Exits, chosen_exits, read_exits
+from pragnosia.model.setting import WHOLE, Setting
 
 
 def made(gain: float = 1.5, confidence: float | None = 0.9) -> Exits:
@@ -85,21 +86,23 @@ def test_of_another_model(tmp_path: Path) -> None:
 
 def wish(
     exits: Exits | None, speculate: bool | None = None, confidence: str | None = None, **more: Any
-) -> Early | None:
-    return chosen_early(exits, "runs/demo", speculate=speculate, confidence=confidence, **more)
+) -> tuple[Draft | None, Setting]:
+    return chosen_exits(exits, "runs/demo", speculate=speculate, confidence=confidence, **more)
 
 
 def test_wishes() -> None:
     draft = made().draft
-    assert wish(made()) == wish(made(), True) == Early(draft=draft)
-    assert wish(made(), False) is None
-    assert wish(made(gain=1.05)) is None, "it does not pay"
-    assert wish(made(gain=1.05), True) is not None
-    assert wish(None) is None
-    assert wish(None, False) is None
-    assert wish(made(), confidence="calibrated") == Early(leave=((2, 0.9),))
-    assert wish(made(confidence=None), confidence="calibrated") is None, "no exit is to be trusted"
-    assert wish(made(), confidence="0.5", memory="propagated") == Early(leave=((2, 0.5), (4, 0.5)), memory="propagated")
+    plain = (None, WHOLE)
+    assert wish(made()) == wish(made(), True) == (draft, WHOLE)
+    assert wish(made(), False) == plain
+    assert wish(made(gain=1.05)) == plain, "it does not pay"
+    assert wish(made(gain=1.05), True) != plain
+    assert wish(None) == plain
+    assert wish(None, False) == plain
+    assert wish(made(), confidence="calibrated") == (None, Setting(leave=((2, 0.9),)))
+    assert wish(made(confidence=None), confidence="calibrated") == plain, "no exit is to be trusted"
+    everywhere = Setting(leave=((2, 0.5), (4, 0.5)), memory="propagated")
+    assert wish(made(), confidence="0.5", memory="propagated") == (None, everywhere)
 
 
 @pytest.mark.parametrize("confidence", ["0", "1.5", "-1", "nan", "inf", "much"])

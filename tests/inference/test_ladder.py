@@ -82,7 +82,7 @@ def begun(model: Any, ids: list[int]) -> Any:
 
 def one_by_one(model: Any, state: Any, ids: list[int]) -> tuple[list[Tensor], Program]:
     """A program's logits for every token."""
-    program = Program(model, state.fork(), 1.0)
+    program = Program(model, state.fork())
     logits = []
     for token in ids[PROMPT:]:
         program(token)
@@ -115,7 +115,7 @@ def check(model: Any, ids: list[int]) -> None:
     logits, program = one_by_one(model, state, ids)
     assert torch.stack(logits).float().std() > 0.02, "flat answers prove little"
     climbs: list[Climb] = []
-    ladder, at = Ladder(model, state.fork(), 1.0, climbs.append), PROMPT
+    ladder, at = Ladder(model, state.fork(), trace=climbs.append), PROMPT
     while at < LENGTH:
         group = ids[at : at + 1 + at % 9]
         for token in group:
@@ -150,7 +150,7 @@ def test_tokens_that_wait_at_different_layers(make_model: Make) -> None:
     ids = torch.randint(0, 60, (LENGTH,)).tolist()
     state = begun(model, ids)
     logits, program = one_by_one(model, state, ids)
-    ladder = Ladder(model, state.fork(), 1.0)
+    ladder = Ladder(model, state.fork())
     for number, token in enumerate(ids[PROMPT:]):
         ladder.enter(token, 1, head=True)
         if number % 3 == 1:
@@ -168,7 +168,7 @@ def test_what_was_read_ahead_can_be_forgotten(make_model: Make) -> None:
     ids = torch.randint(0, 60, (LENGTH,)).tolist()
     state = begun(model, ids)
     logits, program = one_by_one(model, state, ids)
-    ladder = Ladder(model, state.fork(), 1.0)
+    ladder = Ladder(model, state.fork())
     for token in (5, 6, 7):
         ladder.enter(token, 2, head=False)
     ladder.lift(4)
@@ -185,7 +185,7 @@ def test_what_was_read_ahead_can_be_forgotten(make_model: Make) -> None:
 def test_an_exit_is_the_norm_and_the_head(make_model: Make) -> None:
     model: Any = deep(make_model)
     ids = torch.randint(0, 60, (LENGTH,)).tolist()
-    ladder = Ladder(model, begun(model, ids), 1.0)
+    ladder = Ladder(model, begun(model, ids))
     for token in ids[PROMPT:]:
         ladder.enter(token, 2, head=True)
     with torch.inference_mode():
@@ -200,7 +200,7 @@ def test_an_exit_is_the_norm_and_the_head(make_model: Make) -> None:
 def test_what_is_remembered_of_a_token_that_left(make_model: Make) -> None:
     model: Any = deep(make_model, **DENSE)
     ids = torch.randint(0, 60, (PROMPT + 1,)).tolist()
-    ladder = Ladder(model, begun(model, ids), 1.0)
+    ladder = Ladder(model, begun(model, ids))
     ladder.enter(ids[PROMPT], 2, head=False)
     ladder.remember()
     state: Any = ladder.state(PROMPT + 1)
@@ -222,7 +222,7 @@ def test_no_more_than_a_span_wait(make_model: Make) -> None:
     model = deep(make_model, max_position_embeddings=128)
     with torch.inference_mode():
         state = model(torch.tensor([[1]]), past_key_values=model.fresh_state(1, 60)).past_key_values
-    ladder = Ladder(model, state, 1.0)
+    ladder = Ladder(model, state)
     for token in range(MOST):
         assert not ladder.full
         ladder.enter(token, 1, head=False)
@@ -241,7 +241,7 @@ def test_a_unit_that_cannot_be_read(make_model: Make, monkeypatch: pytest.Monkey
     from pragnosia.kernels.step import UnitUnreadableError
 
     model = deep(make_model, **DENSE)
-    ladder = Ladder(model, begun(model, [1] * PROMPT), 1.0)
+    ladder = Ladder(model, begun(model, [1] * PROMPT))
 
     class Pool:
         def failure(self) -> str:

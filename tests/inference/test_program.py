@@ -13,6 +13,7 @@ from pragnosia import Pragnosia, PragnosiaForCausalLM, kernels
 from pragnosia.inference.decode import Decoder, Trace
 from pragnosia.inference.program import Program, writable
 from pragnosia.inference.sampler import Sampling
+from pragnosia.model.setting import Setting
 
 pytestmark = pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
 Make = Callable[..., PragnosiaForCausalLM]
@@ -90,15 +91,16 @@ def randomised(model: PragnosiaForCausalLM) -> PragnosiaForCausalLM:
     return model
 
 
-def both(model: PragnosiaForCausalLM, ids: list[int], prompt: int, energy: float = 1.0) -> tuple[Any, Any, Program]:
+def both(model: PragnosiaForCausalLM, ids: list[int], prompt: int, awake: float = 1.0) -> tuple[Any, Any, Program]:
     """The last tokens one by one through the modules and through a program, after the same prompt."""
+    setting = Setting(awake=awake)
     with torch.inference_mode():
-        read = model(torch.tensor([ids[:prompt]]), past_key_values=model.fresh_state(1, len(ids)), energy=energy)
+        read = model(torch.tensor([ids[:prompt]]), past_key_values=model.fresh_state(1, len(ids)), setting=setting)
         state = read.past_key_values
         assert writable(model, state)
-        program = Program(model, state.fork(), energy)
+        program = Program(model, state.fork(), setting)
         for token in ids[prompt:]:
-            output = model(torch.tensor([[token]]), past_key_values=state, energy=energy)
+            output = model(torch.tensor([[token]]), past_key_values=state, setting=setting)
             state = output.past_key_values
             likeliest = program(token)
             program.length += 1
@@ -107,12 +109,12 @@ def both(model: PragnosiaForCausalLM, ids: list[int], prompt: int, energy: float
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("energy", [1.0, 0.5])
+@pytest.mark.parametrize("awake", [1.0, 0.5])
 @pytest.mark.parametrize("dress", CLOTHES)
-def test_what_the_modules_compute(dress: str, energy: float, make_model: Make) -> None:
+def test_what_the_modules_compute(dress: str, awake: float, make_model: Make) -> None:
     model = randomised(make_model(**({"max_position_embeddings": 64} | CLOTHES[dress])))
     ids = torch.randint(0, 60, (30,)).tolist()
-    output, state, program = both(model, ids, 11, energy)
+    output, state, program = both(model, ids, 11, awake)
     torch.testing.assert_close(program.logits, output.logits[:, -1], atol=2e-5, rtol=1e-4)
     assert output.logits.std() > 0.05, "a flat answer proves little"
     for ours, theirs in zip(program.state.layers, state.layers, strict=True):

@@ -16,6 +16,7 @@ from pragnosia import Pragnosia
 from pragnosia.errors import PromptError
 from pragnosia.inference.chat import Conversation
 from pragnosia.inference.decode import Trace
+from pragnosia.model.setting import Setting
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # What a byte tokenizer tears apart: Korean, composed emoji, combining marks, and texts of the tokenizer's own merges
@@ -105,7 +106,7 @@ def test_of_two_stop_texts_in_one_token_the_first_counts(speaker: Pragnosia) -> 
 # -- the model's own words
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "seed": 7}, {"energy": 0.5}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "seed": 7}, {"setting": Setting(awake=0.5)}], ids=str)
 def test_streamed_as_generated(speaker: Pragnosia, options: dict[str, Any]) -> None:
     streamed = list(speaker.stream("the user", max_new_tokens=30, **options))
     assert "".join(streamed) == speaker.generate("the user", max_new_tokens=30, **options)
@@ -173,12 +174,12 @@ def test_ids_in_and_out(speaker: Pragnosia) -> None:
         speaker.generate_tokens(torch.ones(2, 3, dtype=torch.long), max_new_tokens=6)
 
 
-def test_energy_is_traced(speaker: Pragnosia) -> None:
+def test_what_wakes_is_traced(speaker: Pragnosia) -> None:
     awake = {}
-    for energy in (1.0, 0.5, 0.25):
+    for share in (1.0, 0.5, 0.25):
         trace = Trace()
-        speaker.generate("the user", max_new_tokens=5, energy=energy, trace=trace)
-        awake[energy] = sum(int((r.units >= 0).sum()) for step, _ in trace.steps() for r in step if r is not None)
+        speaker.generate("the user", max_new_tokens=5, setting=Setting(awake=share), trace=trace)
+        awake[share] = sum(int((r.units >= 0).sum()) for step, _ in trace.steps() for r in step if r is not None)
     assert awake[1.0] == 2 * awake[0.5] == 4 * awake[0.25] > 0
 
 

@@ -20,6 +20,7 @@ from pragnosia.inference.plan import Plan, Rates
 from pragnosia.inference.sampler import Sampling
 from pragnosia.inference.shelf import open_shelf
 from pragnosia.inference.stream import build, load_streamed, pool_of
+from pragnosia.model.setting import Setting
 from pragnosia.units import GIB, MIB
 
 pytestmark = pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
@@ -117,9 +118,9 @@ def test_steering_and_saved_thresholds_come_along(tmp_path: Path) -> None:
     there = streamed(tmp_path / "model", 8)
     ids = torch.randint(0, 120, (1, 9))
     with torch.inference_mode(), here.steer("a", 1.5), there.steer("a", 1.5):
-        for energy in (1.0, 0.4):
-            assert torch.equal(here(ids, energy=energy).logits, there(ids, energy=energy).logits)
-            said = [Pragnosia(m).generate_tokens(ids, max_new_tokens=12, energy=energy) for m in (here, there)]
+        for setting in (Setting(), Setting(awake=0.4)):
+            assert torch.equal(here(ids, setting=setting).logits, there(ids, setting=setting).logits)
+            said = [Pragnosia(m).generate_tokens(ids, max_new_tokens=12, setting=setting) for m in (here, there)]
             assert said[0] == said[1]
 
 

@@ -77,7 +77,7 @@ def test_packed_weights_leave_the_cache_in_bf16(make_config):
 
 def test_energy_puts_units_to_sleep(make_config):
     shape = make_config()
-    full, low = account(shape), account(shape, energy=0.34)
+    full, low = account(shape), account(shape, awake=0.34)
     assert [layer.num_awake for layer in full.layers] == [3, 0, 3]
     assert [layer.num_awake for layer in low.layers] == [1, 0, 1]
     assert full.active_parameters - low.active_parameters == 2 * 2 * full.layers[0].unit_parameters

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from pragnosia import PragnosiaConfig, PragnosiaForCausalLM, PragnosiaModel
+from pragnosia.model.setting import WHOLE, Setting
 
 Make = Callable[..., PragnosiaForCausalLM]
 
@@ -146,22 +147,28 @@ def model(directory: Path) -> Any:
     return loaded
 
 
-def greedy(model: Any, ids: Tensor, count: int, energy: float = 1.0) -> Tensor:
+def greedy(model: Any, ids: Tensor, count: int, setting: Setting = WHOLE) -> Tensor:
     """The whole text read anew for each token."""
     for _ in range(count):
-        logits = model(ids, use_cache=False, energy=energy).logits[:, -1]
+        logits = model(ids, use_cache=False, setting=setting).logits[:, -1]
         ids = torch.cat((ids, logits.argmax(-1, keepdim=True)), 1)
     return ids
 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"use_cache": False}, {"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 2}, {"energy": 0.5}],
+    [
+        {},
+        {"use_cache": False},
+        {"cache_implementation": "static"},
+        {"prompt_lookup_num_tokens": 2},
+        {"setting": Setting(awake=0.5)},
+    ],
     ids=str,
 )
 @torch.no_grad()
 def test_generate_is_greedy(options: dict[str, Any], model: Any, tokens: Tensor) -> None:
-    expected = greedy(model, tokens[:1], 10, options.get("energy", 1.0))
+    expected = greedy(model, tokens[:1], 10, options.get("setting", WHOLE))
     assert torch.equal(model.generate(tokens[:1], max_new_tokens=10, do_sample=False, **options), expected)
 
 

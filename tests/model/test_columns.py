@@ -14,6 +14,7 @@ from pragnosia.errors import ConfigError
 from pragnosia.model.columns import Columns
 from pragnosia.model.configuration import ColumnsConfig, PragnosiaConfig, ThalamusConfig
 from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.setting import Setting
 
 Make = Callable[..., PragnosiaForCausalLM]
 COLUMNS: dict[str, Any] = {"width": 48, "column_width": 8, "thalamus": {"num_awake": 2}}
@@ -94,7 +95,7 @@ def test_balance_wakes_who_slept(make: Make, tokens: Tensor) -> None:
 
 
 def test_energy_wakes_fewer_columns(make: Make, tokens: Tensor) -> None:
-    assert all(routing.units.shape[1] == 1 for routing in make()(tokens, energy=0.5).routings)
+    assert all(routing.units.shape[1] == 1 for routing in make()(tokens, setting=Setting(awake=0.5)).routings)
 
 
 def test_a_lobe_of_columns_can_be_silenced(make: Make, tokens: Tensor) -> None:

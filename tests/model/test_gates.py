@@ -16,6 +16,7 @@ from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.gates import Passing, TokenGate
 from pragnosia.model.modeling import PragnosiaForCausalLM
 from pragnosia.model.organs import GatesConfig
+from pragnosia.model.setting import Setting
 from pragnosia.model.thalamus import ASLEEP
 
 Make = Callable[..., PragnosiaForCausalLM]
@@ -131,7 +132,7 @@ def test_a_layer_by_its_definition(dress: str, pattern: str, padded: bool, tiny_
     mask = torch.ones(2, 12, dtype=torch.long)
     if padded:
         mask[0, :3] = 0
-    moment: Moment = model.model.moment(torch.zeros(2, 12, 24), mask, seen=0, energy=1.0)
+    moment: Moment = model.model.moment(torch.zeros(2, 12, 24), mask, seen=0, setting=Setting())
     x = torch.randn(2, 12, 24)
     y, _, routing = layer(x, None, moment)
     # every token computed, by the modules as they are, and then thrown away where it does not pass
@@ -208,13 +209,13 @@ def test_fewer_pass_where_fewer_may(tiny_model: Make, tokens: Tensor) -> None:
         model.rebalance(model(tokens).routings)
     counts = []
     for gates in (1.0, 0.5, 0.2):
-        routings = model(tokens, gates=gates).routings
+        routings = model(tokens, setting=Setting(gates=gates)).routings
         counts.append(sum(int((routing.gate.units != ASLEEP).sum()) for routing in routings))
         assert all((routing.units[routing.gate.units[:, 0] == ASLEEP] == ASLEEP).all() for routing in routings)
     assert counts[0] > counts[1] > counts[2] > 0
     for wrong in (0.0, 1.5, math.nan):
         with pytest.raises(ConfigError, match=rf"gates is {wrong}; it must lie in \(0, 1\]"):
-            model(tokens, gates=wrong)
+            Setting(gates=wrong)
 
 
 def test_a_router_behind_a_gate_is_told_of_those_that_passed(tiny_model: Make, tokens: Tensor) -> None:

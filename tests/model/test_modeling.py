@@ -15,6 +15,7 @@ from transformers import StaticCache
 from pragnosia.errors import ConfigError
 from pragnosia.model.modeling import PragnosiaForCausalLM
 from pragnosia.model.parts import THALAMI
+from pragnosia.model.setting import Setting
 
 Make = Callable[..., PragnosiaForCausalLM]
 
@@ -80,10 +81,9 @@ def test_tied_embeddings_are_one(tied: bool, tiny_model: Make) -> None:
 # -- energy and routers
 
 
-@pytest.mark.parametrize("energy", [0.0, -0.5, 1.5, float("nan")])
-def test_energy_outside_its_range(energy: float, tiny_model: Make, tokens: Tensor) -> None:
-    with pytest.raises(ConfigError, match=rf"energy is {energy}; it must lie in \(0, 1\]"):
-        tiny_model()(tokens, energy=energy)
+def test_energy_is_not_the_models_to_choose(tiny_model: Make, tokens: Tensor) -> None:
+    with pytest.raises(ConfigError, match=r"a model takes setting=Setting"):
+        tiny_model()(tokens, energy=0.5)
 
 
 @pytest.mark.parametrize("kind", THALAMI)
@@ -92,8 +92,10 @@ def test_less_energy_wakes_fewer(kind: str, tiny_model: Make, tokens: Tensor) ->
     for _ in range(3):
         model.rebalance(model(tokens).routings)
 
-    def awake(energy: float) -> float:
-        return float(sum((routing.units >= 0).sum() for routing in model(tokens, energy=energy).routings))
+    def awake(share: float) -> float:
+        return float(
+            sum((routing.units >= 0).sum() for routing in model(tokens, setting=Setting(awake=share)).routings)
+        )
 
     assert awake(1.0) > awake(0.5) > awake(0.25) > 0
 

@@ -1,4 +1,4 @@
-"""`calibrate`: which layers may answer, and from which confidence on, measured on a text and kept beside the model."""
+"""`calibrate`: how far exits can be trusted, and what each setting costs and gives; kept beside the model."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
+from pragnosia.apps.budgeting import bar
 from pragnosia.apps.evaluating import Data
 from pragnosia.apps.speaking import Model
+from pragnosia.units import format_bytes, format_count, format_joules
 
 if TYPE_CHECKING:
+    from pragnosia.inference.dial import Dial
     from pragnosia.inference.exits import Exits
+
+_NOTHING = "nothing to dial: the model has no units, no trained exits and no gates, so energy stays 1"
 
 
 @answering
@@ -29,10 +34,12 @@ def calibrate(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
-    """Calibrate a model's exits on a text; generate, chat and eval read what is written: exits.json beside the model.
+    """Calibrate a model's exits and its energy dial on a text; generate, chat and eval read what is written beside it.
 
-    An exit is the last norm and the output head behind an earlier layer. Half of the text chooses from which confidence
-    on a token may leave, the other half says what that gives; and the exit that drafts best is found.
+    exits.json: an exit is the last norm and the output head behind an earlier layer. Half of the text chooses from
+    which confidence on a token may leave, the other half says what that gives; and the exit that drafts best is found.
+    energy.json: settings of all that the model has to turn (units awake, trained exits, token gates), each with its
+    bits per byte on the text and the operations, bytes and joules of a token; those stay that are worth their cost.
     """
     from pragnosia.data.specs import resolve
     from pragnosia.errors import CheckpointError
@@ -44,15 +51,40 @@ def calibrate(
         raise CheckpointError(f"{model} is a file; exits.json lies in a model directory: import it into one first")
     for source in data:
         resolve(source)
+    from pragnosia.apps.speaking import counted
     from pragnosia.data import Joined
+    from pragnosia.inference.dial import model_print
     from pragnosia.inference.speaker import Pragnosia
+    from pragnosia.measure.dial import calibrate_dial
     from pragnosia.measure.exits import calibrate_exits
 
     speaker = Pragnosia.from_pretrained(model, speculate=False)
     text = Joined(tuple(resolve(source) for source in data))
-    found = calibrate_exits(speaker.model, speaker.tokenizer, text, layers=behind, agreement=agreement, tokens=tokens)
-    found.write(model)
-    return Answer({"model": str(model), "data": data, **asdict(found)}, _table(found))
+    parts = speaker.model, speaker.tokenizer, text
+    exits = None
+    if speaker.model.config.num_hidden_layers > 1 or behind:
+        exits = calibrate_exits(*parts, layers=behind, agreement=agreement, tokens=tokens)
+    trained = behind is not None or getattr(speaker.model.config, "exits", None) is not None
+    with bar("measuring settings", quiet=as_json, counts=True) as told:
+        dial = calibrate_dial(
+            *parts,
+            counted=counted(speaker),
+            name=model_print(model),
+            data=data,
+            exits=exits if trained and speaker.leaves_early else None,
+            tokens=tokens,
+            progress=told,
+        )
+    if exits is not None:
+        exits.write(model)
+    if dial is not None:
+        dial.write(model)
+    values = {} if exits is None else asdict(exits)
+    lines = [] if exits is None else _table(exits)
+    if trained and not speaker.leaves_early:
+        lines.append("no token can leave early here: the model runs by its modules; its exits are no part of the dial")
+    lines += ["", *_dial_table(dial)] if dial is not None else [_NOTHING]
+    return Answer({"model": str(model), "data": data, **values, "dial": None if dial is None else asdict(dial)}, lines)
 
 
 def _layers(text: str) -> list[int]:
@@ -77,3 +109,21 @@ def _table(found: Exits) -> list[str]:
         held = f"{draft.accepted:.0%} of the drafts hold, {draft.gain:.2f} times fewer bytes per token"
         rows.append(("drafting", f"by {draft.layer} layers while {draft.confidence:.2f} sure: {held}"))
     return [*lines, *aligned(rows)]
+
+
+def _dial_table(dial: Dial) -> list[str]:
+    """Every notch that is worth its cost, dearest first."""
+    header = ("energy", "bits/byte", "awake", "layers", "operations", "bytes", "joules")
+    lines = ["".join(f"{cell:>12}" for cell in header) + "  setting"]
+    for one in dial.frontier():
+        row = (
+            f"{dial.share(one):.3f}",
+            f"{one.bits_per_byte:.4f}",
+            f"{one.units_awake:.2f}",
+            f"{one.layers_used:.2f}",
+            format_count(one.operations_per_token),
+            format_bytes(one.bytes_per_token),
+            format_joules(one.joules_per_token),
+        )
+        lines.append("".join(f"{cell:>12}" for cell in row) + f"  {one.setting}")
+    return [*lines, f"per token that is decoded behind {dial.context:.0f} others; joules by {dial.energy_model}"]

@@ -1,22 +1,26 @@
-"""`eval` and `energy`: how well a model predicts a text, and what that costs at each setting of the energy dial."""
+"""`eval`: how well a model predicts a text, and what that costs at each setting of the energy dial."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
 from pragnosia.apps.budgeting import Adapter, Exact, Memory, Vram, check_memory, open_speaker
-from pragnosia.apps.leaving import ExitConfidence, check_early
+from pragnosia.apps.dialling import Awake, Energies, Wishes, as_wish, check_wishes, set_to
+from pragnosia.apps.leaving import ExitConfidence, ExitMemory
 from pragnosia.apps.speaking import Model
+from pragnosia.model.setting import WHOLE
 from pragnosia.units import format_bytes, format_count, format_duration, format_joules
 
 if TYPE_CHECKING:
+    from pragnosia.inference.dial import Wish
     from pragnosia.measure.evaluation import Evaluation
     from pragnosia.measure.frontier import Point
+    from pragnosia.model.setting import Setting
 
 Data = Annotated[
     list[str], typer.Option("--data", help="Texts: files, directories, recipes, hf:NAME or default; repeatable.")
@@ -36,39 +40,38 @@ def evaluate(
         int | None, typer.Option(min=1, help="Tokens scored per window; default half the context.")
     ] = None,
     max_bytes: MaxBytes = None,
-    energy: Annotated[
-        str, typer.Option(help="In (0, 1]: the share of the usual number of units that wakes; several make a frontier.")
-    ] = "1",
+    energy: Energies = "1",
+    awake: Awake = None,
     plot: Annotated[Path | None, typer.Option(help="With several energies: draw the frontier, as PNG.")] = None,
     memory: Memory = None,
     adapter: Adapter = None,
     exact: Exact = False,
     vram: Vram = None,
     exit_confidence: ExitConfidence = None,
+    exit_memory: ExitMemory = "exact",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
     """Perplexity and bits per byte of a text, every token scored once with the context before it.
 
-    Several energies, as in 1,0.5,0.2, are set side by side: quality, cost and speed of decoding at each.
+    Several energies, as in 1,0.5,0.2, are set side by side: quality, cost and speed of decoding at each. A token that
+    may leave early is read as if it had been spoken.
     """
-    energies = _energies("--energy", energy)
-    _check_input(model, data, max_bytes, energies)
+    energies = [as_wish(part) for part in energy.split(",")]
+    _check_input(model, data, max_bytes)
     check_memory(memory)
-    if len(energies) > 1 and exit_confidence is not None:
-        from pragnosia.errors import ConfigError
-
-        raise ConfigError(
-            "a frontier of energies speaks with all layers; give one energy, or leave --exit-confidence out"
-        )
-    check_early(model, speculate=False, exit_confidence=exit_confidence)
     if plot is not None:
         _check_plot(plot, energies)
-    text = _Text(model, data, context, stride, max_bytes, memory, adapter, exact, vram, exit_confidence, quiet=as_json)
-    first = text.measured(energies[0])
+    wishes = check_wishes(model, energy, awake, False, exit_confidence, exit_memory)
+    reading = _Reading(context=context, stride=stride, max_bytes=max_bytes, memory=memory, vram=vram, exact=exact)
+    text = _Text(model, data, reading, wishes, adapter, quiet=as_json)
+    settings = [set_to(text.speaker, wishes, wish) for wish in energies]
+    first = text.measured(settings[0])
     values = {"model": str(model), "data": data, **first.to_dict()}
+    if settings[0] != WHOLE:
+        values["setting"] = settings[0].write()
     if len(energies) > 1:
-        return _frontier(text, first, energies, values, plot)
+        return _frontier(text, first, list(zip(energies, settings, strict=True)), values, plot)
     rows = [
         ("bits per byte", f"{values['bits_per_byte']:.4f}"),
         ("perplexity", f"{values['perplexity']:.3f} per token"),
@@ -76,49 +79,27 @@ def evaluate(
         ("text", f"{format_bytes(values['bytes'])}, {format_count(values['tokens'])} tokens"),
         ("speed", f"{values['tokens_per_second']:.0f} tokens/s, {format_duration(values['seconds'])}"),
         ("cost per token", _cost(values)),
-        *((("layers per token", f"{values['layers_per_token']:.2f}"),) if exit_confidence is not None else ()),
+        *((("layers per token", f"{values['layers_per_token']:.2f}"),) if settings[0].leave else ()),
+        *((("setting", str(settings[0])),) if settings[0] != WHOLE else ()),
     ]
     return Answer(values, aligned(rows))
 
 
-@answering
-def energy(
-    model: Model,
-    data: Data,
-    at: Annotated[str, typer.Option(help="Energies to measure, separated by commas.")] = "1,0.5",
-    context: Context = None,
-    max_bytes: MaxBytes = "64KiB",
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> Answer:
-    """What a text costs at each energy: operations, bytes and joules from the units that actually woke."""
-    energies = _energies("--at", at)
-    _check_input(model, data, max_bytes, energies)
-    text = _Text(model, data, context, None, max_bytes)
-    rows = [(energy, text.measured(energy).to_dict()) for energy in energies]
-    header = f"{'energy':>6}  {'bits/byte':>9}  {'awake':>6}  cost per token"
-    lines = [
-        f"{energy:>6.2f}  {row['bits_per_byte']:>9.4f}  {mean(row['awake_per_token']):>6.2f}  {_cost(row)}"
-        for energy, row in rows
-    ]
-    values = {"model": str(model), "data": data, "settings": [{"energy": energy, **row} for energy, row in rows]}
-    return Answer(values, [header, *lines])
-
-
 def _frontier(
-    text: _Text, first: Evaluation, energies: list[float], values: dict[str, Any], plot: Path | None
+    text: _Text, first: Evaluation, settings: list[tuple[Wish, Setting]], values: dict[str, Any], plot: Path | None
 ) -> Answer:
     """Every setting beside the others."""
     from pragnosia.measure.frontier import draw_frontier
 
-    points = [text.point(energies[0], first)]
-    points += [text.point(energy, text.measured(energy)) for energy in energies[1:]]
-    header = ("energy", "bits/byte", "awake", "operations", "bytes", "joules", "tokens/s")
+    read = [first, *(text.measured(setting) for _, setting in settings[1:])]
+    points = [text.point(*one, measured) for one, measured in zip(settings, read, strict=True)]
+    header = ("energy", "bits/byte", "awake", "layers", "operations", "bytes", "joules", "tokens/s")
     rows = [
         (
-            f"{one.energy:.2f}",
+            str(one.energy),
             f"{one.bits_per_byte:.4f}",
             f"{one.units_awake:.2f}",
+            f"{one.layers_used:.2f}",
             format_count(one.operations_per_token),
             format_bytes(one.bytes_per_token),
             format_joules(one.joules_per_token),
@@ -126,7 +107,10 @@ def _frontier(
         )
         for one in points
     ]
-    lines = ["".join(f"{cell:>12}" for cell in row) for row in (header, *rows)]
+    lines = [
+        "".join(f"{cell:>12}" for cell in row) + told
+        for row, told in zip((header, *rows), ("  setting", *(f"  {setting}" for _, setting in settings)), strict=True)
+    ]
     lines.append(f"per token that is decoded, one text at a time; joules by {points[0].joules_source}")
     if plot is not None:
         draw_frontier(points, plot, f"{values['model']}: what sleep costs")
@@ -134,7 +118,7 @@ def _frontier(
     return Answer(values | {"frontier": [one.to_dict() for one in points]}, lines)
 
 
-def _check_plot(path: Path, energies: list[float]) -> None:
+def _check_plot(path: Path, energies: list[Wish]) -> None:
     """Raise ConfigError for a picture that cannot be drawn."""
     from pragnosia.errors import ConfigError
 
@@ -144,23 +128,11 @@ def _check_plot(path: Path, energies: list[float]) -> None:
         raise ConfigError(f"--plot {path}: there is no folder {path.absolute().parent}; make it first")
 
 
-def _energies(option: str, text: str) -> list[float]:
-    from pragnosia.errors import ConfigError
-
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"{option} is {text!r}; write numbers in (0, 1] separated by commas, as in 1,0.5") from None
-
-
-def _check_input(model: Path, data: list[str], max_bytes: str | None, energies: list[float]) -> None:
+def _check_input(model: Path, data: list[str], max_bytes: str | None) -> None:
     """What can be said of the input before torch is loaded. Raises UserErrors."""
     from pragnosia.data.specs import resolve
     from pragnosia.inference.directory import check_speaker
-    from pragnosia.inference.sampling import check_energy
 
-    for energy in energies:
-        check_energy(energy)
     _limit(max_bytes)
     check_speaker(model)
     for source in data:
@@ -177,50 +149,52 @@ def _limit(max_bytes: str | None) -> int | None:
         raise ConfigError(f"--max-bytes: {error}") from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """How a text is read, as the options have it."""
+
+    context: int | None
+    stride: int | None
+    max_bytes: str | None
+    memory: str | None
+    vram: str | None
+    exact: bool
+
+
 class _Text:
     """A text before a model that is loaded once, to be scored at several settings."""
 
     def __init__(
-        self,
-        model: Path,
-        data: list[str],
-        context: int | None,
-        stride: int | None,
-        max_bytes: str | None,
-        memory: str | None = None,
-        adapter: Path | None = None,
-        exact: bool = False,
-        vram: str | None = None,
-        exit_confidence: str | None = None,
-        *,
-        quiet: bool = True,
+        self, model: Path, data: list[str], reading: _Reading, wishes: Wishes, adapter: Path | None, *, quiet: bool
     ) -> None:
         from pragnosia.data import Joined, resolve
         from pragnosia.inference.loading import load_config
 
+        context, memory, exact = reading.context, reading.memory, reading.exact
         if context is None and memory is not None:
             context = min(_CONTEXT_IN_BUDGET, load_config(model).max_position_embeddings)
-        early = {"speculate": False, "exit_confidence": exit_confidence}
-        self.speaker = open_speaker(model, memory, context, adapter, quiet=quiet, exact=exact, vram=vram, **early)
+        self.speaker = open_speaker(
+            model, memory, context, adapter, quiet=quiet, exact=exact, vram=reading.vram, **wishes.early
+        )
         self.documents = Joined(tuple(resolve(source) for source in data))
         # as transformers reads a text; a batch's eager scores would pass the budget
         batch = 1 if exact else None
+        limit = _limit(reading.max_bytes)
         self.options: dict[str, Any] = {
             "context": context,
-            "stride": stride,
+            "stride": reading.stride,
             "batch_size": batch,
-            "max_bytes": _limit(max_bytes),
-            "leave": () if self.speaker.early is None else self.speaker.early.leave,
+            "max_bytes": limit,
         }
 
-    def measured(self, energy: float) -> Evaluation:
+    def measured(self, setting: Setting) -> Evaluation:
         """The text scored."""
         from pragnosia.measure.evaluation import evaluate as measure_text
 
         speaker = self.speaker
-        return measure_text(speaker.model, speaker.tokenizer, self.documents, energy=energy, **self.options)
+        return measure_text(speaker.model, speaker.tokenizer, self.documents, setting=setting, **self.options)
 
-    def point(self, energy: float, measured: Evaluation) -> Point:
+    def point(self, energy: Wish, setting: Setting, measured: Evaluation) -> Point:
         """Its quality beside what it costs to decode behind the text's first words."""
         from pragnosia.apps.speaking import counted
         from pragnosia.measure.frontier import point
@@ -228,7 +202,7 @@ class _Text:
         words = next(iter(self.documents.documents()))[:_OPENING]
         limit = int(self.speaker.model.config.max_position_embeddings)
         ids = self.speaker.encode(words)[: max(1, limit // 4)]
-        return point(self.speaker.model, counted(self.speaker), ids, energy, measured)
+        return point(self.speaker.model, counted(self.speaker), ids, energy, setting, measured)
 
 
 def _cost(values: dict[str, Any]) -> str:

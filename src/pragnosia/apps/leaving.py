@@ -38,10 +38,10 @@ def check_early(
     model: Path, speculate: bool | None, exit_confidence: str | None, exit_memory: str = "exact"
 ) -> dict[str, Any]:
     """The options for `open_speaker`. Raises ConfigError, CheckpointError for wishes that cannot be."""
-    from pragnosia.inference.exits import chosen_early, read_exits
+    from pragnosia.inference.exits import chosen_exits, read_exits
 
     found = read_exits(model) if model.is_dir() else None
-    chosen_early(found, model, speculate=speculate, confidence=exit_confidence, memory=exit_memory)
+    chosen_exits(found, model, speculate=speculate, confidence=exit_confidence, memory=exit_memory)
     return {"speculate": speculate, "exit_confidence": exit_confidence, "exit_memory": exit_memory}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,8 +26,21 @@ from pragnosia.apps.budgeting import (
     streamed,
     streamed_line,
 )
-from pragnosia.apps.leaving import ExitConfidence, ExitMemory, Speculate, check_early, early_line, early_values
-from pragnosia.errors import CheckpointError, PromptError
+from pragnosia.apps.dialling import (
+    Awake,
+    Energy,
+    EnergyBudget,
+    as_wish,
+    check_budget,
+    check_wishes,
+    open_purse,
+    purse_line,
+    set_to,
+    setting_values,
+    tell,
+)
+from pragnosia.apps.leaving import ExitConfidence, ExitMemory, Speculate, early_line, early_values
+from pragnosia.errors import CheckpointError, ConfigError, PromptError
 from pragnosia.units import format_bytes, format_count, format_joules
 
 if TYPE_CHECKING:
@@ -34,8 +48,6 @@ if TYPE_CHECKING:
     from pragnosia.inference.decode import Decoder, Trace
     from pragnosia.inference.speaker import Pragnosia
     from pragnosia.measure.accounting import Account
-    from pragnosia.measure.meter import EnergyMeter
-    from pragnosia.measure.purse import Purse
 
 Model = Annotated[Path, typer.Argument(help="A model directory or a GGUF file.", metavar="MODEL")]
 MaxNewTokens = Annotated[int, typer.Option(help="Most tokens to say.")]
@@ -46,13 +58,6 @@ MinP = Annotated[float | None, typer.Option(help="Leave out tokens less likely t
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 makes tokens already said less likely.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed says the same.")]
 Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be given several times.")]
-Energy = Annotated[float, typer.Option(help="In (0, 1]: the share of the usual number of units that wakes.")]
-EnergyBudget = Annotated[
-    str | None,
-    typer.Option(
-        help="What all may cost, as in 50J or 200mJ: fewer units wake so that it lasts, and speech ends with it."
-    ),
-]
 
 
 @answering
@@ -67,7 +72,8 @@ def generate(
     repetition_penalty: RepetitionPenalty = 1.0,
     seed: Seed = None,
     stop: Stop = None,
-    energy: Energy = 1.0,
+    energy: Energy = "1",
+    awake: Awake = None,
     energy_budget: EnergyBudget = None,
     memory: Memory = None,
     context: Context = None,
@@ -99,26 +105,27 @@ def generate(
         stop=tuple(stop or ()),
     )
     check_text(prompt)
-    check_room(max_new_tokens, energy)
+    check_room(max_new_tokens)
     check_memory(memory)
     check_context(context, memory)
-    joules = _joules(energy_budget, speculate, exit_confidence)
+    joules = check_budget(energy_budget, speculate, exit_confidence)
+    as_wish(energy)
     check_speaker(model)
-    early = check_early(model, speculate, exit_confidence, exit_memory)
+    wishes = check_wishes(model, energy, awake, speculate, exit_confidence, exit_memory)
 
     from pragnosia.inference.decode import Trace
     from pragnosia.inference.ending import Spoken
     from pragnosia.measure.meter import EnergyMeter
 
-    speaker = open_speaker(model, memory, context, adapter, quiet=as_json, exact=exact, vram=vram, **early)
+    speaker = open_speaker(model, memory, context, adapter, quiet=as_json, exact=exact, vram=vram, **wishes.early)
     trace = Trace()
     ids = speaker.encode(prompt)
-    decoder = speaker.decoder(len(ids) + max_new_tokens, energy, trace)
+    decoder = speaker.decoder(len(ids) + max_new_tokens, set_to(speaker, wishes), trace)
     started = time.perf_counter()
     with EnergyMeter() as meter, bar("reading", quiet=as_json, counts=True) as decoder.progress:
-        purse = _purse(joules, speaker, decoder, meter)
+        purse = open_purse(joules, speaker, decoder, meter)
         if purse is not None:
-            decoder.energy = purse.choose(len(ids), max_new_tokens)
+            decoder.setting = purse.choose(len(ids), max_new_tokens)
         decoder.read(ids)
         spent_all = None if purse is None else purse.ran_out
         spoken = Spoken(decoder, max_new_tokens, sampling, speaker.stop_tokens, spent_all)
@@ -134,14 +141,14 @@ def generate(
         "tokens": tokens,
         "tokens_per_second": tokens / max(seconds, 1e-9),
         "decoding": decoder.decoding,
-        "energy": decoder.energy,
+        **setting_values(speaker, decoder.setting),
         **cost,
         **streamed(speaker, len(decoder.ids), seconds),
         **early_values(decoder),
     }
     aside = [full_line(decoder)] if spoken.stopped == "context" else []
     if purse is not None:
-        aside.append(_purse_line(purse))
+        aside.append(purse_line(purse))
     aside.append(cost_line(values))
     if stats and "hit_rate" in values:
         aside.append(streamed_line(values))
@@ -162,7 +169,8 @@ def chat(
     min_p: MinP = None,
     repetition_penalty: RepetitionPenalty = 1.1,
     seed: Seed = None,
-    energy: Energy = 1.0,
+    energy: Energy = "1",
+    awake: Awake = None,
     energy_budget: EnergyBudget = None,
     memory: Memory = None,
     context: Context = None,
@@ -177,8 +185,9 @@ def chat(
 ) -> Answer:
     """Talk with a model, turn by turn. Ctrl-C stops the sentence, Ctrl-D (or /exit) leaves.
 
-    With --json the turns are read from standard input, a line each, and the answer is the whole conversation. A turn
-    that the model cannot take, or whose units cannot be read from disk, is told of on stderr; the talk goes on.
+    `/energy 0.3` (or draft, answer, think) turns the dial for the answers to come. With --json the turns are read from
+    standard input, a line each, and the answer is the whole conversation. A turn that the model cannot take, or whose
+    units cannot be read from disk, is told of on stderr; the talk goes on.
     """
     from pragnosia.inference.directory import check_speaker
     from pragnosia.inference.sampling import Sampling, check_room, check_text
@@ -192,26 +201,30 @@ def chat(
         seed=seed,
     )
     check_text(system or "")
-    check_room(max_new_tokens, energy)
+    check_room(max_new_tokens)
     check_memory(memory)
     check_context(context, memory)
-    joules = _joules(energy_budget, speculate, exit_confidence)
+    joules = check_budget(energy_budget, speculate, exit_confidence)
+    as_wish(energy)
     check_speaker(model)
-    early = check_early(model, speculate, exit_confidence, exit_memory)
+    wishes = check_wishes(model, energy, awake, speculate, exit_confidence, exit_memory)
 
     from pragnosia.inference.chat import Conversation
     from pragnosia.measure.meter import EnergyMeter
 
-    speaker = open_speaker(model, memory, context, adapter, quiet=as_json, vram=vram, **early)
-    conversation = Conversation(speaker, sampling=sampling, max_new_tokens=max_new_tokens, system=system, energy=energy)
+    speaker = open_speaker(model, memory, context, adapter, quiet=as_json, vram=vram, **wishes.early)
+    conversation = Conversation(
+        speaker, sampling=sampling, max_new_tokens=max_new_tokens, system=system, setting=set_to(speaker, wishes)
+    )
     turns: list[dict[str, str]] = []
     with EnergyMeter() as meter:
-        conversation.purse = purse = _purse(joules, speaker, conversation.decoder, meter)
+        conversation.purse = purse = open_purse(joules, speaker, conversation.decoder, meter)
         _talk(conversation, turns, as_json)
     values: dict[str, Any] = {"messages": turns}
     if purse is None:
         return Answer(values)
-    return Answer(values | {"joules": purse.spent, "energy": conversation.decoder.energy}, aside=_purse_line(purse))
+    values |= {"joules": purse.spent, **setting_values(speaker, conversation.decoder.setting)}
+    return Answer(values, aside=purse_line(purse))
 
 
 def _talk(conversation: Conversation, turns: list[dict[str, str]], as_json: bool) -> None:
@@ -226,6 +239,9 @@ def _talk(conversation: Conversation, turns: list[dict[str, str]], as_json: bool
             break
         if not line.strip():
             continue
+        if line.split()[0] == "/energy":
+            _turn(conversation, line.split()[1:])
+            continue
         try:
             with bar("reading", quiet=as_json, counts=True) as conversation.decoder.progress:
                 answer = _reply(conversation, line, as_json)
@@ -235,6 +251,19 @@ def _talk(conversation: Conversation, turns: list[dict[str, str]], as_json: bool
         turns += [{"role": "user", "content": line}, {"role": "assistant", "content": answer}]
         if conversation.stopped == "energy":
             return
+
+
+def _turn(conversation: Conversation, words: list[str]) -> None:
+    """`/energy 0.3`, `/energy draft`: the dial, for the answers to come; `/energy` alone says where it is."""
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            setting = conversation.turn(as_wish(" ".join(words))) if words else conversation.decoder.setting
+    except (ConfigError, CheckpointError) as error:
+        print(f"pragnosia: {one_line(error)}", file=sys.stderr)
+        return
+    tell(told)
+    print(f"[the dial is at: {setting}]", file=sys.stderr)
 
 
 def _next_turn(interactive: bool) -> str | None:
@@ -273,44 +302,6 @@ def _shown(piece: str, *, quiet: bool) -> str:
     return piece
 
 
-def _joules(text: str | None, speculate: bool | None, exit_confidence: str | None) -> float | None:
-    """An energy budget as people write it. Raises ConfigError."""
-    from pragnosia.errors import ConfigError
-    from pragnosia.units import parse_joules
-
-    if text is None:
-        return None
-    if speculate or exit_confidence is not None:
-        raise ConfigError(
-            "--energy-budget counts token by token and speaks with all layers; leave --speculate and "
-            "--exit-confidence out"
-        )
-    try:
-        joules = parse_joules(text)
-    except ValueError as error:
-        raise ConfigError(f"--energy-budget: {error}") from error
-    if joules <= 0:
-        raise ConfigError(f"--energy-budget is {text}; it must be more than nothing, as in 50J")
-    return joules
-
-
-def _purse(joules: float | None, speaker: Pragnosia, decoder: Decoder, meter: EnergyMeter) -> Purse | None:
-    """What an answer or a talk may cost, where that is bounded."""
-    if joules is None:
-        return None
-    from pragnosia.measure.energy import energy_model
-    from pragnosia.measure.purse import Purse
-
-    return Purse(joules, decoder, counted(speaker), energy_model(device=speaker.model.device.type), meter)
-
-
-def _purse_line(purse: Purse) -> str:
-    """What is left of an energy budget, for people."""
-    return (
-        f"[{format_joules(purse.spent)} of {format_joules(purse.joules)} are spent; energy {purse.decoder.energy:.2g}]"
-    )
-
-
 def counted(speaker: Pragnosia) -> Account:
     """What the model costs per token."""
     from pragnosia.measure.accounting import account
@@ -332,13 +323,7 @@ def spent(speaker: Pragnosia, trace: Trace, measured: Any, climbed: int = 0) -> 
         meter.add(routings, tokens=tokens, past=past, logits=1)
         past += tokens
     for climb in trace.climbs:
-        meter.add(
-            climb.routings,
-            tokens=climb.tokens,
-            past=climb.past,
-            logits=climb.heads,
-            layers=(climb.start, climb.end),
-        )
+        meter.climbed(climb)
     meter.said(climbed)
     activity = meter.activity()
     joules = activity.energy(energy_model(device=model.device.type), measured)

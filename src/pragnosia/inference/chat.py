@@ -10,17 +10,22 @@ from tokenizers.decoders import DecodeStream
 from pragnosia.data.plain_form import PLAIN
 from pragnosia.errors import CheckpointError, PromptError
 from pragnosia.inference.decode import Decoder
+from pragnosia.inference.dial import Wish
 from pragnosia.inference.ending import Ending, Spoken
 from pragnosia.inference.sampling import Sampling, check_text
 from pragnosia.inference.speaker import Pragnosia
+from pragnosia.model.setting import Setting
 from pragnosia.model.state import State
 
 
 class Purse(Protocol):
     """What a conversation may cost (measure/purse.py)."""
 
-    def choose(self, prompt: int, new: int) -> float:
+    def choose(self, prompt: int, new: int) -> Setting:
         """How much may wake for the next answer. Raises PromptError where it cannot be paid for."""
+
+    def turn(self, setting: Setting) -> None:
+        """Where it chooses from: this, or less."""
 
     def ran_out(self) -> bool:
         """Whether nothing is left."""
@@ -40,8 +45,10 @@ class Conversation:
         sampling: Sampling | None = None,
         max_new_tokens: int = 200,
         system: str | None = None,
-        energy: float = 1.0,
+        energy: Wish = 1.0,
+        setting: Setting | None = None,
     ) -> None:
+        """`energy` and `setting` as for `Pragnosia.turned`; `turn` moves them between answers."""
         check_text(system or "")
         self.purse: Purse | None = None
         """What the conversation may cost, where that is bounded."""
@@ -54,10 +61,18 @@ class Conversation:
         self._words: Spoken | None = None
         planned = None if speaker.plan is None else speaker.plan.context
         # the state grows as far as that
-        self.decoder = Decoder(speaker.model, 1024, energy, early=speaker.early, planned=planned)
+        at = speaker.turned(energy, setting)
+        self.decoder = Decoder(speaker.model, 1024, at, draft=speaker.draft, planned=planned)
         self.text = ""  # what the decoder's tokens stand for
         # Characters of the text and the state that has read just those; the first mark is the beginning.
         self.marks: list[tuple[int, State]] = [(0, self.decoder.state)]
+
+    def turn(self, energy: Wish) -> Setting:
+        """Set the dial for the answers to come. Raises ConfigError, as `Pragnosia.turned`."""
+        self.decoder.setting = setting = self.speaker.turned(energy)
+        if self.purse is not None:
+            self.purse.turn(setting)
+        return setting
 
     def say(self, text: str) -> Generator[str, None, None]:
         """The answer to `text`, piece by piece.
@@ -114,7 +129,7 @@ class Conversation:
                 "answer; say it in fewer words"
             )
         if self.purse is not None:
-            self.decoder.energy = self.purse.choose(len(ids), self.max_new_tokens)
+            self.decoder.setting = self.purse.choose(len(ids), self.max_new_tokens)
         self.decoder.read(ids)
         self.text, self.marks[1:-1] = text, []
 

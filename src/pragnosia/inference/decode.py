@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pragnosia.errors import CheckpointError, PromptError
 from pragnosia.inference.early import EarlyProgram, Tally, early_program
-from pragnosia.inference.exits import Early
+from pragnosia.inference.exits import Draft, check_layers
 from pragnosia.inference.ladder import Climb, climbable
 from pragnosia.inference.program import Program, writable
 from pragnosia.inference.prompt import read_by_layers
@@ -23,6 +23,7 @@ from pragnosia.inference.scratch import PROMPT_PIECE
 from pragnosia.inference.stream import pool_of
 from pragnosia.inference.vram import prompt_piece
 from pragnosia.model.cortex import Cortex, CortexStack
+from pragnosia.model.setting import WHOLE, Setting
 from pragnosia.model.state import State
 from pragnosia.model.thalamus import Routing
 
@@ -51,16 +52,17 @@ class Decoder:
 
     model: Cortex
     room: int
-    energy: float = 1.0
+    setting: Setting = WHOLE
     trace: Trace | None = None
     progress: Callable[[int, int], None] | None = None
     """Called while a prompt is read, layer by layer, with tokens times layers done, and in all."""
-    early: Early | None = None
-    """How to speak with fewer layers, where a program can be written; None: all of them for every token."""
+    draft: Draft | None = None
+    """The exit that drafts, where a program can be written and no token may leave early; the words are the same."""
     planned: int | None = None
     """Tokens that a plan has room for; more would take more memory than it says."""
 
     def __post_init__(self) -> None:
+        check_layers((layer for layer, _ in self.setting.leave), self.model.config.num_hidden_layers)
         most = self.model.config.max_position_embeddings
         self.limit: int = most if self.planned is None else min(most, self.planned)
         self.room = max(1, min(self.room, self.limit))
@@ -68,11 +70,11 @@ class Decoder:
         self._state: State = self.model.fresh_state(1, self.room)
         self._program: Program | EarlyProgram | None = None
         self.tally = Tally()
-        """What `early` came to."""
+        """What speaking with fewer layers came to."""
         self._piece: int = getattr(self.model, "prompt_piece", PROMPT_PIECE)  # of a prompt, read at once
         self.decoding = "modules"
-        """What computes single tokens: `modules`, or where a program can be written `compiled`, or as `early` says
-        `speculative` or `leaving early`."""
+        """What computes single tokens: `modules`, or where a program can be written `compiled`, `speculative` or
+        `leaving early`."""
 
     @property
     def tokens(self) -> Int[Tensor, "1 S"]:
@@ -118,7 +120,7 @@ class Decoder:
         limit = self.limit
         self._fold()  # the model may have changed since we last spoke
         single = writable(self.model, self._state)
-        self._check_early(single)
+        self.decoding = self._kind(single)
         for _ in range(min(max_new_tokens, limit - len(self.ids))):
             try:
                 chosen = self._step(sampler, single)
@@ -148,7 +150,7 @@ class Decoder:
         with self._watched(len(self.ids) - self._state.length):
             unread = len(self.ids) - self._state.length
             if unread > piece and self._comes_from_disk():
-                output: Any = read_by_layers(self.model, self.tokens[:, -unread:], self._state, piece, self.energy)
+                output: Any = read_by_layers(self.model, self.tokens[:, -unread:], self._state, piece, self.setting)
             else:
                 while (unread := len(self.ids) - self._state.length) > piece:
                     self._settle(self._modules(piece), piece)
@@ -158,19 +160,20 @@ class Decoder:
         self._settle(output, unread)
         return chosen
 
-    def _check_early(self, single: bool) -> None:
-        """Say what will compute single tokens; what cannot climb speaks with all layers."""
-        if single and self.early is not None and not climbable(self.model):
-            self.early = None
-        kinds = "compiled" if self.early is None else "speculative" if self.early.draft else "leaving early"
-        self.decoding = kinds if single else "modules"
+    def _kind(self, single: bool) -> str:
+        """What will compute single tokens; what cannot climb speaks with all layers."""
+        if not single:
+            return "modules"
+        if not (self.setting.leave or self.draft) or not climbable(self.model):
+            return "compiled"
+        return "leaving early" if self.setting.leave else "speculative"
 
     def _written(self) -> Program | EarlyProgram:
         """A program for the next tokens."""
-        if self.early is None:
-            return Program(self.model, self._state, self.energy)
+        if self.decoding == "compiled":
+            return Program(self.model, self._state, self.setting)
         trace = None if self.trace is None else self.trace.climbs.append
-        return early_program(self.model, self._state, self.energy, self.early, self.tally, trace)
+        return early_program(self.model, self._state, self.setting, self.draft, self.tally, trace)
 
     def _choose(self, sampler: Sampler, logits: Tensor, likeliest: int) -> int:
         """The next token. Raises CheckpointError where the scores are no numbers."""
@@ -189,7 +192,7 @@ class Decoder:
         """The next unread tokens through the model's modules."""
         unread = self.ids[self._state.length : self._state.length + count]
         tokens = torch.tensor([unread], dtype=torch.long, device=self.model.device)
-        return self.model(tokens, past_key_values=self._state, logits_to_keep=1, energy=self.energy)
+        return self.model(tokens, past_key_values=self._state, logits_to_keep=1, setting=self.setting)
 
     @contextmanager
     def _watched(self, unread: int) -> Iterator[None]:

@@ -16,10 +16,11 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from pragnosia.inference.exits import Draft, Early
+from pragnosia.inference.exits import Draft
 from pragnosia.inference.ladder import Climb, Ladder
 from pragnosia.kernels.span import MOST
 from pragnosia.model.cortex import Cortex
+from pragnosia.model.setting import Setting
 from pragnosia.model.state import State
 
 READING = 4
@@ -134,8 +135,8 @@ class Leaving:
     layers would have remembered), or drawn from where it left (`propagated`: cheap, and not that).
     """
 
-    def __init__(self, ladder: Ladder, early: Early, tally: Tally) -> None:
-        self._ladder, self._early, self._tally = ladder, early, tally
+    def __init__(self, ladder: Ladder, setting: Setting, tally: Tally) -> None:
+        self._ladder, self._setting, self._tally = ladder, setting, tally
         self.length, self.room = ladder.length, ladder.room
         self.logits: Tensor = ladder.logits[:1]
 
@@ -146,7 +147,7 @@ class Leaving:
         if ladder.full:
             ladder.lift(ladder.num_layers)
         entered = False
-        for layer, confidence in self._early.leave:
+        for layer, confidence in self._setting.leave:
             if entered:
                 ladder.lift(layer, heads=1)
             else:
@@ -154,7 +155,7 @@ class Leaving:
                 entered = True
             word, sure = ladder.guess()
             if sure >= confidence:
-                if self._early.memory == "propagated":
+                if self._setting.memory == "propagated":
                     ladder.remember()
                 break
         else:
@@ -180,13 +181,18 @@ EarlyProgram: TypeAlias = Foresight | Leaving
 
 
 def early_program(
-    model: Cortex, state: State, energy: float, early: Early, tally: Tally, trace: Callable[[Climb], None] | None = None
+    model: Cortex,
+    state: State,
+    setting: Setting,
+    draft: Draft | None,
+    tally: Tally,
+    trace: Callable[[Climb], None] | None = None,
 ) -> EarlyProgram:
-    """One text's next tokens, for a model that is `writable` and `climbable`."""
-    ladder = Ladder(model, state, energy, trace)
-    if early.draft is not None:
-        return Foresight(ladder, early.draft, tally)
-    return Leaving(ladder, early, tally)
+    """One text's next tokens, for a model that is `writable` and `climbable`: who may leave early drafts nothing."""
+    ladder = Ladder(model, state, setting, trace)
+    if setting.leave or draft is None:
+        return Leaving(ladder, setting, tally)
+    return Foresight(ladder, draft, tally)
 
 
 assert LONGEST < MOST, "a span holds a draft and the token before it"

@@ -22,6 +22,7 @@ from transformers import DynamicCache, GenerationConfig
 from pragnosia.errors import CheckpointError, PromptError
 from pragnosia.kernels.pool import UnitPool
 from pragnosia.model.configuration import PragnosiaConfig
+from pragnosia.model.setting import WHOLE, Setting
 from pragnosia.model.thalamus import Routing
 
 
@@ -164,26 +165,27 @@ class ExactModel(nn.Module):
         past_key_values: ExactState | None = None,
         *,
         logits_to_keep: int = 0,
-        energy: float = 1.0,
+        setting: Setting = WHOLE,
     ) -> Exact:
         """Logits and the state after these tokens. Raises CheckpointError, PromptError."""
         state = self.fresh_state() if past_key_values is None else past_key_values
         cache = state.opened()
         output = self._passed(
-            energy, self.theirs, tokens, past_key_values=cache, use_cache=True, logits_to_keep=logits_to_keep
+            setting, self.theirs, tokens, past_key_values=cache, use_cache=True, logits_to_keep=logits_to_keep
         )
         after = ExactState(cache, state.length + tokens.shape[1])
         return Exact(self._woken(), logits=output.logits, past_key_values=after)
 
-    def model(self, tokens: Int[Tensor, "B T"], *, use_cache: bool = False, energy: float = 1.0) -> Exact:
+    def model(self, tokens: Int[Tensor, "B T"], *, use_cache: bool = False, setting: Setting = WHOLE) -> Exact:
         """The hidden states before the output head."""
-        output = self._passed(energy, self.theirs.model, tokens, use_cache=use_cache)
+        output = self._passed(setting, self.theirs.model, tokens, use_cache=use_cache)
         return Exact(self._woken(), last_hidden_state=output.last_hidden_state)
 
-    def _passed(self, energy: float, module: nn.Module, tokens: Tensor, **options: Any) -> Any:
-        if energy != 1:
+    def _passed(self, setting: Setting, module: nn.Module, tokens: Tensor, **options: Any) -> Any:
+        if setting != WHOLE:
             raise PromptError(
-                f"energy is {energy}; exact mode computes as transformers does, at energy 1: leave one of them out"
+                f"the setting is {setting}; exact mode computes as transformers does, at energy 1: leave one of them "
+                "out"
             )
         if self.reader is not None:
             self.reader.routings.clear()

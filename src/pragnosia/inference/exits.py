@@ -5,18 +5,17 @@ It lies beside the model and is written whole or not at all (measure/exits.py ma
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pragnosia.errors import CheckpointError, ConfigError, unknown_name
+from pragnosia.inference.beside import read_beside, write_beside
+from pragnosia.model.setting import MEMORIES, WHOLE, Setting
 
 EXITS = "exits.json"
-MEMORIES = ("exact", "propagated")
 PAYS = 1.1
 """Of a draft's gain: what is less is lost again in the calls."""
 
@@ -68,13 +67,7 @@ class Exits:
 
     def write(self, folder: Path) -> None:
         """Beside the model. Raises OSError."""
-        path = folder / EXITS
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            part.write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_beside(folder / EXITS, asdict(self))
 
     @property
     def leave(self) -> tuple[tuple[int, float], ...]:
@@ -82,30 +75,12 @@ class Exits:
         return tuple((entry.layer, entry.confidence) for entry in self.exits if entry.confidence is not None)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Early:
-    """How to speak with fewer layers: by drafts, or by leaving."""
-
-    draft: Draft | None = None
-    leave: tuple[tuple[int, float], ...] = ()
-    """Layers, ascending, and the confidence from which on a token leaves there."""
-    memory: Literal["exact", "propagated"] = "exact"
-    """Of the layers above: as if all had been passed, or drawn from where a token left."""
-
-
 def read_exits(folder: str | Path, num_layers: int | None = None, vocab_size: int | None = None) -> Exits | None:
     """The calibration beside a model, None where there is none. Raises CheckpointError for a damaged or another's."""
     path = Path(folder) / EXITS
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    found = read_beside(path, _exits)
+    if found is None:
         return None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({_first(error)}); remove it, or calibrate again") from error
-    try:
-        found = _exits(values)
-    except (TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is no calibration ({_first(error)}); remove it, or calibrate again") from error
     for name, ours, theirs in (
         ("layers", num_layers, found.num_layers),
         ("tokens in the vocabulary", vocab_size, found.vocab_size),
@@ -145,10 +120,10 @@ def check_layers(layers: Any, num_layers: int) -> None:
             )
 
 
-def chosen_early(
+def chosen_exits(
     exits: Exits | None, folder: str | Path, *, speculate: bool | None, confidence: str | None, memory: str = "exact"
-) -> Early | None:
-    """What a user's wishes come to; None is plain decoding.
+) -> tuple[Draft | None, Setting]:
+    """What a user's wishes come to: the exit that drafts, if any, and where tokens may leave.
 
     `speculate` None speculates where a calibration says that it pays: the words are the same. `confidence` is
     `calibrated`, or a number for all exits. Raises ConfigError for wishes that cannot be, CheckpointError where nothing
@@ -163,14 +138,14 @@ def chosen_early(
             raise CheckpointError(
                 f"{folder} has no calibrated exits; calibrate them first: pragnosia calibrate {folder} --data TEXT"
             )
-        return None
+        return None, WHOLE
     if confidence is not None:
         leave = exits.leave
         if confidence != "calibrated":
             leave = tuple((entry.layer, _share(confidence)) for entry in exits.exits)
-        return Early(leave=leave, memory=memory) if leave else None  # type: ignore[arg-type]
+        return None, Setting(leave=leave, memory=memory) if leave else WHOLE  # type: ignore[arg-type]
     pays = exits.draft is not None and exits.draft.gain >= PAYS
-    return Early(draft=exits.draft) if exits.draft is not None and (speculate or (speculate is None and pays)) else None
+    return exits.draft if speculate or (speculate is None and pays) else None, WHOLE
 
 
 def _share(text: str) -> float:
@@ -181,7 +156,3 @@ def _share(text: str) -> float:
     if not 0 < value <= 1:
         raise ConfigError(f"the exit confidence is {text}; it must lie in (0, 1], or be `calibrated`")
     return value
-
-
-def _first(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -24,6 +24,7 @@ from pragnosia.kernels import span as spans
 from pragnosia.kernels.span import MOST, Span
 from pragnosia.kernels.step import UnitUnreadableError
 from pragnosia.model.cortex import Cortex
+from pragnosia.model.setting import WHOLE, Setting
 from pragnosia.model.state import KeyValues, State
 from pragnosia.model.thalamus import Routing
 
@@ -39,6 +40,8 @@ class Climb:
     heads: int
     routings: tuple[Routing | None, ...]
     """Of layers [start, end)."""
+    only_remembers: bool = False
+    """Whether the layers only took keys and values from streams that stayed as they were."""
 
 
 def climbable(model: Cortex) -> bool:
@@ -50,11 +53,11 @@ class Ladder:
     """The tokens of one text, and the layers that they stand at."""
 
     def __init__(
-        self, model: Cortex, state: State, energy: float, trace: Callable[[Climb], None] | None = None
+        self, model: Cortex, state: State, setting: Setting = WHOLE, trace: Callable[[Climb], None] | None = None
     ) -> None:
         memories: Any = state.layers
         self._memories: tuple[KeyValues, ...] = memories
-        self._pen, self._trace = Pen(model, self._memories, energy, tokens=MOST), trace
+        self._pen, self._trace = Pen(model, self._memories, setting, tokens=MOST), trace
         self._table: Any = model.model.embed_tokens
         self.num_layers: int = self._pen.step.layers
         self.room = min(memory.keys.shape[2] for memory in self._memories)
@@ -143,12 +146,10 @@ class Ladder:
         except UnitUnreadableError:
             assert self._pen.pool is not None
             raise CheckpointError(f"{self._pen.pool.failure()}") from None
-        if only_remember:
-            return
-        self.passes += count * (end - start)
+        self.passes += 0 if only_remember else count * (end - start)
         if self._trace is not None:
-            routings = self._pen.routings(count)[start:end]
-            self._trace(Climb(start, end, count, self.settled + first, heads, routings))
+            routings = () if only_remember else self._pen.routings(count)[start:end]
+            self._trace(Climb(start, end, count, self.settled + first, heads, routings, only_remember))
 
 
 def _row(rows: Tensor, number: int) -> int:

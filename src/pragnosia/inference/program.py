@@ -32,6 +32,7 @@ from pragnosia.model.feed_forward import FeedForward
 from pragnosia.model.gates import TokenGate, routing_of_scores
 from pragnosia.model.linear import Linear
 from pragnosia.model.norm import RMSNorm
+from pragnosia.model.setting import WHOLE, Setting
 from pragnosia.model.sparse import SparseFeedForward
 from pragnosia.model.state import KeyValues, State
 from pragnosia.model.thalamus import Routing, SigmoidThalamus, SoftmaxThalamus, ThresholdThalamus
@@ -53,19 +54,19 @@ class Program:
     """One text's next tokens, one at a time.
 
     if writable(model, state):
-        program = Program(model, state, energy)
+        program = Program(model, state, setting)
         likeliest = program(token)      # program.logits and program.routings() follow
         program.length += 1             # and program.state
     """
 
-    def __init__(self, model: Cortex, state: State, energy: float) -> None:
+    def __init__(self, model: Cortex, state: State, setting: Setting = WHOLE) -> None:
         memories: Any = state.layers
         self._layers: tuple[KeyValues, ...] = memories
         self.length = state.length
         self.room = min(memory.keys.shape[2] for memory in self._layers)
         self.logits = torch.empty(1, model.config.vocab_size)
         self._positions, self._table = model.model.positions, model.model.embed_tokens
-        self._pen = Pen(model, self._layers, energy)
+        self._pen = Pen(model, self._layers, setting)
         self._step = self._pen.step
         self._step.logits = self.logits.data_ptr()
 
@@ -116,12 +117,12 @@ def _readable(tensor: Tensor) -> bool:
 class Pen:
     """Writes the structures, and holds on to every tensor whose address stands in them."""
 
-    def __init__(self, model: Cortex, memories: tuple[KeyValues, ...], energy: float, tokens: int = 1) -> None:
+    def __init__(self, model: Cortex, memories: tuple[KeyValues, ...], setting: Setting, tokens: int = 1) -> None:
         self.held: list[Tensor] = []
         self.pool = pool_of(model)
         self.bytes_read, self.has_bf16, self.has_packed = 0, False, False
         layers: list[Any] = list(model.model.layers)
-        self.shapes = [_shape(layer.feed_forward, energy) for layer in layers]
+        self.shapes = [_shape(layer.feed_forward, setting.awake) for layer in layers]
         self.slots, self.units = (sum(shape[i] for shape in self.shapes if shape) for i in (0, 1))
         whole = torch.empty(tokens, self.slots, dtype=torch.long)
         self.told = whole, torch.empty(tokens, self.slots), torch.empty(tokens, self.units)
@@ -139,7 +140,7 @@ class Pen:
         for number, (layer, memory, shape) in enumerate(zip(layers, memories, self.shapes, strict=True)):
             mixer = self._mixer(layer.mixer_norm, layer.mixer, memory)
             if layer.gate is not None:
-                self.cutoffs[number] = mixer.cutoff = float(layer.gate.threshold(1.0))
+                self.cutoffs[number] = mixer.cutoff = float(layer.gate.threshold(setting.gates))
                 mixer.gate = self.stored(layer.gate.weight)
                 mixer.out_gate = self.scored[0, self.gates[number] :].data_ptr()
             mixers.append(mixer)
@@ -148,7 +149,7 @@ class Pen:
                 feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, **self._always(organ)))
             else:
                 told = [self.told[0][0, slot:], self.told[1][0, slot:], self.told[2][0, unit:]]
-                feed_forwards.append(StepFeedForward(norm=norm, **self._experts(organ, energy, told)))
+                feed_forwards.append(StepFeedForward(norm=norm, **self._experts(organ, setting.awake, told)))
                 slot, unit = slot + shape[0], unit + shape[1]
         head, embedding = self.linear(model.lm_head), self._table(model.model.embed_tokens)
         self.step = Step(
@@ -261,13 +262,13 @@ class Pen:
             "always_activation": layer.activation.code,
         }
 
-    def _experts(self, experts: SparseFeedForward, energy: float, told: list[Tensor]) -> dict[str, Any]:
+    def _experts(self, experts: SparseFeedForward, awake: float, told: list[Tensor]) -> dict[str, Any]:
         bank: Any = experts.bank
         thalamus, organ = experts.thalamus, experts.thalamus.organ
-        awake = _awake(experts, energy)
+        slots = _awake(experts, awake)
         balance, cutoffs = getattr(thalamus, "balance", None), None
         if isinstance(thalamus, ThresholdThalamus):
-            cutoffs = thalamus.threshold(energy)
+            cutoffs = thalamus.threshold(awake)
         return {
             "router": steps.ROUTERS[_ROUTERS[type(thalamus)]],
             "activation": kernels.ACTIVATIONS[bank.activation].code,
@@ -277,12 +278,12 @@ class Pen:
             "steering": self.stored(thalamus.steering),
             "balance": None if balance is None else self.address(balance.float()),
             "cutoffs": None if cutoffs is None else self.address(cutoffs.float()),
-            "slots": awake,
+            "slots": slots,
             "renormalise": organ.renormalise,
             "scale": organ.scale,
             "up_bias": self.stored(bank.up_bias),
             "down_bias": self.stored(bank.down_bias),
-            **(self._streamed(bank, awake) if isinstance(bank, StreamedBank) else self._resident(bank, awake)),
+            **(self._streamed(bank, slots) if isinstance(bank, StreamedBank) else self._resident(bank, slots)),
             "out_units": told[0].data_ptr(),
             "out_strengths": told[1].data_ptr(),
             "out_scores": told[2].data_ptr(),
@@ -319,11 +320,11 @@ class Pen:
         }
 
 
-def _awake(experts: SparseFeedForward, energy: float) -> int:
+def _awake(experts: SparseFeedForward, awake: float) -> int:
     """Slots of a routing: the most units that may wake."""
     thalamus = experts.thalamus
-    return thalamus.max_awake if isinstance(thalamus, ThresholdThalamus) else thalamus.num_awake(energy)
+    return thalamus.max_awake if isinstance(thalamus, ThresholdThalamus) else thalamus.num_awake(awake)
 
 
-def _shape(organ: SparseFeedForward | FeedForward, energy: float) -> tuple[int, int] | None:
-    return (_awake(organ, energy), organ.bank.num_units) if isinstance(organ, SparseFeedForward) else None
+def _shape(organ: SparseFeedForward | FeedForward, awake: float) -> tuple[int, int] | None:
+    return (_awake(organ, awake), organ.bank.num_units) if isinstance(organ, SparseFeedForward) else None

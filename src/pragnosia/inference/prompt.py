@@ -14,6 +14,7 @@ from pragnosia.inference.stream import pool_of
 from pragnosia.kernels.pool import HALF_LIFE
 from pragnosia.model.cortex import Cortex
 from pragnosia.model.output_cortex import PragnosiaCausalLMOutput
+from pragnosia.model.setting import Setting
 from pragnosia.model.state import Memory, State
 from pragnosia.model.thalamus import Routing, joined
 
@@ -21,7 +22,7 @@ _FORGOTTEN = 16 * int(HALF_LIFE)  # ticks after which the uses of a whole prompt
 
 
 def read_by_layers(
-    model: Cortex, tokens: Int[Tensor, "1 T"], state: State, piece: int, energy: float
+    model: Cortex, tokens: Int[Tensor, "1 T"], state: State, piece: int, setting: Setting
 ) -> PragnosiaCausalLMOutput:
     """Logits of the last token (1, 1, V), the state after all, and who woke. Raises CheckpointError."""
     stack, pool, length = model.model, pool_of(model), tokens.shape[1]
@@ -32,7 +33,7 @@ def read_by_layers(
         memory, routings = before, []
         for start in range(0, length, piece):
             part = x[:, start : start + piece]
-            moment = stack.moment(part, seen=state.length + start, energy=energy)
+            moment = stack.moment(part, seen=state.length + start, setting=setting)
             thought, memory, routing = layer(part, memory, moment)
             part.copy_(thought)
             routings.append(routing)

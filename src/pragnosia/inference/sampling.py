@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
 
-from pragnosia.errors import ConfigError, PromptError, unknown_name
+from pragnosia.errors import PromptError, unknown_name
+from pragnosia.inference.dial import check_energy
 
 # transformers' and other libraries' names -> ours.
 _ELSEWHERE = {
@@ -60,12 +61,6 @@ def check_room(max_new_tokens: Any, energy: Any = 1.0) -> None:
     asked = max_new_tokens is not None and _whole(max_new_tokens, 1, math.inf)
     _require(asked, "max_new_tokens", max_new_tokens, "1 or more, and whole")
     check_energy(energy)
-
-
-def check_energy(energy: Any) -> None:
-    """Raise ConfigError unless `energy` is a share of the usual number of units."""
-    if not 0 < _real(energy) <= 1:
-        raise ConfigError(f"energy is {energy!r}; it must lie in (0, 1], where 1 wakes the usual number of units")
 
 
 def check_text(text: Any) -> None:

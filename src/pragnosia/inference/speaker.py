@@ -7,7 +7,9 @@ for piece in model.stream("Once upon a time"):
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,26 +19,30 @@ from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
 from pragnosia.checkpoints.admission import check_wide_awake
-from pragnosia.errors import BudgetError, CheckpointError, PromptError, UserError
+from pragnosia.errors import BudgetError, CheckpointError, ConfigError, PromptError, UserError
 from pragnosia.inference.budget import as_bytes
 from pragnosia.inference.choices import DeviceMap, chosen_bits, chosen_budgets, chosen_device, chosen_dtype
 from pragnosia.inference.decode import Decoder, Trace
+from pragnosia.inference.dial import Dial, Wish, check_energy, not_calibrated, read_dial
 from pragnosia.inference.directory import has_tokenizer
-from pragnosia.inference.exits import Early, chosen_early, read_exits
+from pragnosia.inference.exits import Draft, chosen_exits, read_exits
 from pragnosia.inference.few_bits import load_in_few_bits
+from pragnosia.inference.ladder import climbable
 from pragnosia.inference.loading import load_model, load_tokenizer
 from pragnosia.inference.plan import Plan
+from pragnosia.inference.program import writable
 from pragnosia.inference.sampling import Sampling, check_room, check_text
 from pragnosia.inference.sparsity import lay_silent
 from pragnosia.inference.stream import Progress, load_streamed
 from pragnosia.inference.vram import check_vram
 from pragnosia.model.cortex import Cortex
+from pragnosia.model.setting import WHOLE, Setting
 
 if TYPE_CHECKING:
     from pragnosia.tuning.configuration import LoraConfig
 
 # Options of `stream` that are not Sampling's.
-_OWN = ("max_new_tokens", "energy", "trace")
+_OWN = ("max_new_tokens", "energy", "setting", "trace")
 
 
 class Pragnosia:
@@ -52,8 +58,12 @@ class Pragnosia:
         self._tokenizer = tokenizer
         self.plan = plan
         """How the memory is shared out, where a budget was given."""
-        self.early: Early | None = None
-        """How to speak with fewer layers; None: with all of them for every token."""
+        self.draft: Draft | None = None
+        """The exit that drafts; None: every token passes as many layers as it needs by itself."""
+        self.setting = WHOLE
+        """How much wakes at energy 1: the whole model, unless exits were asked for as it was loaded."""
+        self.folder: Path | None = None
+        """Where it lies, and its dial beside it."""
 
     @classmethod
     def from_pretrained(  # noqa: PLR0913  each is an option that people give by name
@@ -147,7 +157,8 @@ class Pragnosia:
         speaker = cls(model, tokenizer, plan)
         # drafts that are refused read units from disk, too: within a budget only who asks has them
         asked = speculate if plan is None else bool(speculate)
-        speaker.early = _early(config, directory, asked, exit_confidence, exit_memory)
+        speaker.draft, speaker.setting = _exits(config, directory, asked, exit_confidence, exit_memory)
+        speaker.folder = Path(directory)
         return speaker
 
     @property
@@ -166,15 +177,19 @@ class Pragnosia:
         text: str,
         *,
         max_new_tokens: int = 100,
-        energy: float = 1.0,
+        energy: Wish = 1.0,
+        setting: Setting | None = None,
         trace: Trace | None = None,
         **sampling: Any,
     ) -> Iterator[str]:
-        """The continuation of `text`, piece by piece. `sampling` as in Sampling; a `stop` text is not part of it."""
+        """The continuation of `text`, piece by piece. `sampling` as in Sampling; a `stop` text is not part of it.
+
+        `energy` and `setting` as for `turned`.
+        """
         choices = Sampling.of(sampling, besides=_OWN)
         check_room(max_new_tokens, energy)
         ids = self.encode(text)
-        decoder = self.decoder(len(ids) + max_new_tokens, energy, trace)
+        decoder = self.decoder(len(ids) + max_new_tokens, self.turned(energy, setting), trace)
         decoder.read(ids)
         return self.pieces(decoder.speak(max_new_tokens, choices, self.stop_tokens), choices.stop, after=ids)
 
@@ -184,25 +199,57 @@ class Pragnosia:
         *,
         max_new_tokens: int = 100,
         stop_tokens: Collection[int] = (),
-        energy: float = 1.0,
+        energy: Wish = 1.0,
+        setting: Setting | None = None,
         trace: Trace | None = None,
         **sampling: Any,
     ) -> list[int]:
         """The ids that follow `ids`, which are not repeated; a stop token ends them and is not among them.
 
-        Raises PromptError for whatever cannot be.
+        `energy` and `setting` as for `turned`. Raises PromptError for whatever cannot be.
         """
         choices = Sampling.of(sampling, besides=(*_OWN, "stop_tokens"))
         check_room(max_new_tokens, energy)
         given, ends = _token_ids("the prompt", ids), _token_ids("stop_tokens", stop_tokens)
-        decoder = self.decoder(len(given) + max_new_tokens, energy, trace)
+        decoder = self.decoder(len(given) + max_new_tokens, self.turned(energy, setting), trace)
         decoder.read(given)
         return list(decoder.speak(max_new_tokens, choices, ends))
 
-    def decoder(self, room: int, energy: float = 1.0, trace: Trace | None = None) -> Decoder:
+    @cached_property
+    def dial(self) -> Dial | None:
+        """What the model's settings cost and give, as calibrated. Raises CheckpointError for a damaged or another's."""
+        return None if self.folder is None else read_dial(self.folder)
+
+    @cached_property
+    def leaves_early(self) -> bool:
+        """Whether a token can leave early here: where programs are written."""
+        return writable(self.model, self.model.fresh_state(1, 1)) and climbable(self.model)
+
+    def turned(self, energy: Wish = 1.0, setting: Setting | None = None) -> Setting:
+        """The setting for an energy: at 1 `self.setting`, below it what the dial says (inference/dial.py).
+
+        Or `setting` as it is, for who would move one mechanism alone. An energy below the cheapest setting that was
+        measured gets that one, and a warning. Raises ConfigError for a model that was not calibrated.
+        """
+        check_energy(energy)
+        if setting is not None and energy != 1:
+            raise ConfigError("energy and setting exclude each other: energy is looked up; give one of them")
+        if setting is not None or energy == 1:
+            return self.setting if setting is None else setting
+        if self.setting != WHOLE:
+            raise ConfigError("energy below 1 chooses the exits, too; leave the exit confidence out, or energy")
+        if self.dial is None:
+            raise not_calibrated(self.folder or "the model")
+        notch = self.dial.at(energy, leaving=self.leaves_early)
+        excess = self.dial.excess(notch, energy)
+        if excess is not None:
+            warnings.warn(excess, stacklevel=2)
+        return notch.setting
+
+    def decoder(self, room: int, setting: Setting | None = None, trace: Trace | None = None) -> Decoder:
         """An empty text to read into and speak from."""
         planned = None if self.plan is None else self.plan.context
-        return Decoder(self.model, room, energy, trace, early=self.early, planned=planned)
+        return Decoder(self.model, room, setting or self.setting, trace, draft=self.draft, planned=planned)
 
     def encode(self, text: str) -> list[int]:
         """Token ids; an empty text is the token documents begin (or end) with.
@@ -247,15 +294,15 @@ class Pragnosia:
             yield held
 
 
-def _early(
+def _exits(
     config: Any, directory: str | Path, speculate: bool | None, confidence: str | float | None, memory: str
-) -> Early | None:
+) -> tuple[Draft | None, Setting]:
     """How to speak with fewer layers; who forbids it does not even read what was calibrated. Raises UserErrors."""
     if speculate is False and confidence is None:
-        return None
+        return None, WHOLE
     exits = read_exits(directory, config.num_hidden_layers, config.vocab_size)
     told = None if confidence is None else str(confidence)
-    return chosen_early(exits, directory, speculate=speculate, confidence=told, memory=memory)
+    return chosen_exits(exits, directory, speculate=speculate, confidence=told, memory=memory)
 
 
 def _whole(

@@ -170,7 +170,7 @@ def account(
     *,
     precision: str = "bfloat16",
     context: int | None = None,
-    energy: float = 1.0,
+    awake: float = 1.0,
     gates: float = 1.0,
 ) -> Account:
     """Count a model, or a configuration without building it in memory.
@@ -198,7 +198,7 @@ def account(
     tied = "lm_head.weight" not in outside
     head = [shape for name, shape in outside.items() if tied or name != "model.embed_tokens.weight"]
     return Account(
-        layers=tuple(_layer_account(layer, energy, gates) for layer in model.model.layers),
+        layers=tuple(_layer_account(layer, awake, gates) for layer in model.model.layers),
         hidden_size=int(model.config.hidden_size),
         vocab_size=int(model.config.vocab_size),
         embedding_parameters=0 if tied else prod(table),
@@ -214,7 +214,7 @@ def on_meta(config: PragnosiaConfig) -> Cortex:
     return PlainCortex.unfilled(config)
 
 
-def _layer_account(layer: nn.Module, energy: float, gates: float) -> LayerAccount:
+def _layer_account(layer: nn.Module, awake: float, gates: float) -> LayerAccount:
     shapes = {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()}
     units = {name: shape[1:] for name, shape in shapes.items() if ".bank." in name}
     others = {name.replace("mixer.attention.", "mixer."): s for name, s in shapes.items() if ".bank." not in name}
@@ -225,7 +225,7 @@ def _layer_account(layer: nn.Module, energy: float, gates: float) -> LayerAccoun
     gate: Any = layer.gate
     heard = {name: shape for name, shape in others.items() if name.startswith(_HEARD)} if gate is not None else {}
     hearing = [d for d in dendrites if gate is not None and isinstance(d, Hearing)]
-    awake = sum(d.weight.numel() * d.num_awake // d.each for d in hearing)
+    values = sum(d.weight.numel() * d.num_awake // d.each for d in hearing)
     return LayerAccount(
         parameters=sum(map(prod, others.values())),
         matrix_parameters=_matrices(others.values()) + sum(d.weight.numel() for d in dendrites) - silent,
@@ -233,14 +233,14 @@ def _layer_account(layer: nn.Module, energy: float, gates: float) -> LayerAccoun
         unit_parameters=sum(map(prod, units.values())),
         unit_matrix_parameters=_matrices(units.values()),
         num_units=routers[0].num_units if routers else 0,
-        num_awake=routers[0].num_awake(energy) if routers else 0,
+        num_awake=routers[0].num_awake(awake) if routers else 0,
         query_width=others.get("mixer.q_proj.weight", (0,))[0],
         key_width=others.get("mixer.k_proj.weight", (0,))[0],
         window=getattr(getattr(layer.mixer, "attention", layer.mixer), "window", None),
         asleep_parameters=sum(linear.asleep * linear.weight.numel() for linear in sleepers),
         passing=1.0 if gate is None else gates * gate.share,
-        heard_parameters=sum(map(prod, heard.values())) - sum(d.weight.numel() for d in hearing) + awake,
-        heard_matrix_parameters=_matrices(heard.values()) + awake,
+        heard_parameters=sum(map(prod, heard.values())) - sum(d.weight.numel() for d in hearing) + values,
+        heard_matrix_parameters=_matrices(heard.values()) + values,
         norms_queries="mixer.q_norm.weight" in others,
         hidden=_hidden(others),
         unit_hidden=_hidden(units),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pragnosia.errors import ConfigError
+from pragnosia.inference.ladder import Climb
 from pragnosia.measure.accounting import Account, bytes_of
 from pragnosia.measure.energy import Energy, EnergyModel
 from pragnosia.model.thalamus import Routing, sparse
@@ -36,7 +37,7 @@ class Activity:
     num_bytes: float
     precision: str
     passed: tuple[float, ...] = ()
-    """Share of the tokens that passed, for each layer that has a gate."""
+    """For each layer, the share of the tokens that its gate let pass; 1 where it has none."""
 
     @property
     def operations_per_token(self) -> float:
@@ -139,6 +140,18 @@ class ActivityMeter:
         if self._num_pending >= _PASSES_KEPT:
             self._count()
 
+    def climbed(self, climb: Climb) -> None:
+        """A pass of some layers alone, as speaking with fewer layers makes (inference/ladder.py)."""
+        if not climb.only_remembers:
+            layers = climb.start, climb.end
+            self.add(climb.routings, tokens=climb.tokens, past=climb.past, logits=climb.heads, layers=layers)
+            return
+        account = self._account
+        keys = sum(2 * layer.key_width for layer in account.layers[climb.start : climb.end])
+        self._operations += 2 * keys * account.hidden_size * climb.tokens
+        self._bytes += bytes_of(keys * account.hidden_size, account.precision)
+        self._bytes += bytes_of(keys * climb.tokens, account.cache_precision)
+
     def said(self, tokens: int) -> None:
         """So many tokens of the text came of passes of some layers alone."""
         self._tokens += tokens
@@ -153,9 +166,8 @@ class ActivityMeter:
             num_bytes=self._bytes,
             precision=self._account.precision,
             passed=tuple(
-                count / max(self._tokens, 1)
+                count / max(self._tokens, 1) if layer.heard_parameters else 1.0
                 for count, layer in zip(self._passed, self._account.layers, strict=True)
-                if layer.heard_parameters
             ),
         )
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from pragnosia.errors import DataError
+from pragnosia.errors import ConfigError, DataError
 from pragnosia.measure.scoring import listening, score
 from pragnosia.model.cortex import Cortex
+from pragnosia.model.setting import WHOLE, Setting
 from pragnosia.model.state import KeyValues, State
 
 BATCH_TOKENS = 8192
@@ -54,16 +55,21 @@ def likelihoods(
     model: Cortex,
     requests: Sequence[Continuation],
     *,
-    energy: float = 1.0,
+    setting: Setting = WHOLE,
     batch_tokens: int = BATCH_TOKENS,
 ) -> list[Likelihood]:
     """One for each request, in order. Contexts that are too long lose their beginning.
 
     Raises:
         DataError: a continuation longer than what the model holds.
+        ConfigError: a setting at which tokens leave early; they are all read at once here.
     """
+    if setting.leave:
+        raise ConfigError(
+            f"continuations are scored with all layers, and the setting is {setting}; leave its exits out"
+        )
     limit = int(model.config.max_position_embeddings)
-    reader = _Reader(model, energy, batch_tokens)
+    reader = _Reader(model, setting, batch_tokens)
     answers = dict.fromkeys(range(len(requests)), Likelihood(0.0, True))  # what an empty continuation gets
     alone: list[_Row] = []
     with listening(model):
@@ -97,9 +103,9 @@ def _row(index: int, context: list[int], tokens: list[int], limit: int) -> _Row:
 class _Reader:
     """Reads rows in batches."""
 
-    def __init__(self, model: Cortex, energy: float, batch_tokens: int) -> None:
+    def __init__(self, model: Cortex, setting: Setting, batch_tokens: int) -> None:
         self.model = model
-        self.energy = energy
+        self.setting = setting
         self.batch_tokens = batch_tokens
         self.can_lend = all(isinstance(memory, KeyValues) for memory in model.fresh_state(1, 1).layers)
 
@@ -114,14 +120,14 @@ class _Reader:
         """Read `context` once and each row's remainder behind it."""
         state = self.model.fresh_state(1, len(context))
         ids = torch.tensor([context], device=self.model.device)
-        past = self.model.model(ids, past_key_values=state, energy=self.energy).past_key_values
+        past = self.model.model(ids, past_key_values=state, setting=self.setting).past_key_values
         return self.read([_Row(row.index, row.inputs[len(context) :], row.targets) for row in rows], past)
 
     def _read_batch(self, rows: Sequence[_Row], past: State | None) -> Iterator[tuple[int, Likelihood]]:
         inputs = pad_sequence([torch.tensor(row.inputs) for row in rows], batch_first=True).to(self.model.device)
         state = None if past is None else _lent(past, len(rows))
         hidden = self.model.model(
-            inputs, past_key_values=state, use_cache=False, energy=self.energy
+            inputs, past_key_values=state, use_cache=False, setting=self.setting
         ).last_hidden_state  # (B, T, D)
         ends = [hidden[at, len(row.inputs) - len(row.targets) : len(row.inputs)] for at, row in enumerate(rows)]
         targets = torch.tensor([token for row in rows for token in row.targets], device=hidden.device)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,14 +26,16 @@ from transformers import PreTrainedTokenizerBase
 
 from pragnosia.data.sources import Source
 from pragnosia.errors import CheckpointError, ConfigError, DataError
+from pragnosia.inference.exits import check_layers
 from pragnosia.measure.accounting import DEFAULT_CONTEXT, account
 from pragnosia.measure.activity import ActivityMeter
 from pragnosia.measure.energy import EnergyModel, energy_model
-from pragnosia.measure.leaving import leaving
+from pragnosia.measure.leaving import read_leaving
 from pragnosia.measure.meter import EnergyMeter
 from pragnosia.measure.passages import Passage, Passages, windows
 from pragnosia.measure.scoring import listening, score
 from pragnosia.model.cortex import Cortex
+from pragnosia.model.setting import WHOLE, Setting
 
 # Tokens in one forward pass, and in the windows that wait for others of their length.
 _BATCH_TOKENS = 8192
@@ -52,12 +54,10 @@ class EvaluationOptions:
     """Tokens from one window to the next; None: half the context."""
     batch_size: int | None = None
     """Windows in one forward pass; None: as many as make 8192 tokens."""
-    energy: float = 1.0
-    """Scales how many units wake, in (0, 1]."""
+    setting: Setting = WHOLE
+    """How much wakes, and where tokens leave: each as if it had been spoken."""
     max_bytes: int | None = None
     """Of text; None: all there is."""
-    leave: Sequence[tuple[int, float]] = ()
-    """Layers, ascending, and how sure the exit behind each must be to take a token; none: all go all the way."""
 
     def __post_init__(self) -> None:
         for name in ("context", "stride", "batch_size", "max_bytes"):
@@ -88,8 +88,12 @@ class Evaluation:
     context: int
     stride: int
     seconds: float
-    layers_per_token: float
-    """Behind which the scored tokens left, mean."""
+    passed: tuple[float, ...]
+    """For each layer, the share of the scored tokens that passed it; the others left before."""
+    gates: tuple[float, ...] = ()
+    """For each layer, the share of the tokens that its gate let pass; 1 where it has none."""
+    heads_per_token: float
+    """How often the output head was asked for one: at every exit it came by, and at the end."""
     tokens_read: int
     """Windows overlap, so more are read than scored; what woke is told per token read."""
     awake_per_token: tuple[float, ...]
@@ -116,13 +120,18 @@ class Evaluation:
         return _exp(self.nats / max(self.words, 1))
 
     @property
+    def layers_per_token(self) -> float:
+        """That computed something for a scored token, mean: it had not left, and no gate let it pass the layer by."""
+        return sum(map(math.prod, zip(self.passed, self.gates or (1.0,) * len(self.passed), strict=True)))
+
+    @property
     def tokens_per_second(self) -> float:
         """Scored, of wall time."""
         return self.tokens / self.seconds
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
-        derived = ("bits_per_byte", "perplexity", "word_perplexity", "tokens_per_second")
+        derived = ("bits_per_byte", "perplexity", "word_perplexity", "layers_per_token", "tokens_per_second")
         return {**{name: getattr(self, name) for name in derived}, **asdict(self)}
 
 
@@ -171,7 +180,9 @@ def evaluate(
         context=context,
         stride=stride,
         seconds=time.perf_counter() - began,
-        layers_per_token=reader.depths / max(counts.tokens, 1),
+        passed=reader.passed(),
+        gates=done.passed,
+        heads_per_token=reader.heads / max(counts.tokens, 1),
         tokens_read=done.tokens,
         awake_per_token=done.awake_per_token,
         operations_per_token=done.operations_per_token,
@@ -203,22 +214,33 @@ class _Reader:
 
     def __init__(self, model: Cortex, choices: EvaluationOptions) -> None:
         self.model = model
-        self.energy, self.leave = choices.energy, choices.leave
-        self.depths = 0.0  # layers behind which tokens left, summed
+        self.setting = choices.setting
+        self.heads = 0
+        num_layers = int(model.config.num_hidden_layers)
+        check_layers((layer for layer, _ in self.setting.leave), num_layers)
+        self._left = torch.zeros(num_layers + 1, dtype=torch.long)  # tokens by the layers they passed
         precision = str(model.dtype).removeprefix("torch.")
-        self.meter = ActivityMeter(account(model, precision=precision, energy=self.energy))
+        self.meter = ActivityMeter(account(model, precision=precision, awake=self.setting.awake))
+
+    def passed(self) -> tuple[float, ...]:
+        """The share of tokens that passed each layer."""
+        beyond = self._left.flip(0).cumsum(0).flip(0)  # those that passed so many layers, or more
+        return tuple((beyond[1:] / beyond[0].clamp_min(1)).tolist())
 
     def nats(self, batch: Int[Tensor, "B T+1"], num_scored: int) -> float:
         """Of the last `num_scored` tokens of each row."""
         rows = batch.to(self.model.device)
-        given: dict[str, Any] = {"output_hidden_states": True} if self.leave else {}
-        output = self.model.model(rows[:, :-1], use_cache=False, energy=self.energy, **given)
-        self.meter.add(output.routings, tokens=rows.shape[1] - 1, sequences=len(rows), logits=num_scored)
-        hidden = output.last_hidden_state[:, -num_scored:].flatten(0, 1)
-        depths = torch.full((len(hidden),), int(self.model.config.num_hidden_layers))
-        if self.leave:
-            hidden, depths = leaving(self.model, output, num_scored, self.leave)
-        self.depths += float(depths.sum())
+        if self.setting.leave:
+            read = read_leaving(self.model, rows[:, :-1], num_scored, self.setting)
+            hidden, depths, routings = read.hidden, read.depths.cpu(), read.routings
+        else:
+            output = self.model.model(rows[:, :-1], use_cache=False, setting=self.setting)
+            hidden, routings = output.last_hidden_state[:, -num_scored:].flatten(0, 1), output.routings
+            depths = torch.full((len(hidden),), len(self._left) - 1)
+        self.meter.add(routings, tokens=rows.shape[1] - 1, sequences=len(rows), logits=num_scored)
+        self._left += torch.bincount(depths, minlength=len(self._left))
+        exits = sum(int((depths >= layer).sum()) for layer, _ in self.setting.leave)
+        self.heads += exits + int((depths == len(self._left) - 1).sum())
         scores = score(hidden, self.model.lm_head.weight, rows[:, -num_scored:].flatten())
         return -float(scores.log_probabilities.sum(dtype=torch.float32))
 

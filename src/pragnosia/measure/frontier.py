@@ -1,26 +1,30 @@
-"""The frontier: how well a model predicts a text at each setting of the energy dial, and what that costs."""
+"""The frontier: how well a model predicts a text at some settings of the energy dial, what that costs, and how fast.
+
+Quality and cost are those of the text, each of its tokens as if it were decoded alone; speed is that of greedy decoding
+behind its first words, and joules are of that, too, where the machine counts them.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from pragnosia.errors import PromptError
-from pragnosia.inference.decode import Decoder, Trace
+from pragnosia.inference.decode import Decoder
 from pragnosia.inference.sampling import Sampling
 from pragnosia.measure.accounting import Account
-from pragnosia.measure.activity import ActivityMeter
+from pragnosia.measure.dial import notch
 from pragnosia.measure.energy import energy_model
 from pragnosia.measure.evaluation import Evaluation
 from pragnosia.measure.meter import EnergyMeter
 from pragnosia.measure.pictures import COOL, INK, WARM, save, style
 from pragnosia.model.cortex import Cortex
+from pragnosia.model.setting import Setting
 from pragnosia.units import format_bytes, format_count, format_joules
 
 SPOKEN = 48
@@ -29,9 +33,11 @@ SPOKEN = 48
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One setting: quality on a text, and what a token costs that is decoded, one text at a time."""
+    """One energy: quality on a text, and what a token costs that is decoded, one text at a time."""
 
-    energy: float
+    energy: float | str
+    setting: Setting
+    """What it stands for."""
     bits_per_byte: float
     operations_per_token: float
     bytes_per_token: float
@@ -41,17 +47,20 @@ class Point:
     units_awake: float
     """Per token and layer, mean over the layers that have units; 0 where none has."""
     layers_used: float
-    """Per token."""
+    """Per token: those it passed, mean over the text."""
+    decoding: str
+    """What computed single tokens: `modules`, `compiled` or `leaving early`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
         return asdict(self)
 
 
-def point(model: Cortex, counted: Account, ids: Sequence[int], energy: float, measured: Evaluation) -> Point:
+def point(
+    model: Cortex, counted: Account, ids: Sequence[int], energy: float | str, setting: Setting, read: Evaluation
+) -> Point:
     """From an evaluation at this setting, and from greedy decoding behind `ids`; `counted` is the model's account."""
-    trace = Trace()
-    decoder = Decoder(model, len(ids) + SPOKEN + 1, energy, trace)
+    decoder = Decoder(model, len(ids) + SPOKEN + 1, setting)
     decoder.read(list(ids))
     moments, warm, joules = [], SPOKEN // 3, None
     with EnergyMeter() as meter:
@@ -62,25 +71,20 @@ def point(model: Cortex, counted: Account, ids: Sequence[int], energy: float, me
     spoken = len(moments) - 1 - warm
     if spoken < 1:
         raise PromptError(f"the model ended after {len(moments)} tokens, too few to time; give another text")
-    activity, past = ActivityMeter(counted), 0
-    for number, (routings, tokens) in enumerate(trace.steps()):
-        if number > warm:
-            activity.add(routings, tokens=tokens, past=past)
-        past += tokens
-    done = activity.activity()
-    used = meter.measured and joules and replace(meter.measured, joules=meter.measured.joules - joules.joules)
-    cost = done.energy(energy_model(device=model.device.type), used)
-    awake = [units for units in done.awake_per_token if units]
+    used = meter.measured if joules else None
+    found = notch(setting, read, counted, energy_model(device=model.device.type))
     return Point(
         energy=energy,
-        bits_per_byte=measured.bits_per_byte,
-        operations_per_token=done.operations_per_token,
-        bytes_per_token=done.bytes_per_token,
-        joules_per_token=cost.joules / done.tokens,
-        joules_source=cost.source,
+        setting=setting,
+        bits_per_byte=found.bits_per_byte,
+        operations_per_token=found.operations_per_token,
+        bytes_per_token=found.bytes_per_token,
+        joules_per_token=(used.joules - joules.joules) / spoken if used and joules else found.joules_per_token,
+        joules_source=used.source if used else "model",
         tokens_per_second=spoken / max(moments[-1] - moments[warm], 1e-9),
-        units_awake=mean(awake) if awake else 0.0,
-        layers_used=float(len(done.awake_per_token)),
+        units_awake=found.units_awake,
+        layers_used=found.layers_used,
+        decoding=decoder.decoding,
     )
 
 
@@ -101,6 +105,6 @@ def draw_frontier(points: Sequence[Point], path: Path, title: str) -> None:
         axes.xaxis.set_major_formatter(lambda value, _, written=written: written(value))
         axes.margins(0.12)
         for one, at in zip(points, zip(x, y, strict=True), strict=True):
-            axes.annotate(f"{one.energy:g}", at, (5, 5), textcoords="offset points", color=INK, fontsize=8.5)
+            axes.annotate(f"{one.energy}", at, (5, 5), textcoords="offset points", color=INK, fontsize=8.5)
     figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
     save(figure, path)

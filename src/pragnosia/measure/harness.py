@@ -13,7 +13,9 @@ from statistics import fmean
 from typing import Any
 
 from pragnosia.errors import ConfigError, DataError, UserError, unknown_name
+from pragnosia.inference.dial import Wish
 from pragnosia.inference.speaker import Pragnosia
+from pragnosia.model.setting import Setting
 
 
 def run_tasks(
@@ -22,7 +24,8 @@ def run_tasks(
     task_dir: Path | str,
     *,
     limit: int | None = None,
-    energy: float = 1.0,
+    energy: Wish = 1.0,
+    setting: Setting | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Metrics of each task: `{"blimp": {"acc": 0.7, "acc_stderr": 0.02, "samples": 400, "groups": {…}}}`.
 
@@ -51,7 +54,7 @@ def run_tasks(
             raise DataError(unknown_name("task", task, manager.all_tasks))
     speaker = model if isinstance(model, Pragnosia) else Pragnosia.from_pretrained(model)
     results = evaluator.simple_evaluate(
-        PragnosiaLM(speaker, energy=energy),
+        PragnosiaLM(speaker, setting=speaker.turned(energy, setting)),
         tasks=list(tasks),
         task_manager=manager,
         limit=limit,

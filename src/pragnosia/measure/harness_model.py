@@ -18,6 +18,7 @@ from pragnosia.inference.sampling import Sampling
 from pragnosia.inference.speaker import Pragnosia
 from pragnosia.measure.continuations import BATCH_TOKENS, Continuation, likelihoods
 from pragnosia.measure.passages import start_token
+from pragnosia.model.setting import WHOLE, Setting
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
@@ -25,11 +26,11 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "se
 class PragnosiaLM(TemplateLM):  # type: ignore[misc]
     """Answers lm_eval's three questions: how likely is this after that, how likely is this text, what comes next."""
 
-    def __init__(self, speaker: Pragnosia, *, energy: float = 1.0, batch_tokens: int = BATCH_TOKENS) -> None:
+    def __init__(self, speaker: Pragnosia, *, setting: Setting = WHOLE, batch_tokens: int = BATCH_TOKENS) -> None:
         super().__init__()
         self.speaker = speaker
         self.tokenizer = speaker.tokenizer
-        self.energy = energy
+        self.setting = setting
         self.batch_tokens = batch_tokens
         self.max_length = int(speaker.model.config.max_position_embeddings)
         self.max_gen_toks = 256
@@ -63,7 +64,7 @@ class PragnosiaLM(TemplateLM):  # type: ignore[misc]
     ) -> list[tuple[float, bool]]:
         continuations = [Continuation(*request[1:]) for request in requests]
         model = self.speaker.model
-        found = likelihoods(model, continuations, energy=self.energy, batch_tokens=self.batch_tokens)
+        found = likelihoods(model, continuations, setting=self.setting, batch_tokens=self.batch_tokens)
         answers = [(answer.log_probability, answer.greedy) for answer in found]
         for request, answer in zip(requests, answers, strict=True):
             if request[0] is not None:
@@ -110,7 +111,7 @@ class PragnosiaLM(TemplateLM):  # type: ignore[misc]
             -max(self.max_length - longest, self.max_length // 2) :
         ]
         sampling = Sampling(stop=until, **(choices if sampled else {}))
-        decoder = self.speaker.decoder(len(ids) + longest, self.energy)
+        decoder = self.speaker.decoder(len(ids) + longest, self.setting)
         decoder.read(ids)
         spoken = decoder.speak(longest, sampling, self.speaker.stop_tokens)
         return "".join(self.speaker.pieces(spoken, until, after=ids))

@@ -1,6 +1,6 @@
 """A purse: joules set aside for a conversation, and the dial turned down so that they last.
 
-Before each answer the purse chooses the most energetic setting at which the prompt and as many tokens as may be said
+Before each answer the purse chooses the dearest notch of the dial at which the prompt and as many tokens as may be said
 are paid for by what is left; while the answer is said it counts what has woken, and ends it with the token that takes
 the last of it. So a conversation never costs more than the budget and one token.
 
@@ -9,46 +9,59 @@ Joules are those of the machine's counters where there are any, else of a stated
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import final
 
 from pragnosia.errors import PromptError
 from pragnosia.inference.decode import Decoder, Trace
+from pragnosia.inference.dial import Notch
 from pragnosia.measure.accounting import Account, LayerAccount, bytes_of
 from pragnosia.measure.activity import ActivityMeter, pairs
 from pragnosia.measure.energy import Energy, EnergyModel
 from pragnosia.measure.meter import EnergyMeter
+from pragnosia.model.setting import WHOLE, Setting
 from pragnosia.units import format_joules
-
-DIAL = tuple(level / 10 for level in range(10, 0, -1))
-"""The settings a purse chooses among, most energetic first."""
 
 
 @final
 class Purse:
     """What may be spent on one decoder's text.
 
-    purse = Purse(50.0, decoder, account(model), energy_model())
-    decoder.energy = purse.choose(prompt_tokens, max_new_tokens)
+    purse = Purse(50.0, decoder, account(model), energy_model(), dial.frontier())
+    decoder.setting = purse.choose(prompt_tokens, max_new_tokens)
     for token in decoder.speak(…):
         if purse.ran_out(): break
     """
 
     def __init__(
-        self, joules: float, decoder: Decoder, counted: Account, model: EnergyModel, meter: EnergyMeter | None = None
+        self,
+        joules: float,
+        decoder: Decoder,
+        counted: Account,
+        model: EnergyModel,
+        notches: Sequence[Notch] = (),
+        meter: EnergyMeter | None = None,
     ) -> None:
-        """`counted` is the account of the decoder's model at energy 1; `meter` has been entered and is read.
+        """`counted` is the whole model's account, `notches` are the dial's, dearest first; `meter` is entered and read.
 
-        The dial is turned down from where the decoder has it, never up. All layers speak: drafts, and tokens that left
-        early and are caught up with, are paid for many at once, and the last token would not be the only one too many.
+        The dial is turned down from where the decoder has it, never up; without notches it stays there. Nothing is
+        drafted, and who leaves early is remembered as it left: what is caught up with is paid for many at once, and the
+        last token would not be the only one too many.
         """
-        decoder.early = None
-        self.levels = (decoder.energy, *(level for level in DIAL if level < decoder.energy))
+        decoder.draft = None
+        if decoder.setting.leave:
+            decoder.setting = replace(decoder.setting, memory="propagated")
+        self.notches = notches
+        self.turn(decoder.setting)
         self.joules, self.decoder, self.account, self.model, self.meter = joules, decoder, counted, model, meter
         self._own = decoder.trace is None
         self._trace = decoder.trace = decoder.trace or Trace()
-        self._activity, self._seen = ActivityMeter(counted), 0
+        self._activity, self._seen, self._climbs = ActivityMeter(counted), 0, 0
+
+    def turn(self, setting: Setting) -> None:
+        """Where the dial is turned down from; a setting that the dial does not know stays."""
+        self.levels = _from(self.notches, setting)
 
     @property
     def spent(self) -> float:
@@ -58,11 +71,14 @@ class Purse:
         for routings, tokens in zip(self._trace.routings[self._seen :], counts, strict=True):
             self._activity.add(routings, tokens=tokens, past=max(past, 0), logits=1)
             past += tokens
-        self._seen += len(counts)
+        for climb in self._trace.climbs[self._climbs :]:
+            self._activity.climbed(climb)
+        self._seen, self._climbs = self._seen + len(counts), len(self._trace.climbs)
         if self._own:  # nobody else reads it
             self._trace.routings.clear()
             self._trace.num_tokens.clear()
-            self._seen = 0
+            self._trace.climbs.clear()
+            self._seen = self._climbs = 0
         measured: Energy | None = self.meter.read() if self.meter is not None else None
         return self._activity.activity().energy(self.model, measured).joules
 
@@ -70,28 +86,32 @@ class Purse:
         """Whether nothing is left."""
         return self.spent >= self.joules
 
-    def choose(self, prompt: int, new: int) -> float:
-        """The dial's setting for an answer of at most `new` tokens to `prompt` new ones.
+    def choose(self, prompt: int, new: int) -> Setting:
+        """The setting for an answer of at most `new` tokens to `prompt` new ones.
 
-        The least setting there is where none lets the answer be finished. Raises PromptError where what is left does
-        not even pay for reading the prompt.
+        The cheapest there is where none lets the answer be finished. Raises PromptError where what is left does not
+        even pay for reading the prompt.
         """
         left, past = self.joules - self.spent, self.decoder.state.length
-        for level in self.levels:
-            reading = self.cost(prompt, past, level)
-            if reading + sum(self._speaking(new, past + prompt, level)) <= left:
-                return level
+        for setting, share in self.levels:
+            reading = self.reading(prompt, past, setting)
+            if reading + new * self.saying(past + prompt + new // 2, setting, share) <= left:
+                return setting
         if reading > left:
             raise PromptError(
                 f"{format_joules(max(left, 0))} of {format_joules(self.joules)} are left, and reading this prompt of "
                 f"{prompt} tokens takes about {format_joules(reading)}; give a larger --energy-budget or a shorter text"
             )
-        return level
+        return setting
 
-    def cost(self, tokens: int, past: int, level: float) -> float:
-        """Joules, by the model, of one pass over so many new tokens on top of `past`."""
+    def saying(self, past: int, setting: Setting, share: float | None) -> float:
+        """Joules of one token behind `past` others: a notch's measured `share` of what the whole model takes there."""
+        return self.reading(1, past, setting) if share is None else share * self.reading(1, past, WHOLE)
+
+    def reading(self, tokens: int, past: int, setting: Setting) -> float:
+        """Joules, by the model, of one pass of all layers over so many new tokens on top of `past`."""
         account = self.account
-        layers = [_at(layer, level) for layer in account.layers]
+        layers = [_at(layer, setting.awake) for layer in account.layers]
         operations = 2.0 * account.head_matrix_parameters
         awake = float(account.head_parameters)
         keys = 0.0
@@ -104,12 +124,16 @@ class Purse:
         moved = bytes_of(awake, account.precision) + bytes_of(keys, account.cache_precision)
         return self.model.estimate(operations, moved, account.precision).joules
 
-    def _speaking(self, new: int, past: int, level: float) -> Iterator[float]:
-        """Of the answer: its first, middle and last token stand for all."""
-        for at in (0, new // 2, new):
-            yield self.cost(1, past + at, level) * new / 3
+
+def _from(notches: Sequence[Notch], setting: Setting) -> list[tuple[Setting, float | None]]:
+    """The decoder's own setting, and the notches that cost less; each with its share of the whole, where measured."""
+    if not notches:
+        return [(setting, None)]
+    shares = [(one.setting, one.joules_per_token / notches[0].joules_per_token) for one in notches]
+    own = next((share for known, share in shares if known == setting), None)
+    return [(setting, own), *((known, share) for known, share in shares if own is not None and share < own)]
 
 
-def _at(layer: LayerAccount, level: float) -> LayerAccount:
-    """The layer with the dial at `level`, as a thalamus counts."""
-    return replace(layer, num_awake=max(1, round(level * layer.num_awake))) if layer.num_units else layer
+def _at(layer: LayerAccount, awake: float) -> LayerAccount:
+    """The layer with so much awake, as a thalamus counts."""
+    return replace(layer, num_awake=max(1, round(awake * layer.num_awake))) if layer.num_units else layer

@@ -21,6 +21,7 @@ from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.gates import Passing
 from pragnosia.model.linear import Linear
 from pragnosia.model.norm import RMSNorm
+from pragnosia.model.setting import WHOLE, Setting
 from pragnosia.model.state import Borrowed, KeysValues, KeyValues
 
 Rotation = tuple[Float[Tensor, "B 1 T K"], Float[Tensor, "B 1 T K"]]
@@ -33,10 +34,8 @@ class Moment:
     rotation: Rotation
     masks: Mapping[str, Tensor | None]
     """By layer type: bool, broadcastable to (B, H, T, S); None where causality alone decides."""
-    energy: float = 1.0
-    """In (0, 1]: the share of the usual number of units that wakes."""
-    gates: float = 1.0
-    """In (0, 1]: the share of those who usually pass a gate (gates.py) that passes."""
+    setting: Setting = WHOLE
+    """How much of what is there wakes."""
     passing: Passing | None = None
     """The tokens that are to be mixed; the others are only remembered. None: all."""
 

@@ -29,11 +29,12 @@ from pragnosia.errors import ConfigError
 from pragnosia.model.attention import Moment, RotaryPositions
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.exits import ExitLesson, exit_loss, pass_some, rows_of
-from pragnosia.model.gates import TokenGate, check_gated, check_gates, pass_gate
+from pragnosia.model.gates import TokenGate, check_gated, pass_gate
 from pragnosia.model.linear import Linear
 from pragnosia.model.norm import RMSNorm
 from pragnosia.model.output_cortex import PragnosiaCausalLMOutput, PragnosiaOutput, next_token_loss
 from pragnosia.model.parts import FEED_FORWARDS, MIXERS, part
+from pragnosia.model.setting import WHOLE, Setting
 from pragnosia.model.sparse import SparseFeedForward
 from pragnosia.model.state import Memory, State, as_visibility, borrowed, causal_mask
 from pragnosia.model.thalamus import Routing
@@ -63,7 +64,7 @@ class CortexLayer(nn.Module):
             return pass_gate(self, x, memory, moment)
         mixed, memory = self.mixer(self.mixer_norm(x), memory, moment)
         x = x + mixed
-        thought, routing = self.feed_forward(self.feed_forward_norm(x), moment.energy)
+        thought, routing = self.feed_forward(self.feed_forward_norm(x), moment.setting.awake)
         return x + thought, memory, routing
 
 
@@ -119,8 +120,7 @@ class CortexStack(nn.Module):
         inputs_embeds: Float[Tensor, "B T D"] | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool = False,
-        energy: float = 1.0,
-        gates: float = 1.0,
+        setting: Setting = WHOLE,
         lesson: ExitLesson | None = None,
         **_: Any,
     ) -> PragnosiaOutput:
@@ -129,9 +129,7 @@ class CortexStack(nn.Module):
             raise ValueError("give either input_ids or inputs_embeds, not both and not neither")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         state = self._state(past_key_values, use_cache, x)
-        moment = self.moment(
-            x, attention_mask, position_ids, past_key_values, seen=state.length, energy=energy, gates=gates
-        )
+        moment = self.moment(x, attention_mask, position_ids, past_key_values, seen=state.length, setting=setting)
 
         memories: list[Memory | None] = []
         routings: list[Routing | None] = []
@@ -181,13 +179,9 @@ class CortexStack(nn.Module):
         past: State | Cache | None = None,
         *,
         seen: int,
-        energy: float,
-        gates: float = 1.0,
+        setting: Setting,
     ) -> Moment:
         """Positions and masks of new tokens after `seen` others, worked out once for all layers."""
-        if not 0 < energy <= 1:
-            raise ConfigError(f"energy is {energy}; it must lie in (0, 1], where 1 wakes the usual number of units")
-        check_gates(gates)
         if position_ids is None:
             position_ids = (torch.arange(x.shape[1], device=x.device) + seen)[None]
         if isinstance(past, Cache):
@@ -208,7 +202,7 @@ class CortexStack(nn.Module):
                 kind: causal_mask(x.shape[1], seen, windows[kind], padding, x.device)
                 for kind in dict.fromkeys(self.config.layer_types or ())
             }
-        return Moment(self.positions(position_ids, x.dtype), masks, energy, gates)
+        return Moment(self.positions(position_ids, x.dtype), masks, setting)
 
 
 class Cortex(nn.Module):
@@ -244,12 +238,13 @@ class Cortex(nn.Module):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        energy: float = 1.0,
-        gates: float = 1.0,
+        setting: Setting = WHOLE,
         lesson: ExitLesson | None = None,
-        **_: Any,
+        **others: Any,
     ) -> PragnosiaCausalLMOutput:
         """Logits (B, T or logits_to_keep, V); with labels the loss [nats], and in training only the loss."""
+        if "energy" in others:  # what else transformers hands on is no concern of ours
+            raise ConfigError("a model takes setting=Setting(awake=…); energy is looked up by Pragnosia, as calibrated")
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -258,8 +253,7 @@ class Cortex(nn.Module):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_hidden_states=bool(output_hidden_states) or lesson is not None,
-            energy=energy,
-            gates=gates,
+            setting=setting,
             lesson=lesson,
         )
         hidden = outputs.last_hidden_state

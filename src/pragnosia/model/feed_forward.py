@@ -25,6 +25,6 @@ class FeedForward(nn.Module):
         self.up = Linear(config.hidden_size, self.activation.num_parts * organ.width, bias=organ.bias)
         self.down = Linear(organ.width, config.hidden_size, bias=organ.bias, writes_to_stream=True)
 
-    def forward(self, x: Float[Tensor, "*B D"], energy: float) -> tuple[Float[Tensor, "*B D"], Routing | None]:
-        """Each token by itself, whatever the energy; no routing."""
+    def forward(self, x: Float[Tensor, "*B D"], awake: float) -> tuple[Float[Tensor, "*B D"], Routing | None]:
+        """Each token by itself, however many may wake; no routing."""
         return self.down(self.activation(self.up(x))), None

@@ -119,7 +119,7 @@ def pass_gate(
 ) -> tuple[Float[Tensor, "B T D"], Memory | None, Routing]:
     """A gated layer: the stream, this layer's memory, who passed, and who of its units woke for them."""
     normed = layer.mixer_norm(x)
-    gate: Routing = layer.gate(normed.flatten(0, 1), moment.gates)
+    gate: Routing = layer.gate(normed.flatten(0, 1), moment.setting.gates)
     passing = Passing.of((gate.units[:, 0] != ASLEEP).view(x.shape[:2]))
     count, stream = len(passing.tokens), x.flatten(0, 1)
     everyone = count == len(stream)
@@ -127,7 +127,7 @@ def pass_gate(
     # Those that pass are one row now: (1, N, D).
     mixed = mixed.flatten(0, 1)[None]
     tokens = (stream if everyone else stream.index_select(0, passing.tokens))[None] + mixed
-    thought, routing = layer.feed_forward(layer.feed_forward_norm(tokens), moment.energy)
+    thought, routing = layer.feed_forward(layer.feed_forward_norm(tokens), moment.setting.awake)
     update = (mixed + thought)[0] * gate.strengths[passing.tokens].to(mixed.dtype)
     x = stream.index_add(0, passing.tokens, update.to(x.dtype)).view_as(x)
     return x, memory, _of_all(routing, passing.tokens, gate)
@@ -143,12 +143,6 @@ def _of_all(routing: Routing | None, tokens: Int[Tensor, " N"], gate: Routing) -
         scores.new_zeros(count, scores.shape[1]).index_copy(0, tokens, scores),
         gate,
     )
-
-
-def check_gates(gates: float) -> None:
-    """Raise ConfigError unless it is a share."""
-    if not 0 < gates <= 1:
-        raise ConfigError(f"gates is {gates}; it must lie in (0, 1], where 1 lets pass as many tokens as in training")
 
 
 def check_gated(layer: int, mixer: object) -> None:

@@ -50,13 +50,13 @@ class SparseFeedForward(nn.Module, ABC):
             self.lobes[label] = range(first, first + count)
             first += count
 
-    def forward(self, x: Float[Tensor, "B T D"], energy: float) -> tuple[Float[Tensor, "B T D"], Routing]:
+    def forward(self, x: Float[Tensor, "B T D"], awake: float) -> tuple[Float[Tensor, "B T D"], Routing]:
         """The woken units' sum plus the shared units', and who woke."""
         tokens = x.flatten(0, 1)
-        routing = self.thalamus(tokens, energy)
+        routing = self.thalamus(tokens, awake)
         y = self.bank(tokens, routing.units, routing.strengths).view_as(x)
         if self.shared is not None:
-            y = y + self.shared(x, energy)[0]
+            y = y + self.shared(x, awake)[0]
         return y, routing
 
     @contextmanager

@@ -6,7 +6,7 @@
 
 The strength of a unit is its s (without b), renormalised over the awake ones if so configured. b is the loss-free
 balance, b += rate * sign(mean load - load) (arXiv 2408.15664); c is a running quantile of the unit's own scores. Both
-change in `rebalance`, between steps: forward never learns. `energy` in (0, 1] scales how many wake, on the same
+change in `rebalance`, between steps: forward never learns. `awake` in (0, 1] scales how many wake, on the same
 weights. `steering` is added to W x, so a lobe can be pushed, or silenced by minus infinity.
 """
 
@@ -87,7 +87,7 @@ class Thalamus(nn.Module, ABC):
         self.register_buffer("steering", torch.zeros(num_units, dtype=torch.float32), persistent=False)
 
     @abstractmethod
-    def forward(self, x: Float[Tensor, "T D"], energy: float) -> Routing:
+    def forward(self, x: Float[Tensor, "T D"], awake: float) -> Routing:
         """Choose the units each token wakes."""
 
     @abstractmethod
@@ -99,9 +99,9 @@ class Thalamus(nn.Module, ABC):
         """U."""
         return self.weight.shape[0]
 
-    def num_awake(self, energy: float) -> int:
-        """How many units wake per token at this energy: at least one."""
-        return max(1, round(energy * self.organ.num_awake))
+    def num_awake(self, awake: float) -> int:
+        """How many units wake per token at this share of the usual: at least one."""
+        return max(1, round(awake * self.organ.num_awake))
 
 
 def own_precision(x: Tensor) -> AbstractContextManager[None]:
@@ -121,13 +121,13 @@ class _TopK(Thalamus, ABC):
         super().__init__(width, num_units, organ)
         self.register_buffer("balance", torch.zeros(num_units) if organ.balance_rate else None)
 
-    def forward(self, x: Float[Tensor, "T D"], energy: float) -> Routing:
+    def forward(self, x: Float[Tensor, "T D"], awake: float) -> Routing:
         """The A largest of s + b wake with strength s."""
         organ = self.organ
         with own_precision(x):
             routed = kernels.route(
                 *(self.gist(x.to(self.weight.dtype)), self.weight, self.bias, self.steering, self.balance),
-                awake=self.num_awake(energy),
+                awake=self.num_awake(awake),
                 squash=self.squash,
                 renormalise=organ.renormalise,
                 scale=organ.scale,
@@ -158,7 +158,7 @@ class ThresholdThalamus(Thalamus):
     """The energy gate: each unit wakes when its score passes its own running quantile, so easy tokens wake few.
 
     `thresholds[q, u]` is the quantile of unit u's scores that a share (q + 1) / Q of the usual load passes, so that
-    energy scales the load itself, not the threshold. At most `max_awake` wake per token.
+    `awake` scales the load itself, not the threshold. At most `max_awake` wake per token.
     """
 
     thresholds: Tensor
@@ -170,23 +170,23 @@ class ThresholdThalamus(Thalamus):
         self.register_buffer("thresholds", torch.full((ENERGY_LEVELS, num_units), 0.5))
         self.register_buffer("num_observed", torch.zeros(()))
 
-    def forward(self, x: Float[Tensor, "T D"], energy: float) -> Routing:
+    def forward(self, x: Float[Tensor, "T D"], awake: float) -> Routing:
         """Every unit above its threshold wakes with strength s."""
         with own_precision(x):
             logits = F.linear(self.gist(x.to(self.weight.dtype)), self.weight, self.bias).float() + self.steering
         scores = logits.sigmoid()
-        margin = scores.detach() - self.threshold(energy)
+        margin = scores.detach() - self.threshold(awake)
         # -1 is below every possible margin of a unit that scores 0 because it is silenced.
         lead, units = margin.where(scores > 0, -1.0).topk(self.max_awake, dim=-1)
-        awake = lead > 0
-        chosen = scores.gather(-1, units).where(awake, 0.0)
+        passes = lead > 0
+        chosen = scores.gather(-1, units).where(passes, 0.0)
         if self.organ.renormalise:
             chosen = chosen / chosen.sum(-1, keepdim=True).clamp_min(_TINY)
-        return Routing(units.where(awake, ASLEEP), chosen * self.organ.scale, scores)
+        return Routing(units.where(passes, ASLEEP), chosen * self.organ.scale, scores)
 
-    def threshold(self, energy: float) -> Float[Tensor, " U"]:
-        """c at this energy, between the two nearest levels kept."""
-        return at_level(self.thresholds, energy)
+    def threshold(self, awake: float) -> Float[Tensor, " U"]:
+        """c at this share of the usual load, between the two nearest levels kept."""
+        return at_level(self.thresholds, awake)
 
     @torch.no_grad()
     def rebalance(self, routing: Routing) -> None:

@@ -1,0 +1,155 @@
+"""The dial's options: what is refused before anything is loaded, where it is set, and what a budget of joules does."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pragnosia.apps.leaving import check_early
+from pragnosia.units import format_joules
+
+if TYPE_CHECKING:
+    from pragnosia.inference.decode import Decoder
+    from pragnosia.inference.dial import Wish
+    from pragnosia.inference.speaker import Pragnosia
+    from pragnosia.measure.meter import EnergyMeter
+    from pragnosia.measure.purse import Purse
+    from pragnosia.model.setting import Setting
+
+_DIAL = (
+    "In (0, 1]: the share of the whole model's joules per token that one may cost, by the setting that `calibrate` "
+    "found best; or what for: draft, answer, think"
+)
+Energy = Annotated[str, typer.Option(help=f"{_DIAL}.")]
+Energies = Annotated[str, typer.Option(help=f"{_DIAL}. Several, as in 1,0.5,0.2, are set side by side.")]
+Awake = Annotated[
+    float | None,
+    typer.Option(help="Units alone, calibrated or not: in (0, 1], the share of the usual number that wakes."),
+]
+EnergyBudget = Annotated[
+    str | None,
+    typer.Option(
+        help="What all may cost, as in 50J or 200mJ: the dial goes down so that it lasts; speech ends with it."
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What was asked for, checked."""
+
+    energies: tuple[Wish, ...]
+    awake: float | None
+    early: Mapping[str, Any]
+    """For `open_speaker`."""
+
+
+def check_wishes(
+    model: Path,
+    energy: str,
+    awake: float | None = None,
+    speculate: bool | None = None,
+    exit_confidence: str | None = None,
+    exit_memory: str = "exact",
+) -> Wishes:
+    """Several energies are separated by commas. Raises ConfigError, CheckpointError for wishes that cannot be."""
+    from pragnosia.errors import ConfigError
+    from pragnosia.inference.dial import needed_dial
+    from pragnosia.model.setting import Setting
+
+    energies = tuple(as_wish(part) for part in energy.split(","))
+    if awake is not None:
+        Setting(awake=awake)
+    alone = awake is not None or exit_confidence is not None
+    if energies != (1.0,) and alone:
+        raise ConfigError("--energy sets all there is to set; leave --awake and --exit-confidence out, or --energy")
+    early = check_early(model, speculate, exit_confidence, exit_memory)
+    if any(one not in (1, "think") for one in energies):
+        needed_dial(model)
+    return Wishes(energies=energies, awake=awake, early=early)
+
+
+def as_wish(text: str) -> Wish:
+    """An energy as people write it. Raises ConfigError."""
+    from pragnosia.inference.dial import check_energy
+
+    try:
+        wish: Wish = float(text)
+    except ValueError:
+        wish = text.strip()
+    check_energy(wish)
+    return wish
+
+
+def set_to(speaker: Pragnosia, wishes: Wishes, wish: Wish | None = None) -> Setting:
+    """The setting for a wish, the only one there is unless given; that none is so cheap is told on stderr."""
+    alone = None if wishes.awake is None else replace(speaker.setting, awake=wishes.awake)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        setting = speaker.turned(wishes.energies[0] if wish is None else wish, alone)
+    tell(told)
+    return setting
+
+
+def tell(told: list[warnings.WarningMessage]) -> None:
+    """Warnings, for people: a line each."""
+    for warning in told:
+        print(f"pragnosia: {warning.message}", file=sys.stderr)
+
+
+def setting_values(speaker: Pragnosia, setting: Setting) -> dict[str, Any]:
+    """For JSON: what it costs of the whole model's energy (null where nobody measured), and if less, what it is."""
+    from pragnosia.model.setting import WHOLE
+
+    if setting == WHOLE:
+        return {"energy": 1.0}
+    dial = speaker.dial
+    shares = [] if dial is None else [dial.share(one) for one in dial.notches if one.setting == setting]
+    return {"energy": shares[0] if shares else None, "setting": setting.write()}
+
+
+def check_budget(text: str | None, speculate: bool | None, exit_confidence: str | None) -> float | None:
+    """A budget of joules as people write it. Raises ConfigError."""
+    from pragnosia.errors import ConfigError
+    from pragnosia.units import parse_joules
+
+    if text is None:
+        return None
+    if speculate or exit_confidence is not None:
+        raise ConfigError(
+            "--energy-budget counts token by token and chooses the exits itself; leave --speculate and "
+            "--exit-confidence out"
+        )
+    try:
+        joules = parse_joules(text)
+    except ValueError as error:
+        raise ConfigError(f"--energy-budget: {error}") from error
+    if joules <= 0:
+        raise ConfigError(f"--energy-budget is {text}; it must be more than nothing, as in 50J")
+    return joules
+
+
+def open_purse(joules: float | None, speaker: Pragnosia, decoder: Decoder, meter: EnergyMeter) -> Purse | None:
+    """What an answer or a talk may cost, where that is bounded."""
+    if joules is None:
+        return None
+    from pragnosia.apps.speaking import counted
+    from pragnosia.measure.energy import energy_model
+    from pragnosia.measure.purse import Purse
+
+    notches = [] if speaker.dial is None else speaker.dial.frontier(leaving=speaker.leaves_early)
+    return Purse(joules, decoder, counted(speaker), energy_model(device=speaker.model.device.type), notches, meter)
+
+
+def purse_line(purse: Purse) -> str:
+    """What is left of a budget, for people."""
+    spent = f"{format_joules(purse.spent)} of {format_joules(purse.joules)} are spent"
+    if not purse.notches:
+        return f"[{spent}; not calibrated, so the dial stayed]"
+    return f"[{spent}; the dial is at: {purse.decoder.setting}]"

@@ -1,0 +1,131 @@
+"""Measuring a dial: a grid of settings over the mechanisms that a model has, each read on one text. Nothing is trained.
+
+Every setting reads the same text as it would decode it (evaluation.py, leaving.py), and costs what one token would
+that is decoded alone (decoded.py), so notches differ by the setting and by nothing else. Those stay that nothing as
+cheap predicts better than: among all, and among those at which all layers speak, for where no token can leave early.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from pragnosia.data.sources import Source
+from pragnosia.errors import DataError
+from pragnosia.inference.dial import Dial, Notch, frontier
+from pragnosia.inference.exits import Exits
+from pragnosia.measure.accounting import Account
+from pragnosia.measure.decoded import decoded
+from pragnosia.measure.energy import EnergyModel, energy_model
+from pragnosia.measure.evaluation import Evaluation, evaluate
+from pragnosia.model.cortex import Cortex
+from pragnosia.model.setting import WHOLE, Setting
+from pragnosia.model.thalamus import Thalamus, ThresholdThalamus
+
+TOKENS, WINDOW, FEWEST = 4096, 512, 512
+_BYTES_PER_TOKEN = 4  # of text: a tokenizer that needs more reads fewer tokens, one of bytes more
+_AWAKE = (1.0, 0.75, 0.5, 0.25, 0.125)
+_GATES = (1.0, 0.75, 0.5)
+_CONFIDENCES = (0.9, 0.7, 0.5, 0.3)
+
+Told = Callable[[int, int], None]
+"""Settings read, of how many."""
+
+
+def calibrate_dial(  # noqa: PLR0913  what a dial is made of
+    model: Cortex,
+    tokenizer: PreTrainedTokenizerBase,
+    text: Source,
+    *,
+    counted: Account,
+    name: str,
+    data: Sequence[str] = (),
+    exits: Exits | None = None,
+    tokens: int = TOKENS,
+    progress: Told | None = None,
+) -> Dial | None:
+    """The dial of a model on the first `tokens` of a text, about; None for a model with nothing to dial.
+
+    `counted` is the whole model's account, `name` its print, `exits` those to leave by, None where no token can leave.
+    Raises DataError for a text that is too short, CheckpointError for a model that computes no numbers.
+    """
+    grid = settings(model, exits)
+    if len(grid) == 1:
+        return None
+    context = min(int(model.config.max_position_embeddings), WINDOW)
+    joules = energy_model(device=model.device.type)
+    limit = _BYTES_PER_TOKEN * min(tokens, TOKENS)
+    notches = list[Notch]()
+    for number, setting in enumerate(grid):
+        if progress is not None:
+            progress(number, len(grid))
+        read = evaluate(model, tokenizer, text, context=context, stride=context, max_bytes=limit, setting=setting)
+        if read.tokens < FEWEST:
+            raise DataError(f"the text has {read.tokens} tokens; measuring settings takes {FEWEST}: give more text")
+        notches.append(notch(setting, read, counted, joules))
+    if progress is not None:
+        progress(len(grid), len(grid))
+    best = frontier(notches)
+    speaking = [one for one in frontier(one for one in notches if not one.setting.leave) if one not in best]
+    return Dial(
+        model=name,
+        num_layers=len(counted.layers),
+        energy_model=joules.name,
+        data=tuple(data),
+        tokens=read.tokens,
+        context=seen(read),
+        notches=(*best, *speaking),
+    )
+
+
+def notch(setting: Setting, read: Evaluation, counted: Account, joules: EnergyModel) -> Notch:
+    """One setting, from a text read at it."""
+    cost = decoded(counted, read, setting, seen(read))
+    return Notch(
+        setting=setting,
+        bits_per_byte=read.bits_per_byte,
+        operations_per_token=cost.operations,
+        bytes_per_token=cost.num_bytes,
+        joules_per_token=joules.estimate(cost.operations, cost.num_bytes, counted.precision).joules,
+        layers_used=cost.layers_used,
+        units_awake=cost.units_awake,
+    )
+
+
+def seen(read: Evaluation) -> float:
+    """Tokens that a scored one looks back on, itself included: mean over a whole window's."""
+    return read.context - (read.stride - 1) / 2
+
+
+def settings(model: Cortex, exits: Exits | None) -> list[Setting]:
+    """The whole model, and every combination of what it has."""
+    gates = _GATES if getattr(model.config, "gates", None) is not None else (1.0,)
+    grid = product(_leaves(exits), gates, _shares(model))
+    return [Setting(awake=awake, gates=gate, leave=leave, memory=_memory(leave)) for leave, gate, awake in grid]
+
+
+def _memory(leave: tuple[tuple[int, float], ...]) -> Any:
+    """What is remembered exactly saves no arithmetic."""
+    return "propagated" if leave else WHOLE.memory
+
+
+def _shares(model: Cortex) -> list[float]:
+    """Of units, those that wake different numbers of them."""
+    routers = [module for module in model.modules() if isinstance(module, Thalamus)]
+    found: dict[tuple[float, ...], float] = {}
+    for share in _AWAKE:
+        counts = [share if isinstance(r, ThresholdThalamus) else float(r.num_awake(share)) for r in routers]
+        found.setdefault(tuple(counts), share)
+    return list(found.values())
+
+
+def _leaves(exits: Exits | None) -> list[tuple[tuple[int, float], ...]]:
+    """No exit, those that keep the promise they were calibrated to, and all exits at some confidences."""
+    if exits is None:
+        return [()]
+    layers = [entry.layer for entry in exits.exits]
+    evenly = [tuple((layer, confidence) for layer in layers) for confidence in _CONFIDENCES]
+    return list(dict.fromkeys([(), exits.leave, *evenly]))
