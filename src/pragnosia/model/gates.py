@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pragnosia.model.state import Memory
 
 LOUDNESS = 2.0
-_SLOWEST = 0.1
+_SLOWEST = 0.25
 """Of the way to a step's own quantile: one unit is seen by every token, so that a step tells it to a percent."""
 
 
