@@ -36,7 +36,7 @@ demo: $(READY)  ## train a sparse model on text this machine has, let it speak, 
 	$(BIN)/pragnosia generate $(DEMO) "The import statement" --max-new-tokens 80 --temperature 0.8 --seed 1
 	@echo "== demo: what it is, and what a token costs"
 	$(BIN)/pragnosia inspect $(DEMO)
-	$(BIN)/pragnosia energy $(DEMO) --data README.md
+	$(BIN)/pragnosia calibrate $(DEMO) --data README.md
 	@echo "== demo: the model is in $(DEMO); try: $(BIN)/pragnosia chat $(DEMO)"
 
 test: $(READY)  ## the tests, on up to 4 cores; set PRAGNOSIA_DATA to a folder of real text to run those that read it

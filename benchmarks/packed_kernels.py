@@ -3,10 +3,14 @@
 Errors: relative RMS of normally distributed weights, of heavy-tailed ones, and of a layer's outputs for normally
 distributed inputs (weights and inputs rounded, as `kernels.packed_linear` does). Speeds: one token through one layer,
 arms in turn, the best round (the machine is shared); the large layer does not fit into the caches.
+
+  packed_kernels.py                    on the CPU
+  packed_kernels.py --device cuda      on a GPU: packed_gpu.py
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -122,4 +126,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] == ["--device", "cuda"]:
+        import packed_gpu
+
+        packed_gpu.main([])
+    else:
+        main()

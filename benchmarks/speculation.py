@@ -22,10 +22,11 @@ from _bench import Arm, in_turn, median, publish, ratio, spread
 from pragnosia import Pragnosia
 from pragnosia.data import Texts, resolve
 from pragnosia.inference.decode import Decoder
-from pragnosia.inference.exits import Early, Exits
+from pragnosia.inference.exits import Draft, Exits
 from pragnosia.inference.sampling import Sampling
 from pragnosia.measure.accounting import account
 from pragnosia.measure.exits import calibrate_exits
+from pragnosia.model.setting import WHOLE, Setting
 from pragnosia.training.progress import Bar
 from pragnosia.training.trainer import train
 
@@ -78,8 +79,10 @@ def prompts_of(speaker: Pragnosia, texts: Sequence[str]) -> list[list[int]]:
 class Speaking:
     """An arm: all prompts once; the prompt's reading is not counted."""
 
-    def __init__(self, speaker: Pragnosia, prompts: list[list[int]], early: Early | None) -> None:
-        self.speaker, self.prompts, self.early = speaker, prompts, early
+    def __init__(
+        self, speaker: Pragnosia, prompts: list[list[int]], setting: Setting = WHOLE, draft: Draft | None = None
+    ) -> None:
+        self.speaker, self.prompts, self.setting, self.draft = speaker, prompts, setting, draft
         self.said: list[list[int]] = []
         self.decoders: list[Decoder] = []
 
@@ -87,7 +90,7 @@ class Speaking:
         self.said, self.decoders = [], []
         tokens, seconds = 0, 0.0
         for prompt in self.prompts:
-            decoder = Decoder(self.speaker.model, PROMPT + NEW + 16, early=self.early)
+            decoder = Decoder(self.speaker.model, PROMPT + NEW + 16, self.setting, draft=self.draft)
             decoder.read(prompt)
             words = decoder.speak(NEW, Sampling())
             said = [next(words)]
@@ -119,12 +122,12 @@ class Speaking:
 
 def arms_of(speaker: Pragnosia, prompts: list[list[int]], exits: Exits) -> dict[str, Speaking]:
     """Plain, drafting, and leaving with either memory."""
-    arms = {"plain": Speaking(speaker, prompts, None)}
+    arms = {"plain": Speaking(speaker, prompts)}
     if exits.draft is not None:
-        arms["speculative"] = Speaking(speaker, prompts, Early(draft=exits.draft))
+        arms["speculative"] = Speaking(speaker, prompts, draft=exits.draft)
     if exits.leave:
-        arms["leaving, exact memory"] = Speaking(speaker, prompts, Early(leave=exits.leave))
-        arms["leaving, propagated memory"] = Speaking(speaker, prompts, Early(leave=exits.leave, memory="propagated"))
+        arms["leaving, exact memory"] = Speaking(speaker, prompts, Setting(leave=exits.leave))
+        arms["leaving, propagated memory"] = Speaking(speaker, prompts, Setting(leave=exits.leave, memory="propagated"))
     return arms
 
 

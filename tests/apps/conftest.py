@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -103,6 +104,15 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("texts") / "story.txt"
     path.write_text(STORY, "utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def calibrated(model: Path, story: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with exits and a dial."""
+    folder = tmp_path_factory.mktemp("calibrated") / "model"
+    shutil.copytree(model, folder)
+    assert main(["calibrate", str(folder), "--data", str(story), "--agreement", "0.6", "--layers", "1", "--json"]) == 0
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -11,34 +11,26 @@ from typing import Any
 import pytest
 
 from pragnosia import kernels
+from pragnosia.model.setting import WHOLE
 
 Run = Callable[..., Any]
 SAY = ("Once upon a time", "--max-new-tokens", 30)
 
 
-@pytest.fixture(scope="module")
-def own(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy to calibrate."""
-    folder = tmp_path_factory.mktemp("calibrated") / "model"
-    shutil.copytree(model, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def calibrated(own: Path, story: Path) -> Path:
-    from pragnosia.apps.cli import main
-
-    assert main(["calibrate", str(own), "--data", str(story), "--agreement", "0.6", "--layers", "1", "--json"]) == 0
-    return own
-
-
 def test_what_is_written_and_said(run: Run, calibrated: Path, story: Path) -> None:
     written = json.loads((calibrated / "exits.json").read_text())
     values = run("calibrate", calibrated, "--data", story, "--agreement", 0.6, "--layers", 1, "--json").values
-    assert written == {key: value for key, value in values.items() if key not in ("model", "data")}
+    assert written == {key: value for key, value in values.items() if key not in ("model", "data", "dial")}
+    kept = json.loads((calibrated / "energy.json").read_text())
+    assert kept["notches"] == values["dial"]["notches"]
+    assert kept["notches"][0]["setting"] == WHOLE.write() | {"leave": []}
+    costs = [notch["joules_per_token"] for notch in kept["notches"]]
+    assert len(costs) > 1
+    assert costs[0] == max(costs)
     plain = run("calibrate", calibrated, "--data", story, "--agreement", 0.6, "--layers", 1)
     assert plain.code == 0
     assert "drafting" in plain.out
+    assert "all of it" in plain.out
 
 
 @pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
@@ -101,6 +93,7 @@ def test_refused(run: Run, calibrated: Path, model: Path, story: Path, tmp_path:
     short.write_text("Once upon a time there was a small brain.", "utf-8")
     run("calibrate", model, "--data", short).refused("the text has", "calibrating to an agreement of 0.99 takes 2000")
     assert not (model / "exits.json").exists()
+    assert not (model / "energy.json").exists()
     broken = tmp_path / "broken"
     shutil.copytree(model, broken)
     (broken / "exits.json").write_text("{", "utf-8")

@@ -31,7 +31,7 @@ def test_help_loads_nothing_heavy() -> None:
         "generate",
         "chat",
         "eval",
-        "energy",
+        "calibrate",
         "inspect",
         "import",
         "export",
@@ -78,10 +78,10 @@ def test_generate_says_text_and_cost(run: Run, model: Path) -> None:
     assert "tokens/s" in plain.err
 
 
-def test_less_energy_costs_less(run: Run, model: Path) -> None:
+def test_less_energy_costs_less(run: Run, calibrated: Path) -> None:
     full, half = (
-        run("generate", model, "Once", "--max-new-tokens", 8, "--json", "--energy", energy).values
-        for energy in (1, 0.5)
+        run("generate", calibrated, "Once", "--max-new-tokens", 8, "--json", "--energy", energy).values
+        for energy in (1, "draft")
     )
     assert half["operations_per_token"] < full["operations_per_token"]
     assert half["joules"] < full["joules"] or full["joules_source"] != "model"
@@ -92,14 +92,11 @@ def test_a_seed_says_the_same_twice(run: Run, model: Path) -> None:
     assert said[0] == said[1]
 
 
-def test_eval_and_energy(run: Run, model: Path, story: Path) -> None:
+def test_eval(run: Run, model: Path, story: Path) -> None:
     values = run("eval", model, "--data", story, "--json").values
     assert values["bytes"] == story.stat().st_size
     assert 1 < values["bits_per_byte"] < 9
     assert values["perplexity"] > 1
-    table = run("energy", model, "--data", story, "--at", "1,0.5", "--json").values["settings"]
-    assert [row["energy"] for row in table] == [1.0, 0.5]
-    assert table[0]["operations_per_token"] > table[1]["operations_per_token"]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -109,6 +106,10 @@ def test_inspect_a_preset(run: Run, preset: str) -> None:
     assert values["operations_per_token"] > values["active_parameters"]
     assert set(values["memory"]) == {"train", "tune", "run"}
     assert values["memory"]["train"] > values["memory"]["tune"]
+
+
+def test_inspect_says_who_sleeps(run: Run) -> None:
+    assert "12 of 256 units of width 16, 95.3% asleep" in run("inspect", "braingpt-small").out
 
 
 def test_inspect_a_model_and_in_words(run: Run, model: Path) -> None:

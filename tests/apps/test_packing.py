@@ -23,9 +23,23 @@ def test_it_says_what_it_read(run: Run, model: Path, story: Path, tmp_path: Path
     assert values["kl_divergence"] >= 0
     assert run("generate", tmp_path / "out", "Once", "--max-new-tokens", 3, "--json").values["tokens"] == 3
     plain = run("pack", model, tmp_path / "plain", "--format", "int3", "--json").values
+    assert plain["kl_divergence"] > 0, "without --data on a little text of our own"
+    assert plain["text_bytes"] == 4096
     assert plain["num_bytes"] == values["num_bytes"]
     ours, theirs = ((tmp_path / name / "units.bin").read_bytes() for name in ("out", "plain"))
     assert ours != theirs
+
+
+def test_a_loss_that_cannot_be_measured_is_told(run: Run, model: Path, story: Path, tmp_path: Path) -> None:
+    mute = Path(shutil.copytree(model, tmp_path / "mute"))
+    (mute / "tokenizer.json").unlink()
+    done = run("pack", mute, tmp_path / "out")
+    assert "quality          not measured: " in done.out
+    assert "holds no tokenizer.json" in done.out
+    done = run("pack", model, tmp_path / "quick", "--no-quality")
+    assert "perplexity" not in done.out
+    assert "not measured" not in done.out
+    run("pack", model, tmp_path / "odd", "--no-quality", "--data", story).refused("leave one of them out")
 
 
 def test_another_text_does_not_go_on(

@@ -114,7 +114,7 @@ def test_a_missing_tokenizer_is_told_at_once(at_once: Run, model: Path, story: P
     mute = Path(shutil.copytree(model, tmp_path / "mute"))
     for file in mute.glob("tokenizer*"):
         file.unlink()
-    for command in (("generate", mute, "hi"), ("chat", mute), ("energy", mute, "--data", story)):
+    for command in (("generate", mute, "hi"), ("chat", mute), ("eval", mute, "--data", story)):
         at_once(*command).refused("holds no tokenizer.json", "put the model's own there")
 
 
@@ -199,6 +199,26 @@ def test_a_damaged_unit_does_not_end_a_talk(
     assert all("its checksum is wrong" in line for line in told)
 
 
+@pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
+def test_a_talk_says_what_was_here_and_what_was_read(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    turns = tmp_path / "turns"
+    turns.write_text("hello\nand you?\n", "utf-8")
+    command = ("chat", model, "--max-new-tokens", 4, "--memory", "2GiB")
+    for options in (["--stats"], ["--json"]):
+        with turns.open(encoding="utf-8") as stdin:
+            monkeypatch.setattr(sys, "stdin", stdin)
+            outcome = run(*command, *options)
+        assert outcome.code == 0
+        if "--json" in options:
+            assert 0 <= outcome.values["hit_rate"] <= 1
+            assert outcome.values["bytes_read_per_token"] > 0
+        else:
+            assert "of woken units were here" in outcome.err
+            assert "tokens in" in outcome.err
+
+
 @pytest.mark.parametrize("verb", ["generate", "plan"])
 def test_a_context_beyond_the_models_is_refused(run: Run, model: Path, verb: str) -> None:
     prompt = ["hi"] if verb == "generate" else []
@@ -207,16 +227,17 @@ def test_a_context_beyond_the_models_is_refused(run: Run, model: Path, verb: str
     assert "--context is 65 tokens; the model holds at most 64" in outcome.err
 
 
-def test_an_energy_budget_ends_an_answer(run: Run, model: Path) -> None:
+def test_an_energy_budget_ends_an_answer(run: Run, model: Path, calibrated: Path) -> None:
     free = run("generate", model, "Once", "--max-new-tokens", 30, "--json").values
-    bounded = run(
-        "generate", model, "Once", "--max-new-tokens", 30, "--energy-budget", f"{free['joules'] / 3}J", "--json"
-    )
-    values = bounded.values
-    assert values["energy"] < 1
+    budget = f"{free['joules'] / 3}J"
+    values = run("generate", calibrated, "Once", "--max-new-tokens", 30, "--energy-budget", budget, "--json").values
+    assert values["energy"] < 1, "the dial went down"
+    assert run("generate", model, "Once", "--energy-budget", budget, "--json").values["energy"] == 1
     assert values["joules"] < free["joules"] / 2
     assert values["stopped"] in ("energy", "length")
-    assert "are spent; energy" in run("generate", model, "Once", "--energy-budget", "1J", "--max-new-tokens", 2).err
+    enough = ("Once", "--energy-budget", "1J", "--max-new-tokens", 2)
+    assert "are spent; the dial is at: all of it" in run("generate", calibrated, *enough).err
+    assert "not calibrated, so the dial stayed" in run("generate", model, *enough).err
     assert run("generate", model, "Once", "--energy-budget", "1nJ").code != 0
 
 
@@ -256,7 +277,37 @@ def test_a_budget_above_what_there_is_is_told(run: Run, model: Path) -> None:
 
 
 @pytest.mark.parametrize("option", [("--speculate",), ("--exit-confidence", "0.9")])
-def test_an_energy_budget_speaks_with_all_layers(run: Run, model: Path, option: tuple[str, ...]) -> None:
+def test_an_energy_budget_chooses_the_exits_itself(run: Run, model: Path, option: tuple[str, ...]) -> None:
     outcome = run("generate", model, "Once", "--energy-budget", "1J", *option)
     assert outcome.code != 0
-    assert "speaks with all layers" in outcome.err
+    assert "chooses the exits itself" in outcome.err
+
+
+def test_a_talk_may_turn_the_dial(run: Run, calibrated: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    turns = tmp_path / "turns"
+    turns.write_text("hi\n/energy draft\nhi\n/energy 2\n/energy\n/energy 1\n", "utf-8")
+    with turns.open(encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        outcome = run("chat", calibrated, "--max-new-tokens", 4, "--seed", 1, "--json")
+    assert outcome.code == 0
+    assert [turn["content"] for turn in outcome.values["messages"] if turn["role"] == "user"] == ["hi", "hi"]
+    low, wrong, still, back = outcome.err.strip().splitlines()
+    assert low == still
+    assert low.startswith("[the dial is at: ")
+    assert low != back == "[the dial is at: all of it]"
+    assert "energy is 2.0; it must lie in (0, 1]" in wrong
+
+
+def test_the_dial_in_one_answer(run: Run, calibrated: Path, at_once: Run, model: Path) -> None:
+    say = ("Once", "--max-new-tokens", 6)
+    low = run("generate", calibrated, *say, "--energy", "draft", "--json").values
+    assert low["energy"] < 1
+    assert low["setting"]["awake"] < 1 or low["setting"]["leave"]
+    told = run("generate", calibrated, *say, "--energy", 0.01)
+    assert told.code == 0
+    assert "pragnosia: energy 0.01 is below the cheapest setting there is" in told.err
+    whole = run("generate", model, *say, "--no-speculate", "--json").values["text"]
+    assert run("generate", calibrated, *say, "--no-speculate", "--energy", 1, "--json").values["text"] == whole
+    assert run("generate", model, *say, "--awake", 0.5, "--json").values["setting"]["awake"] == 0.5
+    at_once("generate", model, "hi", "--energy", 0.5).refused("is not calibrated", "pragnosia calibrate")
+    at_once("chat", model, "--energy", "1,0.5").refused("energy is '1,0.5'")

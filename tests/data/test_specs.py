@@ -48,6 +48,35 @@ def test_unknown(spec: str, match: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    monkeypatch.setenv("MY_TEXTS", str(tmp_path))
+    for spec in ("$MY_TEXTS/a.txt", "${MY_TEXTS}/a.txt", "$MY_TEXTS", "tinystories=$MY_TEXTS/a.txt"):
+        assert list(documents(spec)) == ["one"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "$NOBODY").write_text("that is its name")
+    assert list(documents("$NOBODY")) == ["that is its name"]
+
+
+def test_a_folder_that_the_environment_does_not_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MY_TEXTS", raising=False)
+    with pytest.raises(DataError, match=r"\$MY_TEXTS/a.txt .* MY_TEXTS, which is not set; .*--data") as caught:
+        resolve("$MY_TEXTS/a.txt")
+    assert "\n" not in str(caught.value)
+
+
+def test_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b.train.txt", "a.train.txt", "a.valid.txt", ".c.train.txt"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "odd[1].txt").write_text("its name")
+    assert list(documents(f"{tmp_path}/*.train.txt")) == ["a.train.txt", "b.train.txt"]
+    assert list(documents(str(tmp_path / "odd[1].txt"))) == ["its name"], "no pattern where such a file is"
+    monkeypatch.chdir(tmp_path)
+    assert list(documents("?.valid.*")) == ["a.valid.txt"]
+    with pytest.raises(DataError, match=r"no file matches .*nothing-\*"):
+        resolve("nothing-*")
+
+
 def test_every_recipe_resolves() -> None:
     for name, recipe in RECIPES.items():
         source = resolve(name)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from pragnosia.data import (
     train_tokenizer,
     vocabulary_size,
 )
-from pragnosia.data.tokenizer_training import MIN_VOCAB_SIZE, SPECIAL_TOKENS
+from pragnosia.data.tokenizer_training import MIN_VOCAB_SIZE, SPECIAL_TOKENS, balanced
 from pragnosia.errors import DataError
 
 
@@ -116,6 +118,53 @@ def test_max_bytes_bounds_every_source(tmp_path: Path) -> None:
     texts = Texts(["word and word again " * 50] * 100)
     report = train_tokenizer([texts, texts], 300, tmp_path / "out", max_bytes=10_000)
     assert 10_000 <= report.trained_bytes < 13_000
+
+
+@pytest.mark.parametrize(
+    ("temperature", "max_bytes", "wanted"),
+    [
+        (1, 10**9, [900, 100]),
+        (1, 100, [90, 10]),
+        (2, 10**9, [300, 100]),  # 3 : 1, and no more than the small one has
+        (2, 40, [30, 10]),
+        (math.inf, 10**9, [100, 100]),
+    ],
+)
+def test_a_temperature_makes_shares_alike(temperature: float, max_bytes: int, wanted: list[int]) -> None:
+    assert balanced([900, 100], temperature, max_bytes) == pytest.approx(wanted, abs=1)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0, -1, math.nan])
+def test_impossible_temperatures(temperature: float, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"temperature is .*, expected 1"):
+        train_tokenizer(Texts(["some text"]), 300, tmp_path / "out", temperature=temperature)
+
+
+def test_what_is_sampled_comes_from_the_whole_source(tmp_path: Path) -> None:
+    long = Texts([f"document {chr(97 + i // 20)} " * 40 for i in range(400)])  # one letter to twenty documents
+    short = Texts(["가나다라 마바사 " * 40] * 20)
+    report = train_tokenizer([long, short], 400, tmp_path / "out", temperature=math.inf)
+    sizes = [sum(len(text.encode()) for text in source.texts) for source in (long, short)]
+    assert report.trained_bytes == pytest.approx(2 * min(sizes), rel=0.15)
+    words = load_tokenizer(tmp_path / "out").get_vocab()
+    assert {"Ġa", "Ġt"} <= words.keys(), "the first and the last letter were both seen"
+
+
+def test_korean_gets_its_share_beside_much_english(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    syllables = {"english": ["ba", "con", "di", "gra", "lo", "men", "tu", "sh"], "korean": list("가나다라마바사아")}
+    words = {name: ["".join(chance.choices(each, k=3)) for _ in range(80)] for name, each in syllables.items()}
+    english, korean = (
+        Texts([" ".join(chance.choices(words[name], k=20)) for _ in range(number)])
+        for name, number in (("english", 1500), ("korean", 50))
+    )
+
+    def tokens(temperature: float) -> int:
+        folder = tmp_path / str(temperature)
+        train_tokenizer([english, korean], 340, folder, temperature=temperature)
+        return len(load_tokenizer(folder)(korean.texts[7]).input_ids)
+
+    assert tokens(math.inf) < 0.7 * tokens(1)
 
 
 def test_missing_and_corrupt(report: TokenizerReport, tmp_path: Path) -> None:

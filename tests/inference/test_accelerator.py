@@ -18,21 +18,25 @@ from torch.utils._pytree import tree_leaves
 
 from pragnosia import Pragnosia, PragnosiaForCausalLM, kernels
 from pragnosia.checkpoints.blueprint import blueprint
-from pragnosia.errors import BudgetError, CheckpointError, ConfigError
+from pragnosia.errors import BudgetError, CheckpointError
 from pragnosia.inference.accelerator import AcceleratorBank
-from pragnosia.inference.budget import Tuning, make_plan
+from pragnosia.inference.budget import make_plan
 from pragnosia.inference.device_layers import LayersOnDevice
 from pragnosia.inference.device_slots import slot_bytes
+from pragnosia.inference.loading import load_model
+from pragnosia.inference.plan import HostLayers
 from pragnosia.inference.shelf import EMBEDDING, open_shelf
-from pragnosia.inference.stream import _move, build, built, load_whole, slots_of
+from pragnosia.inference.split import _Taker, cross_over
+from pragnosia.inference.stream import StreamedBank, _move, build, built, load_whole, slots_of
 from pragnosia.inference.vram import CONTEXT, MARGIN
+from pragnosia.kernels import triton, triton_packed
+from pragnosia.model.setting import WHOLE
 from pragnosia.quantisation.packing import pack_model
-from pragnosia.tuning.configuration import LoraConfig
-from pragnosia.tuning.lora import attach
 from pragnosia.units import GIB
 
 pytestmark = pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
 
+INTERPRETED = triton.interpreted() and triton.supports(torch.zeros(1))
 CPU = torch.device("cpu")
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 SIZES: dict[str, Any] = {
@@ -114,6 +118,43 @@ def test_the_same_bits_whatever_the_number_of_slots(
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_last_layers_on_the_host(count: int, device: str, foreign: Callable[..., Path]) -> None:
+    folder = foreign("qwen3_moe")
+    shelf, where = open_shelf(folder), torch.device(device)
+    plan = make_plan(shelf, GIB, interpreter=0, vram=2 * GIB, device=where)
+    plan = replace(plan, vram_slots=4, slots=6, host=HostLayers(count=count))
+    split, here = build(shelf, plan, device=where)[0], load_model(folder)
+    banks = [type(layer.feed_forward.bank) for layer in split.model.layers if hasattr(layer.feed_forward, "bank")]
+    assert banks == [AcceleratorBank, StreamedBank]
+    memories: Any = split.fresh_state(1, 8).layers
+    sides = [layer.mixer_norm.weight.device.type for layer in split.model.layers]
+    assert sides == [where.type] * (3 - count) + ["cpu"] * count
+    assert [memory.keys.device.type for memory in memories] == sides
+    ids = torch.randint(0, 120, (1, 40))
+    with torch.inference_mode():
+        logits = split(ids.to(device)).logits.cpu()
+        torch.testing.assert_close(logits, here(ids).logits, rtol=1e-4, atol=1e-4)
+    said = Pragnosia(split).generate_tokens(ids, max_new_tokens=20)
+    assert said == Pragnosia(here).generate_tokens(ids, max_new_tokens=20)
+
+
+def test_who_is_handed_something_takes_it_there(foreign: Callable[..., Path]) -> None:
+    model: Any = load_whole(foreign("qwen3_moe"))
+    model.model.norm = torch.nn.Identity()
+    cross_over(model, 2, torch.device("meta"))  # a device of its own, without memory
+    seen: list[str] = []
+    model.model.norm.register_forward_hook(lambda norm, given, output: seen.append(given[0].device.type))
+    model.model(torch.tensor([[1, 2, 3]]))
+    assert seen == ["meta"]
+    moment = model.model.moment(torch.zeros(1, 4, 32), seen=3, setting=WHOLE)
+    (x, taken), named = _Taker(torch.device("meta"))(model, (torch.zeros(1, 4, 32), moment), {"memory": None})
+    there = (x, *taken.rotation, taken.masks["full_attention"])
+    assert all(tensor.is_meta for tensor in there)
+    assert named == {"memory": None}
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("family", ["qwen3_moe", "llama"])
 def test_the_compiled_kernels_within_rounding(family: str, device: str, foreign: Callable[..., Path]) -> None:
     folder = foreign(family)
@@ -150,6 +191,21 @@ def test_packed_units(name: str, device: str, foreign: Callable[..., Path], tmp_
     if device == "cpu":
         assert torch.equal(y, expected)
     torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("name", [pytest.param("int4", marks=() if INTERPRETED else pytest.mark.gpu)])
+def test_packed_units_without_unpacking(
+    name: str, foreign: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Triton programs, on a GPU or in Triton's interpreter (TRITON_INTERPRET=1), which has no bfloat16."""
+    device = "cpu" if INTERPRETED else "cuda"
+    pack_model(blueprint(foreign("olmoe", num_hidden_layers=1)), tmp_path / "packed", name)
+    ids = torch.randint(0, 120, (1, 6), device=device)
+    with torch.inference_mode():
+        whole, tight = (placed(tmp_path / "packed", slots, device)(ids).logits for slots in (100, 4))
+        assert torch.equal(whole, tight)
+        monkeypatch.setattr(triton_packed, "supports", lambda x, entry: False)
+        torch.testing.assert_close(whole, placed(tmp_path / "packed", 100, device)(ids).logits, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
@@ -296,16 +352,6 @@ def test_what_does_not_go_with_an_accelerator(foreign: Callable[..., Path]) -> N
         Pragnosia.from_pretrained(folder, memory="4GiB", vram="1GiB", dtype="float32")
     with pytest.raises(BudgetError, match="adapters do not run within --vram"):
         Pragnosia.from_pretrained(folder, memory="4GiB", vram="1GiB", adapter=folder)
-    tuning = Tuning(tokens=64, parameters=10, moment_bytes=8)
-    with pytest.raises(BudgetError, match="does not learn on a GPU"):
-        make_plan(open_shelf(folder), GIB, vram=GIB, tuning=tuning)
-    model = placed(folder, 4)
-    embedded = torch.randn(1, 5, 32, requires_grad=True)
-    with pytest.raises(ConfigError, match="take no adapters yet"):
-        attach(model, LoraConfig(rank=2, targets=("units",)))
-    model = placed(folder, 4)
-    with pytest.raises(ConfigError, match="do not learn"):
-        model(inputs_embeds=embedded, use_cache=False)
 
 
 @pytest.mark.parametrize("name", [None, "int4"])
@@ -319,9 +365,8 @@ def test_nothing_stays_behind(
         pack_model(blueprint(folder), tmp_path / "packed", name)
         folder = tmp_path / "packed"
     shelf = open_shelf(folder)
-    model = built(
-        shelf.config, shelf.put, shelf.resident, None, torch.device("meta")
-    )  # a device of its own, without memory
+    meta = torch.device("meta")  # a device of its own, without memory
+    model = built(shelf.config, shelf.put, shelf.resident, None, lambda name: meta)
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if not tensor.is_meta]
     assert left == []
     if tied and name is not None:  # rows that two modules share move once

@@ -11,6 +11,7 @@ import transformers
 from pragnosia.errors import BudgetError
 from pragnosia.inference.budget import make_plan
 from pragnosia.inference.device_slots import staging_bytes
+from pragnosia.inference.plan import Rates
 from pragnosia.inference.shelf import open_shelf
 from pragnosia.inference.stream import load_streamed
 from pragnosia.inference.vram import CONTEXT, SCORES, prompt_piece
@@ -71,6 +72,27 @@ def test_too_little_says_what_would_do(folder: Path) -> None:
     with pytest.raises(BudgetError, match=r"are too little: interpreter .* \+ 4 slots .*--memory") as told:
         make_plan(shelf, 20 * MIB, interpreter=10 * MIB, vram=GIB)
     assert "resident" not in str(told.value)
+
+
+def test_a_gpu_too_small_for_all_layers_takes_the_first(folder: Path) -> None:
+    shelf = open_shelf(folder)
+    whole = make_plan(shelf, GIB, interpreter=0, vram=4 * GIB)
+    needed = whole.vram_total - whole.vram_pool + whole.least_slots * whole.vram_each
+    plan = make_plan(shelf, GIB, interpreter=0, vram=needed - 1)
+    assert (plan.host.count, plan.host.units, plan.vram_units) == (1, 6, 6)
+    last = sum(size for name, size in shelf.resident.items() if name.startswith("model.layers.2."))
+    assert plan.host.resident == last
+    assert 3 * plan.host.cache == plan.cache
+    assert plan.computing == whole.computing - plan.host.resident - plan.host.cache
+    assert plan.total == plan.interpreter + plan.buffers + plan.host.total + plan.pool <= GIB
+    assert plan.vram_total <= plan.vram
+    assert "all but the last 1 layers" in plan.table()
+    rates = Rates(memory=1e9, disk=1e9, vram=1e11, link=1e10)
+    assert plan.tokens_per_second(rates) < whole.tokens_per_second(rates)
+    least = make_plan(shelf, GIB, interpreter=0, vram=(needed - 2 * (last + plan.host.cache)) + MIB)
+    assert least.host.count <= 2
+    with pytest.raises(BudgetError, match=r"the last 1 layers"):
+        make_plan(shelf, plan.total - plan.pool, interpreter=0, vram=needed - 1)
 
 
 def test_prompts_are_read_in_pieces_that_fit(folder: Path) -> None:

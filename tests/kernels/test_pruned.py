@@ -8,7 +8,6 @@ import pytest
 import torch
 from lesser_processors import product_for
 from torch import Tensor
-from torch.sparse import to_sparse_semi_structured
 
 from pragnosia import kernels
 from pragnosia.kernels import compiled, pruned
@@ -105,18 +104,6 @@ def test_what_cannot_be() -> None:
         pack(torch.randn(2, 6), "bf16-2:4")
     with pytest.raises(ValueError, match="NaN or infinity"):
         pack(torch.full((2, 8), float("nan")), "int8-2:4")
-
-
-@pytest.mark.gpu
-def test_torchs_semi_structured_product_agrees() -> None:
-    """The reference nobody here wrote."""
-    packed = pack(torch.randn(128, 256), "bf16-2:4")
-    weight = unpack(packed, 256, "bf16-2:4", torch.bfloat16).cuda()
-    x = torch.randn(16, 256, dtype=torch.bfloat16, device="cuda")
-    theirs = torch.nn.functional.linear(x, to_sparse_semi_structured(weight))
-    assert distance(theirs.float().cpu(), x.float().cpu(), weight.float().cpu()) < 0.01
-    ours = kernels.packed_linear(x.cpu(), packed, 256, "bf16-2:4")
-    torch.testing.assert_close(ours.float(), theirs.float().cpu(), atol=0.2, rtol=0.02)
 
 
 @pytest.mark.slow

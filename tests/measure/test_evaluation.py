@@ -17,6 +17,7 @@ from pragnosia.measure.evaluation import evaluate
 from pragnosia.measure.passages import Passages
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.setting import Setting
 
 TEXT = "A fox, 여우, ran.\nIt was red — and then it was gone."
 TEXTS = [TEXT, "The dog slept.", "쳇바퀴", TEXT + "\n" + TEXT]
@@ -126,7 +127,7 @@ def test_without_a_begin_or_end_token_the_first_is_only_read(
 
 def test_what_woke_is_what_is_told(model: PragnosiaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     awake = evaluate(model, tokenizer, TEXTS)
-    drowsy = evaluate(model, tokenizer, TEXTS, energy=1 / 3)
+    drowsy = evaluate(model, tokenizer, TEXTS, setting=Setting(awake=1 / 3))
     assert awake.awake_per_token == (3.0, 0.0, 3.0)
     assert drowsy.awake_per_token == (1.0, 0.0, 1.0)
     assert drowsy.operations_per_token < awake.operations_per_token
@@ -206,7 +207,6 @@ def test_files_that_are_no_text_are_refused(
         ({"stride": -1}, "stride is -1"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"max_bytes": 0}, "max_bytes is 0"),
-        ({"energy": 0.0}, "energy is 0"),
     ],
 )
 def test_impossible_options_are_refused(

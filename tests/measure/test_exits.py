@@ -15,6 +15,7 @@ from pragnosia.measure.accounting import account
 from pragnosia.measure.evaluation import evaluate
 from pragnosia.measure.exits import Guesses, _simulated, calibrate_exits, exit_layers, threshold
 from pragnosia.measure.leaving import answers, leaving
+from pragnosia.model.setting import Setting
 
 STORY = "Once upon a time there was a small brain. It slept most of the day, and woke a little for every word.\n" * 60
 
@@ -92,11 +93,11 @@ def test_evaluation_leaves_where_calibration_says(model: Any, tokenizer: Any) ->
     story = [STORY[:3000]]
     whole = evaluate(model, tokenizer, story)
     assert whole.layers_per_token == 5
-    never = evaluate(model, tokenizer, story, leave=[(2, 1.1)])
+    never = evaluate(model, tokenizer, story, setting=Setting(leave=((2, 1.1),)))
     assert (never.nats, never.layers_per_token) == (pytest.approx(whole.nats), 5)
-    some = evaluate(model, tokenizer, story, leave=[(1, 0.7), (3, 0.5)])
+    some = evaluate(model, tokenizer, story, setting=Setting(leave=((1, 0.7), (3, 0.5))))
     assert 1 < some.layers_per_token < 5
-    always = evaluate(model, tokenizer, story, leave=[(2, 0.0)])
+    always = evaluate(model, tokenizer, story, setting=Setting(leave=((2, 0.0),)))
     assert always.layers_per_token == 2
     assert always.nats != pytest.approx(whole.nats)
 

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from pragnosia import PragnosiaConfig, PragnosiaForCausalLM
+from pragnosia import PragnosiaConfig, PragnosiaForCausalLM, kernels
 from pragnosia.errors import PromptError
 from pragnosia.inference.decode import Decoder, Trace
+from pragnosia.inference.dial import Notch
 from pragnosia.inference.ending import Spoken
+from pragnosia.inference.exits import Draft
+from pragnosia.inference.ladder import climbable
 from pragnosia.inference.sampling import Sampling
 from pragnosia.measure.accounting import account
 from pragnosia.measure.activity import ActivityMeter
+from pragnosia.measure.dial import notch
 from pragnosia.measure.energy import energy_model
+from pragnosia.measure.evaluation import Evaluation, EvaluationOptions, _Reader
 from pragnosia.measure.purse import Purse
+from pragnosia.model.setting import WHOLE, Setting
 from pragnosia.units import parse_joules
 
 MODEL = energy_model("circuit-7nm-ddr")
 PROMPT = list(range(12))
+
+
+EXITS = ((1, 0.03), (2, 0.03))
 
 
 @pytest.fixture(scope="module")
@@ -40,62 +50,128 @@ def speaker() -> PragnosiaForCausalLM:
     return PragnosiaForCausalLM(config).eval()  # type: ignore[no-any-return,no-untyped-call]
 
 
-def costs(model: Any, decoder: Decoder, trace: Trace) -> list[float]:
-    """Joules of each pass, counted from who woke."""
+@pytest.fixture(scope="module")
+def notches(speaker: Any) -> list[Notch]:
+    """All of it, less and less awake, and then layers passed by: costs as measured, however badly it predicts."""
+    settings = [WHOLE, *(Setting(awake=share) for share in (0.7, 0.5, 0.3, 0.1))]
+    settings += [Setting(awake=0.1, leave=EXITS, memory="propagated")] * climbable(speaker)
+    counted, found = account(speaker, precision="float32"), []
+    rows = torch.randint(90, (1, 81))
+    for number, setting in enumerate(settings):
+        reader = _Reader(speaker, EvaluationOptions(setting=setting))
+        with torch.inference_mode():
+            reader.nats(rows, 80)
+        read = replace(SOME, passed=reader.passed(), heads_per_token=reader.heads / 80)
+        read = replace(read, awake_per_token=reader.meter.activity().awake_per_token)
+        found.append(replace(notch(setting, read, counted, MODEL), bits_per_byte=2.0 + number))
+    return found
+
+
+SOME = Evaluation(
+    **dict.fromkeys(("nats", "seconds", "operations_per_token", "bytes_per_token", "joules"), 1.0),  # type: ignore[arg-type]
+    **dict.fromkeys(("tokens", "bytes", "words", "documents", "context", "stride", "tokens_read"), 80),  # type: ignore[arg-type]
+    passed=(),
+    heads_per_token=1.0,
+    awake_per_token=(),
+    joules_source="model",
+)
+
+
+def costs(model: Any, trace: Trace) -> list[float]:
+    """Joules of the prompt and of each token, counted from who woke and which layers were passed."""
     meter, past, sums = ActivityMeter(account(model, precision="float32")), 0, []
     for routings, tokens in trace.steps():
         meter.add(routings, tokens=tokens, past=past, logits=1)
         past += tokens
         sums.append(meter.activity().energy(MODEL).joules)
+    for climb in trace.climbs:
+        if climb.start == 0:
+            sums.append(0.0)
+        meter.climbed(climb)
+        sums[-1] = meter.activity().energy(MODEL).joules
     return [sums[0], *(after - before for before, after in itertools.pairwise(sums))]
 
 
-def answered(model: Any, joules: float, new: int = 60, energy: float = 1.0) -> tuple[Purse, list[float], str]:
+def answered(
+    model: Any, joules: float, notches: Any = (), new: int = 60, setting: Setting = WHOLE
+) -> tuple[Purse, list[float], str]:
     trace = Trace()
-    decoder = Decoder(model, 200, energy, trace)
-    purse = Purse(joules, decoder, account(model, precision="float32"), MODEL)
-    decoder.energy = purse.choose(len(PROMPT), new)
+    decoder = Decoder(model, 200, setting, trace)
+    purse = Purse(joules, decoder, account(model, precision="float32"), MODEL, notches)
+    decoder.setting = purse.choose(len(PROMPT), new)
     decoder.read(PROMPT)
     spoken = Spoken(decoder, new, Sampling(), (), purse.ran_out)
     list(spoken)
-    return purse, costs(model, decoder, trace), spoken.stopped
+    return purse, costs(model, trace), spoken.stopped
 
 
-def test_it_is_never_passed_by_more_than_a_token(speaker: Any) -> None:
+def test_it_is_never_passed_by_more_than_a_token(speaker: Any, notches: list[Notch]) -> None:
     whole = sum(answered(speaker, 1.0)[1])
-    for share in (0.2, 0.35, 0.5, 0.7):
-        purse, each, stopped = answered(speaker, share * whole)
+    chosen = set()
+    for share in (0.2, 0.35, 0.5, 0.6, 0.7, 0.9):
+        purse, each, stopped = answered(speaker, share * whole, notches)
         assert purse.spent == pytest.approx(sum(each))
         assert sum(each) <= share * whole + each[-1]
-        assert purse.decoder.energy < 1, "the dial went down"
+        assert purse.decoder.setting != WHOLE, "the dial went down"
+        chosen.add(purse.decoder.setting)
         if stopped == "energy":
             assert purse.ran_out()
             assert sum(each[:-1]) < share * whole
+    assert len(chosen) > 1
+
+
+@pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
+def test_who_leaves_early_is_counted(speaker: Any, notches: list[Notch]) -> None:
+    """What the layers above remember is paid for, too."""
+    whole = sum(answered(speaker, 1.0)[1])
+    purse, each, _ = answered(speaker, 0.25 * whole, notches)
+    assert purse.decoder.setting.leave == EXITS
+    assert purse.decoder.decoding == "leaving early"
+    assert sum(purse.decoder.tally.left[layer] for layer, _ in EXITS) > 5
+    assert sum(each) <= 0.25 * whole + each[-1]
+    assert purse.spent == pytest.approx(sum(each))
+
+
+def test_without_a_dial_it_stays(speaker: Any) -> None:
+    whole = sum(answered(speaker, 1.0)[1])
+    purse, each, stopped = answered(speaker, 0.4 * whole)
+    assert purse.decoder.setting == WHOLE
+    assert stopped == "energy"
+    assert 0.4 * whole <= sum(each) <= 0.4 * whole + each[-1]
 
 
 def test_nothing_is_drafted(speaker: Any) -> None:
-    decoder = Decoder(speaker, 200)
-    decoder.early = object()  # type: ignore[assignment]  # whatever speaks with fewer layers
+    decoder = Decoder(speaker, 200, Setting(leave=EXITS))
+    decoder.draft = Draft(layer=1, confidence=0.5)
     Purse(1.0, decoder, account(speaker, precision="float32"), MODEL)
-    assert decoder.early is None
+    assert decoder.draft is None
+    assert decoder.setting.memory == "propagated", "what would be caught up with is paid for at once"
 
 
-def test_what_suffices_changes_nothing(speaker: Any) -> None:
-    purse, each, stopped = answered(speaker, 1.0)
-    assert (purse.decoder.energy, stopped, len(each)) == (1.0, "length", 60)
-    assert answered(speaker, 1.0, energy=0.35)[0].decoder.energy == 0.35
+def test_what_suffices_changes_nothing(speaker: Any, notches: list[Notch]) -> None:
+    purse, each, stopped = answered(speaker, 1.0, notches)
+    assert (purse.decoder.setting, stopped, len(each)) == (WHOLE, "length", 60)
+    half = Setting(awake=0.5)
+    assert answered(speaker, 1.0, notches, setting=half)[0].decoder.setting == half
+    own = Setting(awake=0.35)
+    assert answered(speaker, 1e-4, notches, setting=own)[0].decoder.setting == own, "the dial does not know it"
+    whole = sum(answered(speaker, 1.0)[1])
+    turned = answered(speaker, whole / 4, notches, setting=half)[0].decoder.setting
+    assert turned.awake < 0.5, "down from there, never up"
 
 
-def test_the_cost_it_expects_is_near_the_cost_that_comes(speaker: Any) -> None:
-    for level in (1.0, 0.3):
+def test_the_cost_it_expects_is_near_the_cost_that_comes(speaker: Any, notches: list[Notch]) -> None:
+    for one in notches[:5]:
         trace = Trace()
-        decoder = Decoder(speaker, 200, level, trace)
-        purse = Purse(1.0, Decoder(speaker, 200), account(speaker, precision="float32"), MODEL)
+        decoder = Decoder(speaker, 200, one.setting, trace)
+        purse = Purse(1.0, Decoder(speaker, 200), account(speaker, precision="float32"), MODEL, notches)
         decoder.read(PROMPT)
         list(decoder.speak(20, Sampling()))
-        each = costs(speaker, decoder, trace)
-        assert each[0] <= purse.cost(len(PROMPT), 0, level) < 2 * each[0], "a prompt may wake fewer units than it could"
-        assert purse.cost(1, len(PROMPT) + 8, level) == pytest.approx(each[9], rel=0.01)
+        each = costs(speaker, trace)
+        reading = purse.reading(len(PROMPT), 0, one.setting)
+        assert each[0] <= reading < 2 * each[0], "a prompt may wake fewer units than it could"
+        share = one.joules_per_token / notches[0].joules_per_token
+        assert purse.saying(len(PROMPT) + 8, one.setting, share) == pytest.approx(each[9], rel=0.05)
 
 
 def test_a_prompt_that_cannot_be_paid_for(speaker: Any) -> None:

@@ -6,12 +6,16 @@ import pytest
 import torch
 
 from pragnosia.errors import ConfigError
+from pragnosia.measure.accounting import account
 from pragnosia.model.modeling import PragnosiaForCausalLM
 from pragnosia.model.presets import LOBES, PRESETS, preset
 from pragnosia.units import format_count
 
+BRAINS = {name: shape for name, shape in PRESETS.items() if name.startswith("braingpt-")}
+OTHERS = [name for name in PRESETS if name not in BRAINS]
 
-@pytest.mark.parametrize("name", PRESETS)
+
+@pytest.mark.parametrize("name", OTHERS)
 def test_a_preset_weighs_what_its_name_says(name: str) -> None:
     config = preset(name)
     with torch.device("meta"):
@@ -22,13 +26,42 @@ def test_a_preset_weighs_what_its_name_says(name: str) -> None:
     asleep = config.experts.num_units - config.experts.thalamus.num_awake
     active = total - config.num_hidden_layers * asleep * model.model.layers[0].feed_forward.bank.up[0].numel() * 1.5
     assert active < total / 2 or name in ("nano", "small")
-    assert tuple(config.experts.lobes) == LOBES
     assert all(parameter.device.type == "meta" for parameter in model.parameters())
 
 
-def test_presets_grow() -> None:
-    sizes = [preset(name).num_hidden_layers for name in PRESETS]
-    assert sizes == sorted(sizes)
+# Of Brain-Inspired GPT: layers, width, heads.
+SEED = {"small": (6, 512, 8), "medium": (12, 1024, 16), "large": (24, 1536, 24), "xlarge": (48, 2048, 32)}
+
+
+@pytest.mark.parametrize("name", SEED)
+def test_a_brain_has_the_shape_of_the_seed_and_sleeps(name: str) -> None:
+    config = preset(f"braingpt-{name}")
+    shape = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads)
+    assert shape == SEED[name]
+    columns = config.columns
+    asleep = 1 - columns.thalamus.num_awake / columns.num_units
+    assert 0.95 <= asleep < 0.96
+    assert config.feed_forwards == ["columns"] * config.num_hidden_layers
+    with torch.device("meta"):
+        model = PragnosiaForCausalLM(config)
+    sizes = {key: parameter.numel() for key, parameter in model.named_parameters()}
+    sleeping = sum(size for key, size in sizes.items() if ".bank." in key) * asleep
+    counted = account(config)
+    assert counted.total_parameters == sum(sizes.values())
+    assert counted.active_parameters == pytest.approx(sum(sizes.values()) - sleeping)
+
+
+@pytest.mark.parametrize("names", [OTHERS, list(BRAINS)])
+def test_presets_grow(names: list[str]) -> None:
+    layers = [preset(name).num_hidden_layers for name in names]
+    assert layers == sorted(layers)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_lobes_are_equal_quarters(name: str) -> None:
+    units = preset(name).units
+    assert units is not None
+    assert units.lobes == dict.fromkeys(LOBES, units.num_units // 4)
 
 
 def test_a_preset_with_changes() -> None:

@@ -59,6 +59,7 @@ def test_overrides_reach_into_the_model_and_do_not_change_their_source() -> None
         ({"steps": 1, "precision": "fp8"}, "'fp32' or 'bf16'"),
         ({"steps": 1, "batch": {"batch_size": 0}}, "batch_size is 0"),
         ({"steps": 1, "data": 3}, "data is 3"),
+        ({"steps": 1, "tokenizer": {"temperature": 0.5}}, r"tokenizer\.temperature is 0.5"),
         ({"steps": 1, "data": {"sources": []}}, r"data\.sources is empty"),
         ({"steps": 1, "data": {"validation_fraction": 1.0}}, "validation_fraction"),
         ({}, "exactly one of steps and tokens"),

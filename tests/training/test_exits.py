@@ -15,6 +15,7 @@ from pragnosia.errors import ConfigError
 from pragnosia.learning.backprop import Backprop
 from pragnosia.model.exits import ExitLesson
 from pragnosia.model.organs import ExitsConfig
+from pragnosia.model.setting import WHOLE
 from pragnosia.training.exits import dropout_rates, exit_weights, lesson_at, passing
 from pragnosia.training.trainer import train
 
@@ -95,7 +96,7 @@ def test_rows_pass_a_layer_by_and_cost_it_nothing() -> None:
     for row in range(4):
         kept = tuple(None if passed is None or row in passed else torch.tensor([], dtype=torch.long) for passed in rows)
         x = model.model.embed_tokens(tokens[row : row + 1])
-        moment = model.model.moment(x, seen=0, energy=1.0)
+        moment = model.model.moment(x, seen=0, setting=WHOLE)
         for layer, skipped in zip(model.model.layers, kept, strict=True):
             x = layer(x, None, moment)[0] if skipped is None else x
         torch.testing.assert_close(some.last_hidden_state[row : row + 1], model.model.norm(x))

@@ -90,7 +90,8 @@ def test_held_out_conversations(configure: Callable[..., TuneConfig], tmp_path: 
 @pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
 def test_within_a_budget_the_same_is_learned(configure: Callable[..., TuneConfig], tmp_path: Path) -> None:
     for name, memory in (("here", None), ("there", "2GiB")):
-        tune(configure(memory=memory), out=tmp_path / name, reporter=Silent())
+        report = tune(configure(memory=memory), out=tmp_path / name, reporter=Silent())
+    assert 0 < report.seconds_waiting < report.seconds + 60
     here, there = adapter(tmp_path / "here"), adapter(tmp_path / "there")
     assert here.keys() == there.keys()
     assert all(torch.equal(here[key], there[key]) for key in here)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -159,9 +159,21 @@ class Counting(Protocol):
     def __call__(self, done: int, total: int) -> None: ...
 
 
+def bytes_from_disk(speaker: Pragnosia) -> Callable[[], int] | None:
+    """How many bytes were read so far of a model whose units lie on disk."""
+    from pragnosia.inference.stream import pool_of
+
+    pool = pool_of(speaker.model)
+    return None if pool is None else lambda: pool.stats().bytes_read
+
+
 @contextmanager
-def bar(doing: str, *, quiet: bool = False, counts: bool = False) -> Iterator[Counting | None]:
+def bar(
+    doing: str, *, quiet: bool = False, counts: bool = False, disk: Callable[[], int] | None = None
+) -> Iterator[Counting | None]:
     """Bytes done (or with `counts` a share), how fast and how long still, on stderr, where somebody watches.
+
+    `disk` says how many bytes have been read meanwhile, where that is something else than what is done.
 
     It shows from the first word it is told until all is done, may then show again, and leaves nothing behind.
     """
@@ -175,13 +187,20 @@ def bar(doing: str, *, quiet: bool = False, counts: bool = False) -> Iterator[Co
         BarColumn,
         DownloadColumn,
         Progress,
+        ProgressColumn,
         TaskProgressColumn,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
 
-    amount = (TaskProgressColumn(),) if counts else (DownloadColumn(), TransferSpeedColumn())
+    from pragnosia.training.progress import FromDisk
+
+    amount: tuple[ProgressColumn, ...] = (
+        (TaskProgressColumn(),) if counts else (DownloadColumn(), TransferSpeedColumn())
+    )
+    if disk is not None:
+        amount += (FromDisk(disk),)
     shown: Progress | None = None
 
     def show(done: int, total: int) -> None:

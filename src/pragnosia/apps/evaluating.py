@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
-from pragnosia.apps.budgeting import Adapter, Exact, Memory, Vram, check_memory, open_speaker
+from pragnosia.apps.budgeting import (
+    Adapter,
+    Exact,
+    Memory,
+    Stats,
+    Vram,
+    check_memory,
+    open_speaker,
+    streamed,
+    streamed_line,
+)
 from pragnosia.apps.dialling import Awake, Energies, Wishes, as_wish, check_wishes, set_to
 from pragnosia.apps.leaving import ExitConfidence, ExitMemory
 from pragnosia.apps.speaking import Model
@@ -49,6 +59,7 @@ def evaluate(
     vram: Vram = None,
     exit_confidence: ExitConfidence = None,
     exit_memory: ExitMemory = "exact",
+    stats: Stats = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
@@ -70,6 +81,7 @@ def evaluate(
     values = {"model": str(model), "data": data, **first.to_dict()}
     if settings[0] != WHOLE:
         values["setting"] = settings[0].write()
+    values |= streamed(text.speaker, values["tokens_read"], values["seconds"])
     if len(energies) > 1:
         return _frontier(text, first, list(zip(energies, settings, strict=True)), values, plot)
     rows = [
@@ -82,7 +94,7 @@ def evaluate(
         *((("layers per token", f"{values['layers_per_token']:.2f}"),) if settings[0].leave else ()),
         *((("setting", str(settings[0])),) if settings[0] != WHOLE else ()),
     ]
-    return Answer(values, aligned(rows))
+    return Answer(values, aligned(rows), aside=streamed_line(values) if stats and "hit_rate" in values else "")
 
 
 def _frontier(

@@ -121,8 +121,15 @@ def _description(values: dict[str, Any], config: PragnosiaConfig) -> list[str]:
     if organ := config.units:
         lobes = ", ".join(f"{label} {count}" for label, count in (organ.lobes or {}).items())
         wakes = f"{organ.thalamus.num_awake} of {organ.num_units} units of width {organ.unit_width}"
-        rows.append(("wakes", f"{wakes}, {organ.num_shared} shared ({organ.thalamus.kind})"))
+        besides = f"{1 - organ.thalamus.num_awake / organ.num_units:.1%} asleep"
+        if organ.num_shared:
+            besides = f"{organ.num_shared} shared"
+        rows.append(("wakes", f"{wakes}, {besides} ({organ.thalamus.kind})"))
         rows.append(("lobes", lobes))
+    if config.dendrites is not None:
+        rows.append(("dendrites", f"{config.dendrites.num_awake} of {config.dendrites.num_dendrites} of each head"))
+    if config.exits is not None:
+        rows.append(("exits", f"after layer {', '.join(map(str, config.exits.layers))}"))
     for purpose, needed in values["memory"].items():
         parts = ", ".join(
             f"{name.replace('_', ' ')} {format_bytes(size)}" for name, size in values["memory_parts"][purpose].items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,12 +11,16 @@ import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
 from pragnosia.apps.budgeting import bar, check_memory
-from pragnosia.units import format_bytes
+from pragnosia.errors import UserError
+from pragnosia.units import GIB, KIB, format_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pragnosia.measure.evaluation import Evaluation
+
+_TEXT = "default"
+_LITTLE = 4 * KIB  # of text; each window of 512 tokens reads a model on disk once
 
 
 @answering
@@ -26,8 +31,13 @@ def pack(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A directory to make.")],
     format: Annotated[str, typer.Option(help="bf16, int8, int4, int3, int2, nf4, bf16-2:4 or int8-2:4.")] = "int4",  # noqa: A002
     data: Annotated[
-        list[str] | None, typer.Option("--data", help="A text on which to measure what packing lost; repeatable.")
+        list[str] | None,
+        typer.Option("--data", help="Texts on which to measure what packing lost; a little of `default` unless given."),
     ] = None,
+    no_quality: Annotated[
+        bool,
+        typer.Option("--no-quality", help="Do not measure what packing lost: both models would be read once more."),
+    ] = False,
     calibrate: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="A text on which to see which inputs matter; rounding errs on the others."),
@@ -42,7 +52,8 @@ def pack(
     """Pack a model: units as records, matrices in few bits. The same command goes on where it was stopped.
 
     With --calibrate the model first reads a text, and the rounding of each matrix is chosen for the inputs it had
-    there. With --data the packed model is compared with the source: bits per byte of both, and the mean KL divergence.
+    there. In the end the packed model is compared with the source on a text: perplexity of both, and the mean KL
+    divergence. Without --data and --memory that text is short, and both are read from disk within 1 GiB and a shard.
     """
     from pragnosia.checkpoints.admission import check_vacant
     from pragnosia.errors import CheckpointError, ConfigError
@@ -52,6 +63,8 @@ def pack(
     check_memory(memory)
     if memory is not None and calibrate is None and not data:
         raise ConfigError("--memory is for --calibrate and --data; packing itself holds one unit at a time")
+    if no_quality and data:
+        raise ConfigError("--no-quality measures nothing, --data is what to measure on; leave one of them out")
     is_foreign(source)
     if is_packed(source):
         raise CheckpointError(f"{source} is packed already; pack the model it was made from")
@@ -80,34 +93,50 @@ def pack(
     if calibration is not None:
         values["calibration"] = calibration.note()
         rows.append(("calibrated on", f"{calibration.num_tokens} tokens of {calibrate}"))
-    if data:
-        values |= _loss(source, out, data, memory)
+    try:
+        lost = _loss(source, out, data, memory) if data else {} if no_quality else _loss_on_little(source, out)
+    except UserError as error:
+        if data:
+            raise
+        rows.append(("quality", f"not measured: {error}"))
+        lost = {}
+    if lost:
         rows += [
-            (
-                "bits per byte",
-                f"{values['packed_bits_per_byte']:.4f}, of the source {values['source_bits_per_byte']:.4f}",
-            ),
-            ("perplexity", f"{values['packed_perplexity']:.3f}, of the source {values['source_perplexity']:.3f}"),
-            ("KL divergence", f"{values['kl_divergence']:.4g} nats per token, over {values['kl_tokens']} tokens"),
+            ("bits per byte", f"{lost['packed_bits_per_byte']:.4f}, of the source {lost['source_bits_per_byte']:.4f}"),
+            ("perplexity", f"{lost['packed_perplexity']:.3f}, of the source {lost['source_perplexity']:.3f}"),
+            ("KL divergence", f"{lost['kl_divergence']:.4g} nats per token, over {lost['kl_tokens']} tokens"),
+            ("measured on", f"{format_bytes(lost['text_bytes'])} of {', '.join(data or [_TEXT])}"),
         ]
-    return Answer(values, aligned(rows))
+    return Answer(values | lost, aligned(rows))
 
 
-def _loss(source: Path, packed: Path, data: list[str], memory: str | None) -> dict[str, Any]:
+def _loss_on_little(source: Path, packed: Path) -> dict[str, Any]:
+    """What packing lost on a short text, in as little memory as packing itself takes. Raises UserErrors."""
+    from pragnosia.inference.budget import resident_memory
+    from pragnosia.inference.directory import require_tokenizer
+
+    require_tokenizer(source)
+    shard = max(file.stat().st_size for file in source.glob("*.safetensors")) if source.is_dir() else 0
+    return _loss(source, packed, [_TEXT], resident_memory() + shard + GIB, _LITTLE)
+
+
+def _loss(
+    source: Path, packed: Path, data: Sequence[str], memory: str | int | None, text_bytes: int = 64 * KIB
+) -> dict[str, Any]:
     """What packing lost, on a text: one model after the other, within a budget if there is one."""
     values: dict[str, Any] = {}
     logarithms = []
     for name, folder in (("source", source), ("packed", packed)):
-        found, its = _read(folder, data, memory)
+        found, its = _read(folder, data, memory, text_bytes)
         values[f"{name}_bits_per_byte"], values[f"{name}_perplexity"] = found.bits_per_byte, found.perplexity
         logarithms.append(its)
     truth, ours = logarithms
     values["kl_divergence"] = float((truth.exp() * (truth - ours)).sum(-1).mean())
-    values["kl_tokens"] = len(truth)
+    values["kl_tokens"], values["text_bytes"] = len(truth), found.bytes
     return values
 
 
-def _read(folder: Path, data: list[str], memory: str | None) -> tuple[Evaluation, Tensor]:
+def _read(folder: Path, data: Sequence[str], memory: str | int | None, text_bytes: int) -> tuple[Evaluation, Tensor]:
     """How a model does on a text, and its log-probabilities (T, V) at the text's beginning."""
     import gc
 
@@ -122,7 +151,7 @@ def _read(folder: Path, data: list[str], memory: str | None) -> tuple[Evaluation
     text = Joined(tuple(resolve(part) for part in data))
     limit = min(speaker.model.config.max_position_embeddings, 512)
     one = None if memory is None else 1  # window at once: what a plan has scratch for
-    found = evaluate(speaker.model, speaker.tokenizer, text, context=limit, batch_size=one, max_bytes=64 << 10)
+    found = evaluate(speaker.model, speaker.tokenizer, text, context=limit, batch_size=one, max_bytes=text_bytes)
     ids = speaker.encode("".join(text.documents())[: 8 * limit])[:limit]
     with torch.inference_mode():
         logits = speaker.model(torch.tensor([ids]), use_cache=False).logits[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
+from contextlib import AbstractContextManager
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,11 +16,13 @@ from pragnosia.apps.answer import Answer, AsJson, Debug, answering, one_line
 from pragnosia.apps.budgeting import (
     Adapter,
     Context,
+    Counting,
     Exact,
     Memory,
     Stats,
     Vram,
     bar,
+    bytes_from_disk,
     check_context,
     check_memory,
     open_speaker,
@@ -41,7 +44,7 @@ from pragnosia.apps.dialling import (
 )
 from pragnosia.apps.leaving import ExitConfidence, ExitMemory, Speculate, early_line, early_values
 from pragnosia.errors import CheckpointError, ConfigError, PromptError
-from pragnosia.units import format_bytes, format_count, format_joules
+from pragnosia.units import format_bytes, format_count, format_duration, format_joules
 
 if TYPE_CHECKING:
     from pragnosia.inference.chat import Conversation
@@ -122,7 +125,7 @@ def generate(
     ids = speaker.encode(prompt)
     decoder = speaker.decoder(len(ids) + max_new_tokens, set_to(speaker, wishes), trace)
     started = time.perf_counter()
-    with EnergyMeter() as meter, bar("reading", quiet=as_json, counts=True) as decoder.progress:
+    with EnergyMeter() as meter, _reading(speaker, quiet=as_json) as decoder.progress:
         purse = open_purse(joules, speaker, decoder, meter)
         if purse is not None:
             decoder.setting = purse.choose(len(ids), max_new_tokens)
@@ -180,6 +183,7 @@ def chat(
     exit_confidence: ExitConfidence = None,
     exit_memory: ExitMemory = "exact",
     system: Annotated[str | None, typer.Option(help="What the model is told before the first turn.")] = None,
+    stats: Stats = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
@@ -219,16 +223,22 @@ def chat(
     turns: list[dict[str, str]] = []
     with EnergyMeter() as meter:
         conversation.purse = purse = open_purse(joules, speaker, conversation.decoder, meter)
-        _talk(conversation, turns, as_json)
-    values: dict[str, Any] = {"messages": turns}
-    if purse is None:
-        return Answer(values)
-    values |= {"joules": purse.spent, **setting_values(speaker, conversation.decoder.setting)}
-    return Answer(values, aside=purse_line(purse))
+        seconds = _talk(conversation, turns, as_json)
+    values: dict[str, Any] = {"messages": turns, **streamed(speaker, conversation.passed, seconds)}
+    aside = []
+    if stats and "hit_rate" in values:
+        aside.append(streamed_line(values))
+    if stats:
+        aside.append(f"[{conversation.passed} tokens in {format_duration(seconds)}, {conversation.decoder.decoding}]")
+    if purse is not None:
+        values |= {"joules": purse.spent, **setting_values(speaker, conversation.decoder.setting)}
+        aside.append(purse_line(purse))
+    return Answer(values, aside="\n".join(aside))
 
 
-def _talk(conversation: Conversation, turns: list[dict[str, str]], as_json: bool) -> None:
-    """Turn by turn, until there is nothing to say or to spend."""
+def _talk(conversation: Conversation, turns: list[dict[str, str]], as_json: bool) -> float:
+    """Turn by turn, until there is nothing to say or to spend; the seconds that the model took."""
+    seconds = 0.0
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # what is no text is told of, line by line
     interactive = sys.stdin.isatty() and not as_json
@@ -242,15 +252,19 @@ def _talk(conversation: Conversation, turns: list[dict[str, str]], as_json: bool
         if line.split()[0] == "/energy":
             _turn(conversation, line.split()[1:])
             continue
+        started = time.perf_counter()
         try:
-            with bar("reading", quiet=as_json, counts=True) as conversation.decoder.progress:
+            with _reading(conversation.speaker, quiet=as_json) as conversation.decoder.progress:
                 answer = _reply(conversation, line, as_json)
         except (PromptError, CheckpointError) as error:  # one turn that cannot be is not the end of a talk
             print(f"pragnosia: {one_line(error)}", file=sys.stderr)
             continue
+        finally:
+            seconds += time.perf_counter() - started
         turns += [{"role": "user", "content": line}, {"role": "assistant", "content": answer}]
         if conversation.stopped == "energy":
-            return
+            break
+    return seconds
 
 
 def _turn(conversation: Conversation, words: list[str]) -> None:
@@ -294,6 +308,11 @@ def _reply(conversation: Any, line: str, quiet: bool) -> str:
         if conversation.stopped == "context":
             print(full_line(conversation.decoder), file=sys.stderr)
     return "".join(said)
+
+
+def _reading(speaker: Pragnosia, *, quiet: bool) -> AbstractContextManager[Counting | None]:
+    """The bar over a prompt."""
+    return bar("reading", quiet=quiet, counts=True, disk=bytes_from_disk(speaker))
 
 
 def _shown(piece: str, *, quiet: bool) -> str:

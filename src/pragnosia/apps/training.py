@@ -97,6 +97,10 @@ def train_tokenizer(
     files: Annotated[list[str], typer.Argument(metavar="FILES...", help="Texts to learn from.")],
     vocab_size: Annotated[int, typer.Option(help="Entries wanted, special ones included.")],
     out: Annotated[Path, typer.Option(help="A directory to make.")],
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="FILES give text by size^(1/T): 1 is in proportion, more is more alike; default equal."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the tokenizer that OUT holds.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -111,7 +115,7 @@ def train_tokenizer(
         resolve(file)
     from pragnosia.data.tokenizer_training import train_tokenizer as learn
 
-    report = learn(files, vocab_size, out)
+    report = learn(files, vocab_size, out, temperature=temperature)
     rows = [
         ("tokenizer", report.out),
         ("vocabulary", f"{report.vocab_size} of {report.requested_vocab_size} asked for"),

@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
-from pragnosia.apps.budgeting import Memory, check_memory
+from pragnosia.apps.budgeting import Memory, Vram, check_memory, size_of
 from pragnosia.units import format_bytes, format_count, format_duration
 
 T = TypeVar("T")
@@ -27,6 +27,7 @@ def tune(
         str, typer.Option(help="lora: adapters learn; blocks: the model's own weights do, one block after the other.")
     ] = "lora",
     memory: Memory = None,
+    vram: Vram = None,
     rank: Annotated[int | None, typer.Option(help="lora: of the adapters; 8 unless given.")] = None,
     alpha: Annotated[
         float | None, typer.Option(help="lora: an adapter adds alpha / rank times what it says; 16 unless given.")
@@ -77,6 +78,8 @@ def tune(
     `generate MODEL --adapter OUT`, fold it in with `merge`. With `--method blocks` OUT becomes a model directory.
     """
     check_memory(memory)
+    if vram is not None:
+        size_of("--vram", vram)
     _check_method(
         method,
         lora={"--rank": rank, "--alpha": alpha, "--targets": targets},
@@ -118,6 +121,7 @@ def tune(
         lora=LoraConfig(rank=_or(rank, 8), alpha=_or(alpha, 16.0), targets=chosen),
         blocks=BlockConfig(steps=_or(block_steps, 20), units=block_units, reset_moments=reset_moments),
         memory=memory,
+        vram=vram,
         batch_size=batch_size,
         sequence_length=sequence_length,
         accumulation=accumulation,
@@ -149,7 +153,10 @@ def tune(
         rows.append(("held out", f"{report.validation_loss:.4f} nats per token{before}"))
     rows.append(("time", f"{format_duration(report.seconds)}, {report.seconds_per_step:.2f} s per step"))
     if stats and report.hit_rate is not None:
-        rows.append(("read", f"{format_bytes(report.bytes_read)} from disk, {report.hit_rate:.0%} of units were here"))
+        rows += [
+            ("read", f"{format_bytes(report.bytes_read)} from disk, {report.hit_rate:.0%} of units were here"),
+            ("waiting", f"{format_duration(report.seconds_waiting)} for the disk, validation included"),
+        ]
     return Answer(values, aligned(rows))
 
 

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import has_magic
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
@@ -39,7 +40,7 @@ _TEXTS = (
 
 @dataclass(frozen=True)
 class Files:
-    """A text file, a table, or every one of them below a folder, in sorted order."""
+    """A text file, a table, every one of them below a folder, or those that a pattern means, in sorted order."""
 
     root: Path
     rows: Rows = PLAIN
@@ -51,6 +52,8 @@ class Files:
     def paths(self) -> list[Path]:
         """The files that are read. Raises DataError for a place that is missing, closed or holds none."""
         try:
+            if is_pattern(self.root):
+                return self._matching()
             if not self.root.exists():
                 raise DataError(f"no such file or folder: {self.root}")
             if not self.root.is_dir():
@@ -60,6 +63,15 @@ class Files:
             raise DataError(f"cannot read {error.filename or self.root}: {error.strerror}") from error
         if not found:
             raise DataError(f"no text in the folder {self.root}; expected .txt, .md, .py, .jsonl, .parquet or the like")
+        return found
+
+    def _matching(self) -> list[Path]:
+        """The files that the root, a pattern, means. Raises DataError for none."""
+        beginning = Path(self.root.anchor)
+        matching = beginning.glob(str(self.root.relative_to(beginning)))
+        found = sorted(path for path in matching if path.is_file() and not path.name.startswith("."))
+        if not found:
+            raise DataError(f"no file matches {self.root}")
         return found
 
     def check(self) -> None:
@@ -100,6 +112,11 @@ class Files:
         stats = [(path, path.stat()) for path in self.paths()]
         files = [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
         return {"files": files, "rows": self.rows.identity()}
+
+
+def is_pattern(root: Path) -> bool:
+    """Whether `root` means files by a pattern: it has wildcards, and nothing of that very name is there."""
+    return has_magic(str(root)) and not root.exists()
 
 
 def _walk(root: Path) -> Iterator[Path]:

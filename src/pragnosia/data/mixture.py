@@ -48,18 +48,24 @@ class Mixture:
             return cls((sources[0] if len(sources) == 1 else Joined(sources),), (1.0,))
         return cls(sources, tuple(weight / math.fsum(weights) for weight in weights))
 
+    @property
+    def parts(self) -> tuple[Source, ...]:
+        """Every source that was named, those without weights too."""
+        return tuple(
+            part for source in self.sources for part in (source.sources if isinstance(source, Joined) else (source,))
+        )
+
     def documents(self) -> Iterator[str]:
         """All documents, part after part, weights aside."""
         return Joined(self.sources).documents()
 
     def check(self) -> None:
         """Read a little of every source: what is empty or no text is found here. Raises DataError."""
-        for source in self.sources:
-            for part in source.sources if isinstance(source, Joined) else (source,):
-                if isinstance(part, Files):
-                    part.check()
-                if next(part.documents(), None) is None:
-                    raise DataError(f"{part.name} is empty: it holds no text")
+        for part in self.parts:
+            if isinstance(part, Files):
+                part.check()
+            if next(part.documents(), None) is None:
+                raise DataError(f"{part.name} is empty: it holds no text")
 
 
 def _pairs(data: DataSpec) -> Iterator[tuple[Spec, float | None]]:

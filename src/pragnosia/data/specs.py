@@ -1,6 +1,7 @@
 """What people write to name data, turned into sources.
 
-PATH             text, JSON lines, Parquet (also .xz, .gz, .bz2), or a folder of them
+PATH             text, JSON lines, Parquet (also .xz, .gz, .bz2), a folder of them, or several by a pattern: a/*.txt
+$NAME/PATH       below the folder that the environment variable NAME names
 PATH#COLUMN      the same, with the texts of a table in COLUMN instead of `text`
 NAME[:OPTION]    a recipe: wikipedia:ko;  NAME=PATH reads a local copy of it
 hf:NAME[:CONFIG[:SPLIT]][#COLUMN]   any dataset on the hub, or a local path, through `datasets`
@@ -9,12 +10,14 @@ default          documentation and standard library of the running Python
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
-from pragnosia.data.files import Files
+from pragnosia.data.files import Files, is_pattern
 from pragnosia.data.hub import HubDataset
 from pragnosia.data.recipes import RECIPES, named
 from pragnosia.data.rows import Rows
@@ -25,6 +28,7 @@ from pragnosia.errors import DataError, unknown_name
 Spec: TypeAlias = "str | Path | Source"
 DEFAULT = "default"
 _HUB = "hf:"
+_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
 def resolve(spec: Spec) -> Source:
@@ -41,6 +45,7 @@ def resolve(spec: Spec) -> Source:
         raise DataError(f"an empty name for data; expected a path, {DEFAULT!r}, {_HUB}NAME or a recipe")
     if spec == DEFAULT:
         return StandardLibrary()
+    spec = _with_folders(spec)
     if spec.startswith(_HUB):
         return _hub(spec.removeprefix(_HUB))
     return named(spec) or _checked(_files(spec))
@@ -49,6 +54,21 @@ def resolve(spec: Spec) -> Source:
 def documents(spec: Spec) -> Iterator[str]:
     """The documents that `spec` names, one after another."""
     return resolve(spec).documents()
+
+
+def _with_folders(spec: str) -> str:
+    """Environment variables filled in. Raises DataError for one that is not set."""
+
+    def folder(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in os.environ:
+            raise DataError(
+                f"{spec} lies below the environment variable {name}, which is not set; "
+                "set it to the folder, or name texts of your own with --data"
+            )
+        return os.environ[name]
+
+    return spec if Path(spec).exists() else _VARIABLE.sub(folder, spec)
 
 
 def _hub(spec: str) -> Source:
@@ -81,7 +101,7 @@ def _checked(files: Files) -> Files:
         missing = not root.exists()
     except OSError:
         missing = False  # closed, not missing: paths() says so
-    if missing and root.parent == Path() and not root.suffix:
+    if missing and root.parent == Path() and not root.suffix and not is_pattern(root):
         raise DataError(f"no such file or folder, and {unknown_name('recipe', str(root), [DEFAULT, *RECIPES])}")
     files.paths()
     return files

@@ -2,6 +2,14 @@
 
 Unicode is normalised (NFC), cut into words, and written in bytes, so that any text has tokens and comes back;
 then the most frequent pairs are merged. Sennrich et al. 2016, arXiv:1508.07909; bytes: Radford et al. 2019 (GPT-2).
+
+Pairs are counted, so whoever brings more text gets more of the vocabulary. With a temperature T each source gives
+
+    b_i  ~  n_i^(1/T)          b_i bytes of the n_i it has (counted up to a GiB)
+
+
+spread over its documents, as much as leaves no source asked for more than it has: T = 1 reads in proportion to what
+there is, a large T as much of each. The rule is multilingual BERT's (Devlin et al. 2019).
 """
 
 from __future__ import annotations
@@ -43,6 +51,7 @@ CHAT_TEMPLATE = """\
 _HELD_OUT = 0.02
 _LONG_CHARS = 64 * 1024  # of a longer document only the end is held out, for one book may be all there is
 _MEASURED_BYTES = 2 * MIB  # of each source
+_COUNTED_BYTES = GIB  # of a source whose size matters; there are recipes without end
 
 
 @dataclass(frozen=True)
@@ -87,13 +96,19 @@ class _Reader:
 
     source: Source
     max_bytes: int
+    share: float = 1.0
+    """Of the documents' bytes, spread evenly over them."""
     held: list[str] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
     held_bytes: int = 0
     train_bytes: int = 0
 
     def training_texts(self) -> Iterator[str]:
+        passed = 0
         for document in self.source.documents():
+            passed += len(document.encode())
+            if self.train_bytes > self.share * passed:
+                continue
             train, held = by_document(document, _HELD_OUT, _LONG_CHARS)
             whole = not train and not self.train_bytes  # the first text is never held out whole: it may be the only one
             if whole or self.held_bytes >= _MEASURED_BYTES:
@@ -121,18 +136,23 @@ def train_tokenizer(
     *,
     min_frequency: int = 2,
     max_bytes: int = GIB,
+    temperature: float | None = None,
 ) -> TokenizerReport:
-    """Train on `sources` (at most `max_bytes`, shared out equally) and save into `out_dir`, whole or not at all.
+    """Train on `sources` and save into `out_dir`, whole or not at all.
+
+    At most `max_bytes` are read: shared out equally, or by `temperature`, which reads the sources once more to see
+    how much they hold.
 
     Raises:
-        DataError: an impossible vocabulary size, sources that cannot be read, a place that cannot be written.
+        DataError: an impossible vocabulary size or temperature, sources that cannot be read, a place that cannot be
+            written.
     """
     check_vocab_size(vocab_size)
     specs: Sequence[Spec] = [sources] if isinstance(sources, (str, Path, Source)) else sources
     if not specs:
         raise DataError("no files to train a tokenizer on; give at least one")
     started = time.monotonic()
-    readers = [_Reader(resolve(spec), max(1, max_bytes // len(specs))) for spec in specs]
+    readers = _readers([resolve(spec) for spec in specs], max_bytes, temperature)
     engine = _train(readers, vocab_size, min_frequency)
     tokenizer = _wrap(engine)
     save_tokenizer(tokenizer, out_dir)
@@ -144,6 +164,37 @@ def train_tokenizer(
         seconds=time.monotonic() - started,
         measurements=tuple(reader.measure(plain_encoder(tokenizer)) for reader in readers),
     )
+
+
+def _readers(sources: Sequence[Source], max_bytes: int, temperature: float | None) -> list[_Reader]:
+    """Who reads how much of each source."""
+    if temperature is None:
+        return [_Reader(source, max(1, max_bytes // len(sources))) for source in sources]
+    sizes = [_size(source) for source in sources]
+    wanted = balanced(sizes, temperature, max_bytes)
+    return [_Reader(source, part, part / size) for source, part, size in zip(sources, wanted, sizes, strict=True)]
+
+
+def _size(source: Source) -> int:
+    """Bytes of a source, as far as they are counted."""
+    size = 0
+    for document in source.documents():
+        size += len(document.encode())
+        if size >= _COUNTED_BYTES:
+            break
+    return max(1, size)
+
+
+def balanced(sizes: Sequence[int], temperature: float, max_bytes: int) -> list[int]:
+    """Bytes to read of sources of these sizes: as size^(1/T), at most `max_bytes` in all, of none more than it has.
+
+    Raises DataError for a temperature below 1, which would give the large ones even more.
+    """
+    if not temperature >= 1:
+        raise DataError(f"the temperature is {temperature}, expected 1 (by the sources' sizes) or more (more alike)")
+    weights = [size ** (1 / temperature) for size in sizes]
+    scale = min(max_bytes / sum(weights), *(size / weight for size, weight in zip(sizes, weights, strict=True)))
+    return [max(1, int(scale * weight)) for weight in weights]
 
 
 def check_vocab_size(vocab_size: int) -> None:

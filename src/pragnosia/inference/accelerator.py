@@ -4,7 +4,8 @@
 
 Unit by unit, each read once, those that are there before those that come; every product is written to its own place
 (t, a), so that who comes late changes no sum. On the CPU, which stands in for an accelerator in tests, the numbers are
-those of `kernels.bank(backend="cpu")`, bit for bit. Where units are packed a few at a time are unpacked by torch.
+those of `kernels.bank(backend="cpu")`, bit for bit. Packed units are read packed by Triton programs, all that are there
+in two launches (kernels/triton_packed.py); without triton a few at a time are unpacked by torch.
 """
 
 from __future__ import annotations
@@ -16,18 +17,25 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor, nn
 
-from pragnosia.errors import CheckpointError, ConfigError
+from pragnosia.errors import CheckpointError
+from pragnosia.inference.device_units import UnitsOnDevice
+from pragnosia.kernels import triton_packed
 from pragnosia.kernels.formats import MANY_AT_ONCE, unpack
 from pragnosia.kernels.slots import sort_slots
+from pragnosia.tuning.units import through_units
 
 if TYPE_CHECKING:
     from pragnosia.inference.device_slots import DeviceSlots, Placed
     from pragnosia.kernels.pool import PooledBank
+    from pragnosia.kernels.slots import Slots
+
+TOGETHER = 16
+"""Packed units that one launch takes; of those that come late, so many are waited for."""
 
 
 @final
 class AcceleratorBank(nn.Module):
-    """Stands where a `Bank` stands; its units lie on disk, in host memory and on the device. It does not learn."""
+    """Stands where a `Bank` stands; its units lie on disk, in host memory and on the device, and stay as they are."""
 
     up_bias: Tensor | None
     down_bias: Tensor | None
@@ -35,6 +43,10 @@ class AcceleratorBank(nn.Module):
     def __init__(self, bank: PooledBank, slots: DeviceSlots, up_bias: Tensor | None, down_bias: Tensor | None) -> None:
         super().__init__()
         self.pooled, self.slots, self.activation, self.num_units = bank, slots, bank.activation.name, bank.num_units
+        self.units = UnitsOnDevice(bank, slots)
+        self.before: tuple[()] = ()
+        self.after: tuple[()] = ()
+        self.woken: list[int] = []
         self.register_buffer("up_bias", up_bias)
         self.register_buffer("down_bias", down_bias)
         up_row, down_row = bank.row_bytes
@@ -44,15 +56,35 @@ class AcceleratorBank(nn.Module):
         weights = (self._rows + bank.unit_width) * bank.width
         # packed units are unpacked together, up to so many; of plain ones a view is enough
         self._at_once = 1 if bank.format.plain_dtype else max(1, MANY_AT_ONCE // weights)
+        self._packed = triton_packed.PackedUnits(
+            entry=bank.format, width=bank.width, unit_width=bank.unit_width, activation=bank.activation
+        )
 
     @torch.no_grad()
     def _sum(self, x: Tensor, units: Tensor, strengths: Tensor) -> Tensor:
         sorted_ = sort_slots(units.cpu(), self.num_units)  # the host has to know who wakes
-        order, tokens = sorted_.order.to(x.device), sorted_.tokens.to(x.device)
-        spans = {unit: slice(start, stop) for unit, start, stop in sorted_.groups}
-        out, flat = x.new_zeros(units.numel(), self.pooled.width), strengths.reshape(-1)
         if self.pooled.layer == 0:
             self.slots.tick()
+        out = x.new_zeros(units.numel(), self.pooled.width)
+        work = self._sum_packed if self._packed.can(x) else self._sum_plain
+        work(x, sorted_, strengths.reshape(-1), out)
+        return out.view(*units.shape, -1).sum(1)
+
+    def _sum_packed(self, x: Tensor, sorted_: Slots, flat: Tensor, out: Tensor) -> None:
+        """Every slot's product to its place in `out` (T*A, D), from records as they are."""
+        order, tokens = sorted_.order.to(x.device), sorted_.tokens.to(x.device)
+        spans = {unit: (start, stop) for unit, start, stop in sorted_.groups}
+        most = max((stop - start for start, stop in spans.values()), default=0)
+        records, biases = self.slots.records, {"up": self.up_bias, "down": self.down_bias}
+        with closing(self.slots.turns(self.pooled.layer, spans, TOGETHER)) as groups:
+            for group in groups:
+                placed = [(unit, slot * records.shape[1], *spans[unit]) for unit, slot in group]
+                triton_packed.units(x, tokens, order, placed, records, self._packed, flat, biases, out, most)
+
+    def _sum_plain(self, x: Tensor, sorted_: Slots, flat: Tensor, out: Tensor) -> None:
+        """The same unit by unit, by torch."""
+        order, tokens = sorted_.order.to(x.device), sorted_.tokens.to(x.device)
+        spans = {unit: slice(start, stop) for unit, start, stop in sorted_.groups}
         with closing(self.slots.turns(self.pooled.layer, spans, self._at_once)) as groups:
             for group in groups:
                 up, down = self._matrices(group, x.dtype)
@@ -60,16 +92,22 @@ class AcceleratorBank(nn.Module):
                     span = spans[unit]
                     y = self._unit(unit, x.index_select(0, tokens[span]), up[number], down[number])
                     out[order[span]] = y.mul_(flat.index_select(0, order[span]).to(x.dtype)[:, None])
-        return out.view(*units.shape, -1).sum(1)
 
     def forward(self, x: Tensor, units: Tensor, strengths: Tensor) -> Tensor:
-        """As `Bank.forward`. Raises CheckpointError where a unit cannot be read, ConfigError where slopes are asked."""
+        """As `Bank.forward`; slopes reach x and the strengths. Raises CheckpointError where a unit cannot be read."""
         if torch.is_grad_enabled() and (x.requires_grad or strengths.requires_grad):
-            raise ConfigError("units on an accelerator do not learn yet; leave out --vram")
+            return through_units(self, x, units, strengths, ())
         try:
             return self._sum(x, units, strengths)
         except OSError as error:
             raise CheckpointError(f"{error}; what was said so far stays") from error
+
+    def row(self, unit: int) -> None:
+        """Nothing of a unit learns."""
+
+    def unit(self, number: int, x: Tensor, matrices: tuple[Tensor, Tensor], learning: Sequence[Tensor]) -> Tensor:
+        """One unit's answer to its tokens, (N, D) -> (N, D), for slopes to pass through."""
+        return self._unit(number, x, *matrices)
 
     def _unit(self, unit: int, rows: Tensor, up: Tensor, down: Tensor) -> Tensor:
         """One unit's rows (N, D) -> (N, D)."""

@@ -7,11 +7,18 @@ what it has left; host memory holds further slots:
 
     vram   = CUDA + resident weights + keys and values + scratch + GPU slots x slot
     budget = interpreter + CUDA + staging + host slots x record
+
+A GPU that cannot hold that much computes the first layers of a sparse model alone, as many as it can hold, and the
+host the others (inference/split.py).
+
+What learns is where the model computes, and all of it on the GPU: adapters, their slopes and their moments take the
+place of keys and values.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,11 +27,12 @@ import torch
 from pragnosia.errors import BudgetError
 from pragnosia.inference.device_slots import staging_bytes
 from pragnosia.inference.nearest import refusal
-from pragnosia.inference.plan import Plan
+from pragnosia.inference.plan import HostLayers, Plan
 from pragnosia.inference.scratch import most_awake, prompt_scratch, tuning_scratch
 from pragnosia.inference.shelf import EMBEDDING
 from pragnosia.inference.sizes import Sizes
-from pragnosia.inference.vram import cuda_bytes, vram_scratch
+from pragnosia.inference.split import by_layer, layer_of
+from pragnosia.inference.vram import cuda_bytes, vram_scratch, vram_tuning_scratch
 from pragnosia.units import MIB, parse_bytes
 
 CONTEXT = 4096
@@ -42,6 +50,8 @@ class Tuning:
     moment_bytes: float
     """The optimiser's, of one parameter: 8, or 2 where it keeps them in 8 bits."""
     learns: str = "adapters"
+    rows: int = 1
+    """That share the tokens of a batch; none sees another's."""
 
     @property
     def learning(self) -> int:
@@ -63,8 +73,6 @@ def make_plan(
 
     Raises BudgetError with the arithmetic and what would do.
     """
-    if vram and tuning:
-        raise BudgetError("a model does not learn on a GPU within --vram yet; leave --vram out")
     most = sizes.config.max_position_embeddings
     if context is not None and context > most:
         raise BudgetError(f"--context is {context} tokens; the model holds at most {most}")
@@ -72,7 +80,7 @@ def make_plan(
 
     def drafted(sizes: Sizes, context: int | None) -> Plan:
         plan = _bare(sizes, budget, context, process, tuning)
-        return _filled(_on_gpu(plan, sizes, vram, device) if vram else plan)
+        return _filled(_on_gpu(plan, sizes, vram, device, tuning) if vram else plan)
 
     plan = drafted(sizes, context)
     if not plan.fits:
@@ -128,22 +136,56 @@ def _bare(sizes: Sizes, budget: int, context: int | None, interpreter: int, tuni
     )
 
 
-def _on_gpu(plan: Plan, sizes: Sizes, vram: int, device: torch.device | None) -> Plan:
-    """The same with what computes on a GPU."""
+def _on_gpu(plan: Plan, sizes: Sizes, vram: int, device: torch.device | None, tuning: Tuning | None = None) -> Plan:
+    """The same with what computes, and what learns, on a GPU."""
     driver = cuda_bytes(device)
-    return replace(
+    if tuning is None:
+        scratch, saving = vram_scratch(sizes, plan.context, plan.awake), 0
+    else:
+        scratch = vram_tuning_scratch(sizes, tuning.tokens, tuning.rows, tuning.parameters)
+        saving = 4 * tuning.parameters  # a checkpoint comes back through host memory
+    there = replace(
         plan,
         vram=vram,
         driver=driver,
-        buffers=driver + staging_bytes(plan.record),
-        scratch=vram_scratch(sizes, plan.context, plan.awake),
+        buffers=driver + staging_bytes(plan.record) + saving,
+        scratch=scratch,
     )
+    room = vram - there.least_slots * there.vram_each
+    if plan.dense or tuning is not None or there.vram_total <= room:
+        return there
+    split = there  # where even the last does not fit, it is what comes nearest
+    for split in _splits(there, plan.scratch, sizes):
+        if split.vram_total <= room:
+            break
+    return split
+
+
+def _splits(plan: Plan, scratch: int, sizes: Sizes) -> Iterator[Plan]:
+    """The plan with ever more of the last layers on the host, which takes `scratch` for them."""
+    layers = int(sizes.config.num_hidden_layers)
+    weights, banks = by_layer(sizes.resident, layers), [layer_of(name) for name in sizes.sparse]
+    resident = 0
+    for count in range(1, layers):
+        resident += weights[-count]
+        sparse = sum(layer is not None and layer >= layers - count for layer in banks)
+        yield replace(
+            plan,
+            host=HostLayers(
+                count=count,
+                units=sparse * plan.num_units // plan.streamed_layers,
+                resident=resident,
+                cache=plan.cache * count // layers,
+                scratch=scratch,
+                awake_bytes=resident + (plan.awake_bytes - plan.resident) * sparse // plan.streamed_layers,
+            ),
+        )
 
 
 def _filled(plan: Plan) -> Plan:
     """With as many slots as there is room for, the GPU's first; fewer than none where even the rest has no room."""
     if plan.vram:
-        plan = replace(plan, vram_slots=int(min((plan.vram - plan.vram_total) // plan.vram_each, plan.num_units)))
+        plan = replace(plan, vram_slots=int(min((plan.vram - plan.vram_total) // plan.vram_each, plan.vram_units)))
     return replace(plan, slots=int(min((plan.budget - plan.total) // plan.each, plan.most_slots)))
 
 

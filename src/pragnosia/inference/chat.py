@@ -63,6 +63,8 @@ class Conversation:
         # the state grows as far as that
         at = speaker.turned(energy, setting)
         self.decoder = Decoder(speaker.model, 1024, at, draft=speaker.draft, planned=planned)
+        self.passed = 0
+        """Tokens that went through the model in all turns, given or said."""
         self.text = ""  # what the decoder's tokens stand for
         # Characters of the text and the state that has read just those; the first mark is the beginning.
         self.marks: list[tuple[int, State]] = [(0, self.decoder.state)]
@@ -131,6 +133,7 @@ class Conversation:
         if self.purse is not None:
             self.decoder.setting = self.purse.choose(len(ids), self.max_new_tokens)
         self.decoder.read(ids)
+        self.passed += len(ids)
         self.text, self.marks[1:-1] = text, []
 
     def _spoken(self, before: list[int]) -> Iterator[int]:
@@ -140,6 +143,7 @@ class Conversation:
         spent = None if self.purse is None else self.purse.ran_out
         self._words = Spoken(decoder, self.max_new_tokens, self.sampling, self.speaker.stop_tokens, spent)
         for token in self._words:
+            self.passed += 1
             if whole:
                 self.marks.append((len(self.text), decoder.state))
             piece = decoding.step(backend, token) or ""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ALIGNMENT = 256  # bytes: where a slot begins, as allocations on a GPU do
+SPARE = 2  # slots for those who come, where units stay for a turn in order: one computes, the next is copied
 STAGES = 4  # buffers on their way at once
 STAGE_BYTES = 8 << 20  # of one: a record that is longer travels in pieces
 Placed = tuple[int, int]
@@ -122,26 +124,54 @@ class DeviceSlots:
 
         Raises OSError where a unit cannot be read.
         """
-        here: list[Placed] = []
+        here, away = self._sorted(layer, units)
+        self.pool.ask(layer, away[:AHEAD])  # the disk works while those who are here compute
+        at_once = min(at_once, len(self.records))
+        try:
+            yield from self._in_groups(iter(here.items()), at_once)
+            yield from self._in_groups(self._arrivals(layer, away), at_once)
+        finally:
+            self._in_turn[:] = False
+
+    def in_order(self, layer: int, units: Sequence[int]) -> Generator[Placed, None, None]:
+        """Each unit with its slot in the order given, so that a sum over them is the same whoever is here.
+
+        Units that are here stay until their turn, but for a few slots that the others pass through. Raises OSError.
+        """
+        here, away = self._sorted(layer, units)
+        stay = dict(islice(here.items(), max(len(self.records) - SPARE, 0) if away else len(here)))
+        late = [unit for unit in units if unit not in stay]
+        self.pool.ask(layer, late[:AHEAD])
+        self._in_turn[list(stay.values())] = True
+        try:
+            with closing(self._arrivals(layer, late)) as arrivals:
+                for unit in units:
+                    placed = (unit, stay[unit]) if unit in stay else next(arrivals)
+                    for group in self._turn([placed]):
+                        yield group[0]
+        finally:
+            self._in_turn[:] = False
+
+    def missing(self, layer: int, units: Iterable[int]) -> list[int]:
+        """Those that are not here."""
+        return [unit for unit in units if layer * self.units + unit not in self._where]
+
+    def stats(self) -> SlotStats:
+        """Counts so far."""
+        return SlotStats(self._hits, self._misses, self.ferry.bytes_copied)
+
+    def _sorted(self, layer: int, units: Iterable[int]) -> tuple[dict[int, int], list[int]]:
+        """Those that are here with their slots, and those that are not; each is used once."""
+        here: dict[int, int] = {}
         away: list[int] = []
         for unit in units:
             slot = self._where.get(self._count_use(layer, unit))
             if slot is None:
                 away.append(unit)
             else:
-                here.append((unit, slot))
+                here[unit] = slot
         self._hits, self._misses = self._hits + len(here), self._misses + len(away)
-        self.pool.ask(layer, away[:AHEAD])  # the disk works while those who are here compute
-        at_once = min(at_once, len(self.records))
-        try:
-            yield from self._in_groups(iter(here), at_once)
-            yield from self._in_groups(self._arrivals(layer, away), at_once)
-        finally:
-            self._in_turn[:] = False
-
-    def stats(self) -> SlotStats:
-        """Counts so far."""
-        return SlotStats(self._hits, self._misses, self.ferry.bytes_copied)
+        return here, away
 
     def _in_groups(self, placed: Iterator[Placed], at_once: int) -> Generator[list[Placed], None, None]:
         group: list[Placed] = []
@@ -162,9 +192,13 @@ class DeviceSlots:
     def _arrivals(self, layer: int, units: Sequence[int]) -> Generator[Placed, None, None]:
         with closing(self.pool.turns(layer, units)) as records:
             for unit, record in records:
-                slot, index = self._free_slot(), layer * self.units + unit
-                self.ferry.carry(record, self.records[slot], self._used[slot])
-                self._where[index], self._holder[slot], self._in_turn[slot] = slot, index, True
+                index = layer * self.units + unit
+                slot = self._where.get(index, -1)
+                if slot < 0:  # else it was here, had no promise to stay, and stayed
+                    slot = self._free_slot()
+                    self.ferry.carry(record, self.records[slot], self._used[slot])
+                    self._where[index], self._holder[slot] = slot, index
+                self._in_turn[slot] = True
                 yield unit, slot
 
     def _count_use(self, layer: int, unit: int) -> int:

@@ -32,13 +32,14 @@ def refusal(plan: Plan, sizes: Sizes, drafted: Draft) -> str:
     parts = [_part("CUDA", plan.driver) if on_gpu else f"interpreter {format_bytes(plan.interpreter)}"]
     if on_gpu or not plan.vram:
         parts += [
-            f"resident weights {format_bytes(plan.resident)}",
-            _part(f"keys and values for {plan.context} tokens", plan.cache),
+            f"resident weights {format_bytes(plan.resident - plan.host.resident)}",
+            _part(f"keys and values for {plan.context} tokens", plan.cache - plan.host.cache),
             _part(f"{plan.learns}, slopes and moments", plan.learning),
             f"activations and scratch {format_bytes(plan.scratch)}",
         ]
     else:
         parts.append(_part("CUDA's share and staging", plan.buffers))
+        parts.append(_part(f"the last {plan.host.count} layers", plan.host.total))
     parts.append(f"{least} slots of {format_bytes(each)}")
     given = f"{format_bytes(plan.vram)} of the GPU's memory" if on_gpu else format_bytes(plan.budget)
     option, needed = "--vram" if on_gpu else "--memory", _needed(plan, on_gpu)

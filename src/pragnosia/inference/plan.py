@@ -40,6 +40,25 @@ class Rates:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HostLayers:
+    """What the host computes beside a GPU that cannot hold all layers: the last ones (inference/split.py)."""
+
+    count: int = 0
+    units: int = 0
+    """Of all records, those of these layers."""
+    resident: int = 0
+    cache: int = 0
+    scratch: int = 0
+    awake_bytes: int = 0
+    """Weights of them that one token reads."""
+
+    @property
+    def total(self) -> int:
+        """Bytes of host memory, slots apart."""
+        return self.resident + self.cache + self.scratch
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """Bytes, each where it belongs; and what follows."""
 
@@ -64,13 +83,15 @@ class Plan:
     learns: str = "adapters"
     dense: bool = False
     vram: int = 0
-    """The GPU's budget; 0 where the host computes. Else residents, keys and values and scratch lie there."""
+    """The GPU's budget; 0 where the host computes. Else all but slots lies there: residents, what learns, scratch."""
     vram_slots: int = 0
     """On the GPU."""
     driver: int = 0
     """Of the GPU's memory, what CUDA and its libraries take."""
     buffers: int = 0
-    """Host memory that a GPU needs beside the slots: CUDA's share there, and staging buffers."""
+    """Host memory that a GPU needs beside the slots: CUDA's share there, staging buffers, adapters to be saved."""
+    host: HostLayers = HostLayers()
+    """Layers that the host computes, where the GPU computes the others."""
 
     @property
     def each(self) -> int:
@@ -94,13 +115,18 @@ class Plan:
 
     @property
     def computing(self) -> int:
-        """What lies where the model computes, slots apart."""
-        return self.resident + self.cache + self.scratch
+        """What lies where the model computes, slots apart; of a model on two devices, on the GPU."""
+        return self.resident + self.cache + self.learning + self.scratch - self.host.resident - self.host.cache
+
+    @property
+    def vram_units(self) -> int:
+        """Of all records, those that the GPU's slots are for."""
+        return self.num_units - self.host.units
 
     @property
     def total(self) -> int:
         """Of host memory; never above the budget."""
-        return self.interpreter + self.buffers + self.learning + self.pool + (0 if self.vram else self.computing)
+        return self.interpreter + self.buffers + self.pool + (self.host.total if self.vram else self.computing)
 
     @property
     def vram_total(self) -> int:
@@ -137,8 +163,8 @@ class Plan:
             stays = _kept(self.vram_slots, self.num_units)
             all_stay = stays + _kept(self.slots, self.num_units - stays)
             return stays / self.num_units, all_stay / self.num_units
-        near = hits(self.vram_slots / max(self.num_units, 1), curve) if self.vram_slots else 0.0
-        return near, hits(self.share, curve)
+        near = hits(self.vram_slots / max(self.vram_units, 1), curve) if self.vram_slots else 0.0
+        return near * self.vram_units / max(self.num_units, 1), hits(self.share, curve)
 
     @property
     def hit_rate(self) -> float:
@@ -159,10 +185,12 @@ class Plan:
         """Expected when decoding."""
         near, here = self.hits(curve)
         woken = self.awake * self.streamed_layers * self.record
-        seconds = self.awake_bytes / (rates.vram if self.vram else rates.memory) + (1 - here) * woken / rates.disk
-        if self.vram:
-            seconds += (1 - near) * woken / rates.link
-        return 1 / seconds
+        seconds = (1 - here) * woken / rates.disk
+        if not self.vram:
+            return 1 / (seconds + self.awake_bytes / rates.memory)
+        by_host, on_gpu = self.host.awake_bytes, self.vram_units / max(self.num_units, 1)
+        seconds += by_host / rates.memory + (self.awake_bytes - by_host) / rates.vram
+        return 1 / (seconds + (on_gpu - near) * woken / rates.link)
 
     def speed_range(self, rates: Rates) -> tuple[float, float]:
         """Tokens per second at the two ends of `hit_range`."""
@@ -172,25 +200,30 @@ class Plan:
         """For a person, before anything runs."""
         what = "layers" if self.dense else "units"
         slots = f"slots for {self.num_units} {what} of {format_bytes(self.record)}"
+        away = self.host
         host = [
             ("interpreter and libraries", self.interpreter, ""),
             ("CUDA's share and staging", self.buffers, "assumed"),
-            (f"{self.learns}, slopes, moments", self.learning, ""),
         ]
         computing = [
-            ("resident weights", self.resident, "norms, output head" if self.dense else _RESIDENTS),
-            ("keys and values", self.cache, f"{self.context} tokens"),
+            ("resident weights", self.resident - away.resident, "norms, output head" if self.dense else _RESIDENTS),
+            ("keys and values", self.cache - away.cache, f"{self.context} tokens"),
+            (f"{self.learns}, slopes, moments", self.learning, ""),
             ("activations and scratch", self.scratch, f"{self.context} tokens" if self.learning else ""),
         ]
         pool = (what, self.pool, f"{self.slots} {slots}")
         total = ("total", self.total, f"of {format_bytes(self.budget)}")
         if self.vram:
-            lines = ["  on the GPU", *_lines([("CUDA", self.driver, "assumed"), *computing])]
-            lines += _lines([(what, self.vram_pool, f"{self.vram_slots} {slots}")])
+            all_but = f": the head, and all but the last {away.count} layers" if away.count else ""
+            theirs = slots.replace(str(self.num_units), str(self.vram_units))
+            lines = [f"  on the GPU{all_but}", *_lines([("CUDA", self.driver, "assumed"), *computing])]
+            lines += _lines([(what, self.vram_pool, f"{self.vram_slots} {theirs}")])
             lines += _lines([("total", self.vram_total, f"of {format_bytes(self.vram)}")])
-            lines += ["  in memory", *_lines([*host, pool, total])]
+            parts = f"weights {format_bytes(away.resident)}, keys and values {format_bytes(away.cache)}, scratch"
+            rest = (f"the last {away.count} layers", away.total, parts)
+            lines += ["  in memory", *_lines([*host, rest, pool, total])]
         else:
-            lines = _lines([*host[:1], *computing[:2], *host[1:], computing[2], pool, total])
+            lines = _lines([*host, *computing, pool, total])
         if rates is not None:
             speed, span = _span(*[self.tokens_per_second(rates)] * 2), _span(*self.speed_range(rates))
             expected = f"  expected: {self._expected(what)}, {speed} tokens/s"

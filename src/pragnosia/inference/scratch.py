@@ -53,6 +53,12 @@ def widest(sizes: Sizes) -> int:
 
 def tuning_scratch(sizes: Sizes, tokens: int) -> int:
     """What is kept of each layer, what the layer at work needs, the logits' chunk and an output head made plain."""
+    kept, unit, head = tuning_parts(sizes, tokens)
+    return kept + unit * torch.get_num_threads() + head + 2 * CHUNK_BYTES + PRODUCTS + MARGIN
+
+
+def tuning_parts(sizes: Sizes, tokens: int) -> tuple[int, int, int]:
+    """Of that what the layers take, what a unit at work does, and an output head that is packed made plain."""
     config, item = sizes.config, sizes.dtype.itemsize
     width, heads = int(config.hidden_size), int(config.attention.num_heads * (config.attention.head_dim or 0))
     kept = 3 * int(config.num_hidden_layers) * tokens * width * item
@@ -62,6 +68,5 @@ def tuning_scratch(sizes: Sizes, tokens: int) -> int:
         organ = config.units
         parts = ACTIVATIONS[organ.activation].num_parts + 1
         unit = 2 * 2 * parts * organ.unit_width * width + tokens * 4 * (6 * width + 6 * parts * organ.unit_width)
-        unit *= torch.get_num_threads()
     head = int(config.vocab_size) * width * 2 if sizes.format.plain_dtype is None else 0
-    return kept + at_work + unit + head + 2 * CHUNK_BYTES + PRODUCTS + MARGIN
+    return kept + at_work, unit, head

@@ -19,9 +19,11 @@ from pragnosia.inference.accelerator import AcceleratorBank
 from pragnosia.inference.budget import Tuning, make_plan
 from pragnosia.inference.device_layers import LayersOnDevice
 from pragnosia.inference.device_slots import DeviceSlots, SlotStats
+from pragnosia.inference.device_units import UnitsOnDevice
 from pragnosia.inference.layers import Layers, LayersOnDisk, OnDisk, put_layers
 from pragnosia.inference.plan import Plan
 from pragnosia.inference.shelf import EMBEDDING, AsItLies, Shelf, open_shelf
+from pragnosia.inference.split import HOST, cross_over, layer_of
 from pragnosia.inference.vram import accelerator
 from pragnosia.kernels.activations import ACTIVATIONS, Activation
 from pragnosia.kernels.formats import Format
@@ -37,6 +39,8 @@ UNLIMITED = 1 << 60
 """A budget in which every unit has a slot."""
 Progress = Callable[[int, int], None]
 """Called with bytes loaded so far, and in all."""
+Where = Callable[[str], torch.device]
+"""By the name of a tensor or of a module that has some."""
 
 
 class StreamedBank(nn.Module):
@@ -121,7 +125,10 @@ def build(
     if slots >= plan.num_units:  # nothing has to go: the layers are as resident as the rest
         names |= {part.name: part.num_bytes for layer in layers for part in layer}
         layers = []
-    model = built(shelf.config, shelf.put, names, progress, device)
+    border = shelf.config.num_hidden_layers - plan.host.count
+    model = built(shelf.config, shelf.put, names, progress, lambda name: HOST if _beyond(border, name) else device)
+    if plan.host.count:
+        cross_over(model, border, device)
     if table is not None:
         table.device = device
         model.model.embed_tokens = table
@@ -140,11 +147,11 @@ def built(
     put: Callable[[Cortex, str], None],
     names: Mapping[str, int],
     progress: Progress | None,
-    device: torch.device | None = None,
+    where: Where | None = None,
 ) -> PlainCortex:
-    """A model of which only these tensors are there, on `device`; `put` reads one into its place."""
+    """A model of which only these tensors are there, each `where` it shall be; `put` reads one into its place."""
     model = PlainCortex.unfilled(config)
-    _fill(model, put, names, progress, device)
+    _fill(model, put, names, progress, where)
     return model
 
 
@@ -153,21 +160,21 @@ def _fill(
     put: Callable[[Cortex, str], None],
     names: Mapping[str, int],
     progress: Progress | None,
-    device: torch.device | None = None,
+    where: Where | None = None,
 ) -> None:
-    """Put these tensors into a model that has none, on `device`."""
+    """Put these tensors into a model that has none, each `where` it shall be."""
     done, total = 0, sum(names.values())
     for name, num_bytes in names.items():
         put(model, name)
-        if device is not None:  # at once: the host may not have room for all
-            _move(model, name, device)
+        if where is not None:  # at once: the host may not have room for all
+            _move(model, name, where(name))
         done += num_bytes
         if progress is not None:
             progress(done, total)
     _fill_buffers(model)
-    if device is not None:
+    if where is not None:
         for owner, _ in list(model.named_modules()):  # what was in no file
-            _move(model, f"{owner}.", device)
+            _move(model, f"{owner}.", where(owner))
     if isinstance(model.model.embed_tokens, nn.Embedding):  # a packed table is shared as it is put
         model.tie_weights()
     model.eval()
@@ -185,15 +192,15 @@ def pool_of(model: Cortex) -> UnitPool | None:
             return module.slots.pool
         if isinstance(module, OnDisk):
             return module.weights.layers.pool
-        if isinstance(module, LoraBank) and isinstance(module.units, UnitsOnDisk):
+        if isinstance(module, LoraBank) and isinstance(module.units, UnitsOnDisk | UnitsOnDevice):
             return module.units.bank.pool
     return None
 
 
 def slots_of(model: Cortex) -> SlotStats | None:
     """What the slots of a model's units on an accelerator did."""
-    banks = (module for module in model.modules() if isinstance(module, AcceleratorBank))
-    return next((bank.slots.stats() for bank in banks), None)
+    units = (module.units for module in model.modules() if isinstance(module, AcceleratorBank | LoraBank))
+    return next((each.slots.stats() for each in units if isinstance(each, UnitsOnDevice)), None)
 
 
 def _put_units(model: Cortex, shelf: Shelf, plan: Plan, device: torch.device) -> None:
@@ -204,12 +211,13 @@ def _put_units(model: Cortex, shelf: Shelf, plan: Plan, device: torch.device) ->
     half_life = 0.5 if plan.learning else HALF_LIFE
     counts = len(shelf.sparse), organ.num_units
     pool = UnitPool(*counts, plan.record, plan.slots, half_life=half_life)
-    slots = DeviceSlots(pool, *counts, plan.vram_slots, device) if plan.vram else None
+    slots = DeviceSlots(pool, *counts, plan.vram_slots, device, half_life=half_life) if plan.vram else None
+    border = shelf.config.num_hidden_layers - plan.host.count
     for number, name in enumerate(shelf.sparse):
         for unit in range(organ.num_units):
             extents, sums = shelf.unit(name, number, unit)
             pool.place(number, unit, [Extent(*extent) for extent in extents], sums)
-        put_bank(model, name, number, pool, shelf.format, slots)
+        put_bank(model, name, number, pool, shelf.format, None if _beyond(border, name) else slots)
 
 
 def put_bank(
@@ -228,6 +236,12 @@ def put_bank(
     old = experts.bank
     biases = _data(old.up_bias), _data(old.down_bias)
     experts.bank = StreamedBank(bank, *biases) if slots is None else AcceleratorBank(bank, slots, *biases)
+
+
+def _beyond(border: int, name: str) -> bool:
+    """Whether a tensor or module belongs to a layer from `border` on."""
+    layer = layer_of(name)
+    return layer is not None and layer >= border
 
 
 def _move(model: nn.Module, name: str, device: torch.device) -> None:

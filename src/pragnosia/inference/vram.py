@@ -11,15 +11,17 @@ from typing import Any
 import torch
 
 from pragnosia.errors import BudgetError
-from pragnosia.inference.scratch import PROMPT_PIECE, widest
+from pragnosia.inference.scratch import PROMPT_PIECE, tuning_parts, widest
 from pragnosia.inference.sizes import Sizes
 from pragnosia.kernels.activations import ACTIVATIONS
+from pragnosia.kernels.cross_entropy import CHUNK_BYTES
 from pragnosia.kernels.formats import MANY_AT_ONCE
 from pragnosia.units import MIB
 
 CONTEXT = 512 * MIB  # allowance for CUDA and its libraries, once on the device and once in host memory
 SCORES = 256 * MIB  # most that the attention scores of one piece of a prompt may take
 MARGIN = 64 * MIB  # what torch's allocator keeps in its bins, and the workspace of its products
+LOGITS = 4  # of one chunk: as they come, in single precision, their slopes, and one to spare
 _UNPACKING = 24  # bytes that a weight takes while it is unpacked: its codes, whole numbers, and two floats
 
 
@@ -63,3 +65,21 @@ def vram_scratch(sizes: Sizes, room: int, awake: int) -> int:
         unit = hidden * 2 * width  # of a unit's weights, at most
         unpacking = MANY_AT_ONCE * (_UNPACKING + 4) + 2 * 4 * min(unit, MANY_AT_ONCE)
     return int(rows + scores + unpacking + 4 * 4 * config.vocab_size) + MARGIN
+
+
+def vram_tuning_scratch(sizes: Sizes, tokens: int, rows: int, parameters: int) -> int:
+    """Of `tokens` in `rows` that learn: what each layer keeps, and the most that one at work needs on the device.
+
+    Beside what the host would need: scores and their slopes, logits, slopes on their way to `parameters` adapters of
+    one layer, and packed matrices made plain, which a slope needs whole.
+    """
+    config, width, item = sizes.config, int(sizes.config.hidden_size), sizes.dtype.itemsize
+    kept, unit, head = tuning_parts(sizes, tokens)
+    seen = tokens * (tokens // max(rows, 1))
+    scores = seen * (5 * int(config.attention.num_heads) * item + 16)  # the rest is masks
+    slopes = 2 * 4 * parameters // int(config.num_hidden_layers)
+    plain = 0
+    if sizes.format.plain_dtype is None:
+        heads = int(config.attention.num_heads * (config.attention.head_dim or 0))
+        plain = max(4 * heads, 2 * widest(sizes)) * width * item + MANY_AT_ONCE * (_UNPACKING + 4)
+    return int(kept + 2 * unit + head + scores + slopes + plain + LOGITS * CHUNK_BYTES) + MARGIN

@@ -2,6 +2,7 @@
 
 few rows     compiled (source/packed.hpp): the packed weights are read once; x is rounded to 8 bits a group of 32
 many rows    a block of W at a time is unpacked, into x's dtype, and multiplied by torch
+on a GPU     Triton programs that read the rows packed (triton_packed.py), where triton is installed
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from pragnosia.kernels import triton_packed
 from pragnosia.kernels.compiled import loaded_library, native_library
 from pragnosia.kernels.formats import MANY_AT_ONCE, Format, check_rows, format_named, unpack
 
@@ -43,6 +45,8 @@ def packed_linear(x: Tensor, packed: Tensor, depth: int, name: str, bias: Tensor
         return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
     if 0 < rows < (FEW_ROWS if entry.group else FEW_PLAIN_ROWS) and _is_compiled(x, packed):
         return _few(x, packed, depth, entry, bias)
+    if x.is_cuda and triton_packed.supports(x, entry):
+        return triton_packed.linear(x, packed, depth, entry, bias)
     if entry.plain_dtype is x.dtype:
         return F.linear(x, packed.view(x.dtype)[:, :depth], None if bias is None else bias.to(x.dtype))
     return _many(x.reshape(-1, depth), packed, depth, entry, bias).view(*x.shape[:-1], len(packed))

@@ -133,8 +133,9 @@ class ActivityMeter:
         self._bytes += bytes_of(2 * share.gated_keys * tokens * sequences, account.cache_precision)
         if units or gates:
             # Copied by cat: a decode loop may reuse the buffer it shows us.
-            shapes = tuple(part.shape for part in units + gates)
-            kept = torch.cat([part.flatten() for part in units + gates])
+            told = units + gates
+            shapes, where = tuple(part.shape for part in told), told[0].device  # of two, where a model is split
+            kept = torch.cat([part.flatten().to(where) for part in told])
             self._pending[share, shapes, tokens].append((past, kept))
             self._num_pending += 1
         if self._num_pending >= _PASSES_KEPT:

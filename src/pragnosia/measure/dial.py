@@ -1,7 +1,8 @@
-"""Measuring a dial: a grid of settings over the mechanisms that a model has, each read on one text. Nothing is trained.
+"""Measuring a dial: settings of the mechanisms that a model has, each read on one text. Nothing is trained.
 
 Every setting reads the same text as it would decode it (evaluation.py, leaving.py), and costs what one token would
-that is decoded alone (decoded.py), so notches differ by the setting and by nothing else. Those stay that nothing as
+that is decoded alone (decoded.py), so notches differ by the setting and by nothing else. First each mechanism is turned
+alone; levels that are worth their cost there are then combined with those of the others. Notches stay that nothing as
 cheap predicts better than: among all, and among those at which all layers speak, for where no token can leave early.
 """
 
@@ -28,8 +29,8 @@ from pragnosia.model.thalamus import Thalamus, ThresholdThalamus
 TOKENS, WINDOW, FEWEST = 4096, 512, 512
 _BYTES_PER_TOKEN = 4  # of text: a tokenizer that needs more reads fewer tokens, one of bytes more
 _AWAKE = (1.0, 0.75, 0.5, 0.25, 0.125)
-_GATES = (1.0, 0.75, 0.5)
-_CONFIDENCES = (0.9, 0.7, 0.5, 0.3)
+_GATES = (0.75, 0.5)
+_CONFIDENCES = (0.8, 0.5, 0.3, 0.15, 0.05)
 
 Told = Callable[[int, int], None]
 """Settings read, of how many."""
@@ -52,32 +53,41 @@ def calibrate_dial(  # noqa: PLR0913  what a dial is made of
     `counted` is the whole model's account, `name` its print, `exits` those to leave by, None where no token can leave.
     Raises DataError for a text that is too short, CheckpointError for a model that computes no numbers.
     """
-    grid = settings(model, exits)
-    if len(grid) == 1:
+    turns = mechanisms(model, exits)
+    if not any(turns):
         return None
     context = min(int(model.config.max_position_embeddings), WINDOW)
     joules = energy_model(device=model.device.type)
     limit = _BYTES_PER_TOKEN * min(tokens, TOKENS)
-    notches = list[Notch]()
-    for number, setting in enumerate(grid):
-        if progress is not None:
-            progress(number, len(grid))
-        read = evaluate(model, tokenizer, text, context=context, stride=context, max_bytes=limit, setting=setting)
-        if read.tokens < FEWEST:
-            raise DataError(f"the text has {read.tokens} tokens; measuring settings takes {FEWEST}: give more text")
-        notches.append(notch(setting, read, counted, joules))
+    notches = dict[Setting, Notch]()
+    alone = [WHOLE, *(setting for turn in turns for setting in turn)]
+
+    def measure(settings: Sequence[Setting], total: int) -> None:
+        for setting in settings:
+            if progress is not None:
+                progress(len(notches), total)
+            read = evaluate(model, tokenizer, text, context=context, stride=context, max_bytes=limit, setting=setting)
+            if read.tokens < FEWEST:
+                raise DataError(f"the text has {read.tokens} tokens; measuring settings takes {FEWEST}: give more text")
+            notches[setting] = notch(setting, read, counted, joules)
+            measured.update(tokens=read.tokens, context=seen(read))
+
+    measured: dict[str, Any] = {}
+    measure(alone, len(alone) + 1)
+    worth = [[one.setting for one in frontier(notches[setting] for setting in (WHOLE, *turn))] for turn in turns]
+    both = [setting for setting in map(_joined, product(*worth)) if setting not in notches]
+    measure(both, len(alone) + len(both))
     if progress is not None:
-        progress(len(grid), len(grid))
-    best = frontier(notches)
-    speaking = [one for one in frontier(one for one in notches if not one.setting.leave) if one not in best]
+        progress(len(notches), len(notches))
+    best = frontier(notches.values())
+    speaking = frontier(one for one in notches.values() if not one.setting.leave)
     return Dial(
         model=name,
         num_layers=len(counted.layers),
         energy_model=joules.name,
         data=tuple(data),
-        tokens=read.tokens,
-        context=seen(read),
-        notches=(*best, *speaking),
+        notches=(*best, *(one for one in speaking if one not in best)),
+        **measured,
     )
 
 
@@ -100,16 +110,22 @@ def seen(read: Evaluation) -> float:
     return read.context - (read.stride - 1) / 2
 
 
-def settings(model: Cortex, exits: Exits | None) -> list[Setting]:
-    """The whole model, and every combination of what it has."""
-    gates = _GATES if getattr(model.config, "gates", None) is not None else (1.0,)
-    grid = product(_leaves(exits), gates, _shares(model))
-    return [Setting(awake=awake, gates=gate, leave=leave, memory=_memory(leave)) for leave, gate, awake in grid]
+def mechanisms(model: Cortex, exits: Exits | None) -> list[list[Setting]]:
+    """What can be turned, each alone: fewer units, fewer tokens past gates, exits. Empty where a model has none."""
+    gates = _GATES if getattr(model.config, "gates", None) is not None else ()
+    leaves = [] if exits is None else _leaves(exits)
+    return [
+        [Setting(awake=awake) for awake in _shares(model)],
+        [Setting(gates=gate) for gate in gates],
+        # what is remembered exactly saves no arithmetic
+        [Setting(leave=leave, memory="propagated") for leave in leaves],
+    ]
 
 
-def _memory(leave: tuple[tuple[int, float], ...]) -> Any:
-    """What is remembered exactly saves no arithmetic."""
-    return "propagated" if leave else WHOLE.memory
+def _joined(settings: tuple[Setting, ...]) -> Setting:
+    """One of each mechanism, together."""
+    units, gates, exits = settings
+    return Setting(awake=units.awake, gates=gates.gates, leave=exits.leave, memory=exits.memory)
 
 
 def _shares(model: Cortex) -> list[float]:
@@ -119,13 +135,13 @@ def _shares(model: Cortex) -> list[float]:
     for share in _AWAKE:
         counts = [share if isinstance(r, ThresholdThalamus) else float(r.num_awake(share)) for r in routers]
         found.setdefault(tuple(counts), share)
-    return list(found.values())
+    return list(found.values())[1:]
 
 
-def _leaves(exits: Exits | None) -> list[tuple[tuple[int, float], ...]]:
-    """No exit, those that keep the promise they were calibrated to, and all exits at some confidences."""
-    if exits is None:
-        return [()]
+def _leaves(exits: Exits) -> list[tuple[tuple[int, float], ...]]:
+    """Exits as they were calibrated, and at some confidences all of them, or the first alone: each asks the head."""
     layers = [entry.layer for entry in exits.exits]
-    evenly = [tuple((layer, confidence) for layer in layers) for confidence in _CONFIDENCES]
-    return list(dict.fromkeys([(), exits.leave, *evenly]))
+    found = [exits.leave]
+    for confidence in _CONFIDENCES:
+        found += [tuple((layer, confidence) for layer in layers), ((layers[0], confidence),)]
+    return [leave for leave in dict.fromkeys(found) if leave]

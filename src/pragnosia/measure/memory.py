@@ -4,8 +4,8 @@
     tune    frozen weights + (4 + 4 + 8) bytes x adapter parameters + activations
     train   (4 + 4 + 4 m) bytes x parameters + activations + the head's gradient twice
 
-Training keeps weights, gradients and m moments (AdamW 2, Muon 1) in fp32; tuning puts LoRA of rank r on the
-attention projections (Hu et al. 2021, arXiv 2106.09685). Activations are what the backward pass keeps per token:
+Training keeps weights, gradients and m moments in fp32 (AdamW 2, in 8 bits 1/2, Muon 1); tuning puts LoRA of rank r
+on the attention projections (Hu et al. 2021, arXiv 2106.09685). Activations are what the backward pass keeps per token:
 of each layer 8 D + 2 H K + 2 (key width), the latter twice where queries and keys are normed, and the awake
 feed-forward activations; with gradient checkpointing D of each layer and everything of the widest. To each comes
 the interpreter with its libraries.
@@ -79,15 +79,15 @@ def memory_to_tune(
     )
 
 
-def memory_to_train(account: Account, *, tokens: int, checkpointing: bool = False, moments: int = 2) -> Memory:
-    """To train every weight in fp32; `tokens` are batch x sequence of one backward pass."""
+def memory_to_train(account: Account, *, tokens: int, checkpointing: bool = False, moments: float = 2) -> Memory:
+    """To train every weight in fp32; `tokens` are batch x sequence of one backward pass, a moment has four bytes."""
     weights = 4 * account.total_parameters
     head = 4 * account.vocab_size * account.hidden_size
     return Memory(
         parts={
             "weights": weights,
             "gradients": weights,
-            "optimiser": moments * weights,
+            "optimiser": round(moments * weights),
             # The loss forms the head's gradient while it reads the logits, and scales a copy of it later.
             "activations": _activations(account, tokens, checkpointing, "float32") + 2 * head,
             "interpreter": INTERPRETER_BYTES,

@@ -157,8 +157,11 @@ class CortexStack(nn.Module):
     def fresh_state(self, batch: int = 1, room: int = 256) -> State:
         """An empty state with room for `room` tokens before it has to grow."""
         like = self.embed_tokens.weight
-        mixers: list[Any] = [layer.mixer for layer in self.layers]
-        return State(tuple(mixer.fresh_memory(batch, room, like) for mixer in mixers))
+        layers: list[Any] = list(self.layers)
+        # beside the layer's norm, which stays where it computes
+        beside = [like.new_empty(0, device=layer.mixer_norm.weight.device) for layer in layers]
+        memories = (layer.mixer.fresh_memory(batch, room, its) for layer, its in zip(layers, beside, strict=True))
+        return State(tuple(memories))
 
     def _state(self, given: State | Cache | None, use_cache: bool | None, x: Tensor) -> State:
         """What the layers remember on entry: given, borrowed, fresh, or nothing."""

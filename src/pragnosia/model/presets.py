@@ -1,7 +1,11 @@
-"""Presets: shapes by name, from a laptop's afternoon to a cluster's month. The name is the total, not the active size.
+"""Presets: shapes by name, from a laptop's afternoon to a cluster's month.
 
-All wake a few fine-grained units (sigmoid scores, loss-free balance) beside one shared unit, as DeepSeek-V3 does
-(arXiv 2412.19437); lobes are equal quarters. `pragnosia inspect NAME` prints what each costs.
+    nano .. 450b       a few fine-grained experts beside one shared unit, sigmoid scores and loss-free balance, as
+                       DeepSeek-V3 has them (arXiv 2412.19437); the name is the total, not the active size
+    braingpt-*         layers, width and heads of Brain-Inspired GPT; the feed-forwards are cortical columns, 95 % of
+                       them asleep (model/columns.py)
+
+Lobes are equal quarters. `pragnosia inspect NAME` says what each costs.
 """
 
 from __future__ import annotations
@@ -55,6 +59,30 @@ def _shape(
     }
 
 
+def _brain(*, vocab: int, layers: int, heads: int, column: int, context: int) -> dict[str, Any]:
+    """Heads of 64, four of which share keys and values; eight hidden neurons to one of the stream, as measured."""
+    width = 64 * heads
+    num_columns = 8 * width // column
+    return {
+        "vocab_size": vocab,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "max_position_embeddings": context,
+        "tie_word_embeddings": True,
+        "attention": {
+            "num_heads": heads,
+            "num_key_value_heads": heads // 4,
+            "head_dim": 64,
+            "qk_norm": "head",
+        },
+        "columns": {  # their router is left to ColumnsConfig: one column in twenty awake
+            "width": 8 * width,
+            "column_width": column,
+            "lobes": dict.fromkeys(LOBES, num_columns // len(LOBES)),
+        },
+    }
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "nano": _shape(vocab=4096, width=256, layers=4, heads=(4, 2, 64), units=(16, 2, 128), context=512),
     "small": _shape(vocab=16384, width=512, layers=8, heads=(8, 4, 64), units=(32, 3, 256), context=1024),
@@ -78,6 +106,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         context=32768,
         tied=False,
     ),
+    # Wider columns in larger models: there are 256 to 512 of them everywhere, and what the router reads stays small.
+    "braingpt-small": _brain(vocab=16384, layers=6, heads=8, column=16, context=1024),
+    "braingpt-medium": _brain(vocab=32768, layers=12, heads=16, column=16, context=2048),
+    "braingpt-large": _brain(vocab=32768, layers=24, heads=24, column=32, context=2048),
+    "braingpt-xlarge": _brain(vocab=65536, layers=48, heads=32, column=64, context=4096),
 }
 
 

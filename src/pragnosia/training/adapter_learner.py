@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pragnosia.kernels.pool import UnitPool
@@ -15,6 +15,7 @@ from pragnosia.model.cortex import Cortex
 from pragnosia.training.checkpoint import Checkpoints
 from pragnosia.training.optimisers import OptimiserConfig, Optimisers
 from pragnosia.training.snapshot import MOMENTS
+from pragnosia.tuning.block_files import write_tensors
 from pragnosia.tuning.configuration import LoraConfig
 from pragnosia.tuning.lora import attach, load_adapters
 from pragnosia.tuning.peft_format import write_adapter
@@ -25,7 +26,7 @@ ADAPTERS = "adapters.safetensors"
 
 @final
 class AdapterLearner:
-    """A frozen model with adapters; `source` is its directory."""
+    """A frozen model with adapters on `device`; `source` is its directory."""
 
     def __init__(
         self,
@@ -35,9 +36,10 @@ class AdapterLearner:
         optimiser: OptimiserConfig,
         out: Path,
         source: str,
+        device: torch.device | None = None,
     ) -> None:
         self.model, self.pool, self.config, self.out, self.source = model, pool, config, out, source
-        self.attached: dict[str, nn.Parameter] = attach(model, config)
+        self.attached: dict[str, nn.Parameter] = attach(model, config, device)
         recompute(model)
         model.model.layers[0].register_forward_pre_hook(_with_slopes)
         self.optimisers = Optimisers(self.attached.items(), set(), optimiser)
@@ -52,8 +54,8 @@ class AdapterLearner:
 
     def write(self, folder: Path) -> Mapping[str, Any]:
         """Adapters and moments."""
-        save_file({name: weight.detach().contiguous() for name, weight in self.attached.items()}, folder / ADAPTERS)
-        save_file({name: value.contiguous() for name, value in self.optimisers.state().items()}, folder / MOMENTS)
+        write_tensors(folder / ADAPTERS, self.attached)
+        write_tensors(folder / MOMENTS, self.optimisers.state())
         return {}
 
     def read(self, folder: Path, state: Mapping[str, Any]) -> None:
@@ -69,7 +71,7 @@ class AdapterLearner:
 
     def result(self) -> Mapping[str, Any]:
         """The adapter, where PEFT and `merge` find it."""
-        tensors = {name: weight.detach() for name, weight in self.attached.items()}
+        tensors = {name: weight.detach().cpu() for name, weight in self.attached.items()}
         write_adapter(self.out, tensors, self.config, self.source)
         return {"parameters": sum(tensor.numel() for tensor in tensors.values())}
 

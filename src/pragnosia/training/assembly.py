@@ -33,7 +33,7 @@ from pragnosia.errors import BudgetError, ConfigError
 from pragnosia.learning import learning_rule
 from pragnosia.measure.accounting import account
 from pragnosia.measure.limits import read_limits
-from pragnosia.measure.memory import memory_to_train
+from pragnosia.measure.memory import Memory, memory_to_train
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.presets import PRESETS
 from pragnosia.training.configuration import TrainConfig
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from pragnosia.model.modeling import PragnosiaForCausalLM
 
 TOKENIZER = "tokenizer.json"
+_MOMENTS = {"adamw": 2, "adamw8bit": 0.5, "muon": 1}
+_COUNTED = {"num_units", "width", "column_width"}  # what says how many units an organ has, and so its lobes
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,12 @@ def prepare_tokenizer(config: TrainConfig, out: Path, reporter: Reporter) -> Pre
         tokenizer = load_tokenizer(config.tokenizer.path)
         save_tokenizer(tokenizer, out)
         return tokenizer
-    sources = Mixture.parse(config.data.sources).sources
-    reporter.note(f"training a tokenizer of {config.tokenizer.vocab_size} tokens")
-    report = train_tokenizer(sources, config.tokenizer.vocab_size, out, max_bytes=config.tokenizer.max_bytes)
+    wanted = config.tokenizer
+    reporter.note(f"training a tokenizer of {wanted.vocab_size} tokens")
+    sources = Mixture.parse(config.data.sources).parts
+    report = train_tokenizer(
+        sources, wanted.vocab_size, out, max_bytes=wanted.max_bytes, temperature=wanted.temperature
+    )
     reporter.note(f"tokenizer: {report.vocab_size} tokens, {report.bytes_per_token:.2f} bytes per token")
     return load_tokenizer(out)
 
@@ -170,24 +175,29 @@ def model_config(config: TrainConfig, tokenizer: PreTrainedTokenizerFast | None 
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with nested `changes`; another number of units drops the lobes that would no longer add up."""
+    """`base` with nested `changes`; another number of units or columns drops lobes that would no longer add up."""
     values = dict(base)
     for key, change in changes.items():
         inner = values.get(key)
         values[key] = merged(inner, change) if isinstance(inner, Mapping) and isinstance(change, Mapping) else change
-    if "num_units" in changes and "lobes" not in changes:
+    if changes.keys() & _COUNTED and "lobes" not in changes:
         values.pop("lobes", None)
     return values
 
 
-def check_memory(config: TrainConfig, shape: PragnosiaConfig, device: torch.device) -> None:
-    """Raise BudgetError where training needs more memory than is free, before any is taken."""
-    needed = memory_to_train(
+def needed_memory(config: TrainConfig, shape: PragnosiaConfig) -> Memory:
+    """What training takes, by what holds it."""
+    return memory_to_train(
         account(shape, precision="float32"),
         tokens=config.batch.batch_size * config.batch.sequence_length,
         checkpointing=config.gradient_checkpointing,
-        moments=(1 if config.optimiser.name == "muon" else 2) + (config.ema is not None),
-    ).total
+        moments=_MOMENTS[config.optimiser.name] + (config.ema is not None),
+    )
+
+
+def check_memory(config: TrainConfig, shape: PragnosiaConfig, device: torch.device) -> None:
+    """Raise BudgetError where training needs more memory than is free, before any is taken."""
+    needed = needed_memory(config, shape).total
     on_gpu = device.type == "cuda"
     free = int(torch.cuda.mem_get_info(device)[0]) if on_gpu else read_limits().memory_available
     if needed > free:

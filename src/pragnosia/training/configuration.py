@@ -33,6 +33,12 @@ class TokenizerConfig:
     vocab_size: int = 4096
     max_bytes: int = 100_000_000
     """At most so much text is read to train it."""
+    temperature: float | None = None
+    """How alike the sources' shares of that text are: 1 is in proportion to their sizes; None is equal, size unseen."""
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and not self.temperature >= 1:
+            raise ConfigError(f"tokenizer.temperature is {self.temperature}; it must be 1 (in proportion) or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,14 +51,33 @@ _WINDOW_S = 5.0
 
 
 @final
-class Within(ProgressColumn):
-    """What moves while a step lasts: its seconds, and the bytes per second that come from disk, of late."""
+class FromDisk(ProgressColumn):
+    """The bytes per second that come from disk, of late."""
 
-    def __init__(self, bytes_read: Callable[[], int] | None = None, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, bytes_read: Callable[[], int], clock: Callable[[], float] = monotonic) -> None:
         super().__init__(Column(no_wrap=True))
         self.bytes_read, self.clock = bytes_read, clock
         self.seen: deque[tuple[float, int]] = deque()
-        self.began = clock()
+
+    def render(self, task: Task) -> Text:
+        """Asked by the bar, several times a second."""
+        now = self.clock()
+        self.seen.append((now, self.bytes_read()))
+        while len(self.seen) > 2 and now - self.seen[1][0] >= _WINDOW_S:
+            self.seen.popleft()
+        (then, before), (_, after) = self.seen[0], self.seen[-1]
+        rate = f"{format_bytes(max(0, after - before) / (now - then))}/s from disk" if now > then else ""
+        return Text(rate, style="progress.data.speed")
+
+
+@final
+class Within(ProgressColumn):
+    """What moves while a step lasts: its seconds, and what comes from disk."""
+
+    def __init__(self, bytes_read: Callable[[], int] | None = None, clock: Callable[[], float] = monotonic) -> None:
+        super().__init__(Column(no_wrap=True))
+        self.disk = None if bytes_read is None else FromDisk(bytes_read, clock)
+        self.clock, self.began = clock, clock()
 
     def begin(self) -> None:
         """Another step begins."""
@@ -66,16 +85,9 @@ class Within(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """Asked by the bar, several times a second."""
-        now = self.clock()
-        parts = [f"{now - self.began:.0f} s in step"]
-        if self.bytes_read is not None:
-            self.seen.append((now, self.bytes_read()))
-            while len(self.seen) > 2 and now - self.seen[1][0] >= _WINDOW_S:
-                self.seen.popleft()
-            (then, before), (_, after) = self.seen[0], self.seen[-1]
-            if now > then:
-                parts.append(f"{format_bytes(max(0, after - before) / (now - then))}/s from disk")
-        return Text("  ".join(parts), style="progress.elapsed")
+        text = Text(f"{self.clock() - self.began:.0f} s in step", style="progress.elapsed")
+        rate = Text() if self.disk is None else self.disk.render(task)
+        return text + Text("  ") + rate if rate else text
 
 
 @final

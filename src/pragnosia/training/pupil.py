@@ -9,9 +9,11 @@ import json
 import math
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from pragnosia.checkpoints.admission import check_wide_awake
@@ -25,6 +27,7 @@ from pragnosia.inference.loading import load_config, load_model, load_tokenizer
 from pragnosia.inference.plan import Plan
 from pragnosia.inference.shelf import AsItLies, Shelf, open_shelf
 from pragnosia.inference.stream import build, pool_of
+from pragnosia.inference.vram import accelerator, check_vram
 from pragnosia.kernels.pool import UnitPool
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.cortex import Cortex
@@ -40,6 +43,8 @@ from pragnosia.tuning.blocks import Block, Cut, blocks_of, choose_cut
 from pragnosia.tuning.lora import count_parameters
 from pragnosia.units import format_bytes, format_count
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Pupil:
@@ -49,11 +54,13 @@ class Pupil:
     tokenizer: PreTrainedTokenizerBase
     batches: TuningBatches
     held_out: TuningBatches | None
+    device: torch.device = CPU
+    """Where the model computes."""
 
 
 def prepare(config: TuneConfig, out: Path, reporter: Reporter) -> Pupil:
     """Read the conversations, plan the memory, load the model, freeze it and choose what learns. Raises UserErrors."""
-    folder = Path(config.model)
+    folder, device = Path(config.model), _device(config)
     check_speaker(folder)
     if config.method == "blocks":
         check_tunable(folder)
@@ -65,25 +72,40 @@ def prepare(config: TuneConfig, out: Path, reporter: Reporter) -> Pupil:
         )
     tokenizer = load_tokenizer(folder, shape.vocab_size, shape.tokenizer_digest)
     batches, held_out = _batches(config, tokenizer, reporter)
-    made = _by_blocks if config.method == "blocks" else _by_adapters
+    made = _by_blocks if config.method == "blocks" else partial(_by_adapters, device=device)
     learner = made(config, shape, out, reporter)
     learner.model.train()
     if isinstance(learner, BlockLearner):
         turns = math.ceil(config.num_steps(batches) / config.blocks.steps)
         if turns < len(learner.blocks):
             reporter.note(f"{turns} turns: {len(learner.blocks) - turns} blocks will have none; more --epochs would do")
-    return Pupil(learner, tokenizer, batches, held_out)
+    return Pupil(learner, tokenizer, batches, held_out, device)
 
 
-def _by_adapters(config: TuneConfig, shape: PragnosiaConfig, out: Path, reporter: Reporter) -> Learner:
+def _device(config: TuneConfig) -> torch.device:
+    """Where the model computes. Raises BudgetError where that is a GPU that is not there, or does not do."""
+    if config.vram is None:
+        return CPU
+    check_vram(config.memory, None)
+    if config.method == "blocks":
+        raise BudgetError(
+            "--method blocks does not run within --vram yet; leave --vram out, or tune adapters: --method lora"
+        )
+    return accelerator()
+
+
+def _by_adapters(
+    config: TuneConfig, shape: PragnosiaConfig, out: Path, reporter: Reporter, device: torch.device
+) -> Learner:
     """A frozen model and adapters on it."""
     parameters = count_parameters(shape, config.lora)
     shelf = plan = None
     if config.memory is not None:
         shelf = open_shelf(Path(config.model))
-        plan = make_plan(shelf, as_bytes(config.memory), tuning=_needs(config, parameters))
-    model, pool = _loaded(config, shelf, plan, reporter)
-    learner = AdapterLearner(model, pool, config.lora, config.optimiser, out, config.model)
+        vram, tuning = 0 if config.vram is None else as_bytes(config.vram), _needs(config, parameters)
+        plan = make_plan(shelf, as_bytes(config.memory), tuning=tuning, vram=vram, device=device)
+    model, pool = _loaded(config, shelf, plan, reporter, device)
+    learner = AdapterLearner(model, pool, config.lora, config.optimiser, out, config.model, device)
     reporter.note(
         f"adapters: {format_count(parameters)} parameters of rank {config.lora.rank} on "
         f"{' and '.join(config.lora.targets)}, {format_bytes(4 * parameters)}"
@@ -122,7 +144,8 @@ def _needs(config: TuneConfig, parameters: int, learns: str = "adapters", extra:
     """What a model needs to learn; `extra` bytes for each parameter."""
     moments = 2 + 8 / 256 if config.optimiser.name == "adamw8bit" else 8
     tokens = config.batch_size * config.sequence_length
-    return Tuning(tokens=tokens, parameters=parameters, moment_bytes=moments + extra, learns=learns)
+    rows = config.batch_size
+    return Tuning(tokens=tokens, parameters=parameters, moment_bytes=moments + extra, learns=learns, rows=rows)
 
 
 def _extra(config: TuneConfig, shelf: Shelf) -> int:
@@ -142,7 +165,7 @@ def _room(config: TuneConfig, shelf: Shelf, budget: int) -> int:
 
 
 def _loaded(
-    config: TuneConfig, shelf: Shelf | None, plan: Plan | None, reporter: Reporter
+    config: TuneConfig, shelf: Shelf | None, plan: Plan | None, reporter: Reporter, device: torch.device = CPU
 ) -> tuple[Cortex, UnitPool | None]:
     """The model of a plan, or whole in memory where there is none."""
     if shelf is None or plan is None:
@@ -151,7 +174,7 @@ def _loaded(
     else:
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # of 1,024 megabytes pile up
         reporter.note(plan.table())
-        model = build(shelf, plan)[0]
+        model = build(shelf, plan, device=device)[0]
         pool = pool_of(model)
     sow(config.seed)
     return model, pool

@@ -26,6 +26,7 @@ from torch import Tensor
 from pragnosia import kernels
 from pragnosia.data import TuningBatch, segment_mask
 from pragnosia.errors import CheckpointError, InterruptedTrainingError, TrainingError
+from pragnosia.inference.stream import slots_of
 from pragnosia.training.checkpoint import Checkpoints, random_state, restore_random, write_whole
 from pragnosia.training.interruption import Interruption
 from pragnosia.training.log import LOG, RunLog, read_log
@@ -60,6 +61,11 @@ class TuneReport:
     bytes_read: int
     """From disk, of the model's weights."""
     hit_rate: float | None
+    """Of units asked for, those that were in memory, or on the GPU."""
+    gpu_hit_rate: float | None = None
+    """On the GPU."""
+    seconds_waiting: float = 0.0
+    """For the disk, in this process, validation and checkpoints included."""
     num_blocks: int | None = None
     """Of the whole model, where it is tuned in blocks."""
     turns: int | None = None
@@ -161,13 +167,14 @@ class Tuner:
 
     def _loss(self, batch: TuningBatch) -> Tensor:
         """Mean over the learned tokens."""
+        device = self.pupil.device
         with torch.no_grad():
-            embedded = self.model.model.embed_tokens(batch.input_ids)
+            embedded = self.model.model.embed_tokens(batch.input_ids.to(device))
         output = self.model(
             inputs_embeds=embedded,
-            attention_mask=segment_mask(batch.segments),
-            position_ids=batch.position_ids,
-            labels=batch.labels,
+            attention_mask=segment_mask(batch.segments.to(device)),
+            position_ids=batch.position_ids.to(device),
+            labels=batch.labels.to(device),
             use_cache=False,
         )
         return output.loss  # type: ignore[no-any-return]
@@ -198,9 +205,21 @@ class Tuner:
         }
         if self.pool is not None:
             stats = self.pool.stats()
-            record |= {"bytes_read": stats.bytes_read, "hit_rate": stats.hit_rate}
+            record |= {"bytes_read": stats.bytes_read, **self._found()}
+            if (on_gpu := slots_of(self.model)) is not None:
+                record["bytes_copied"] = on_gpu.bytes_copied
             record["seconds_waiting"] = stats.seconds_waiting
         return record
+
+    def _found(self) -> dict[str, Any]:
+        """Of the units asked for, those that were here; what the host's pool is asked for is what a GPU lacks."""
+        if self.pool is None:
+            return {"hit_rate": None}
+        stats, on_gpu = self.pool.stats(), slots_of(self.model)
+        if on_gpu is None:
+            return {"hit_rate": stats.hit_rate}
+        asked = max(on_gpu.hits + on_gpu.misses, 1)
+        return {"hit_rate": 1 - stats.misses / asked, "gpu_hit_rate": on_gpu.hit_rate}
 
     def write(self, folder: Path) -> None:
         """Fill a folder with all that the next step's numbers depend on."""
@@ -243,7 +262,8 @@ class Tuner:
             seconds=self.course.seconds,
             seconds_per_step=self.course.seconds / max(1, self.course.step),
             bytes_read=stats.bytes_read if stats else 0,
-            hit_rate=stats.hit_rate if stats else None,
+            seconds_waiting=stats.seconds_waiting if stats else 0.0,
+            **self._found(),
             **result,
         )
         write_whole(self.out / REPORT, json.dumps(asdict(report), indent=1))

@@ -24,7 +24,7 @@ from pragnosia.tuning.configuration import LoraConfig
 METHODS = ("lora", "blocks")
 SETTINGS = "tune.json"
 # What a resumed run may see differently without becoming another run.
-_FREE = ("memory", "steps", "epochs", "checkpoint", "log_every", "validate_every")
+_FREE = ("memory", "vram", "steps", "epochs", "checkpoint", "log_every", "validate_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,8 @@ class TuneConfig:
     blocks: BlockConfig = field(default_factory=BlockConfig)
     memory: str | None = None
     """A budget for the whole process, as in 4GiB; without, the model is held in memory."""
+    vram: str | None = None
+    """Beside it a budget of a GPU's memory: the model computes there, and adapters learn there."""
     batch_size: int = 1
     """Rows that pass through the model together."""
     sequence_length: int = 1024
@@ -135,5 +137,5 @@ def _check_same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) ->
     if changed:
         raise ConfigError(
             f"cannot resume {out}: {', '.join(changed)} changed since the run was started; put it back (only "
-            "--memory, --steps, --epochs and how often is logged and saved may change) or choose another --out"
+            "--memory, --vram, --steps, --epochs and how often is logged and saved may change) or choose another --out"
         )

@@ -59,4 +59,4 @@ def _keep(folder: Path) -> None:
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
     for piece in tensor.contiguous().view(-1).split(_AT_ONCE):
-        yield piece.to(dtype)
+        yield piece.to("cpu", dtype)

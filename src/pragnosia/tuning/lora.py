@@ -23,7 +23,7 @@ from pragnosia.model.cortex import Cortex, PlainCortex
 from pragnosia.model.dendrites import Dendrites
 from pragnosia.model.feed_forward import FeedForward
 from pragnosia.tuning.configuration import LoraConfig
-from pragnosia.tuning.units import LoraBank, UnitsInMemory, UnitsOnDisk, low_rank
+from pragnosia.tuning.units import FrozenUnits, LoraBank, UnitsInMemory, UnitsOnDisk, low_rank
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -46,13 +46,16 @@ class LoraLinear(nn.Module):
         return y + low_rank(x, self.lora_a, self.lora_b, self.scale)
 
 
-def attach(model: Cortex, config: LoraConfig) -> dict[str, nn.Parameter]:
-    """Freeze a model and give it adapters; all of them by name. Raises ConfigError where nothing could have one."""
+def attach(model: Cortex, config: LoraConfig, device: torch.device | None = None) -> dict[str, nn.Parameter]:
+    """Freeze a model and give it adapters, on `device`; all of them by name.
+
+    They begin as random as on the host. Raises ConfigError where nothing could have one.
+    """
     model.requires_grad_(requires_grad=False)
     for name, linear in list(_linears(model, config)):
-        model.set_submodule(name, LoraLinear(linear, config.rank, config.scale))
+        model.set_submodule(name, _moved(LoraLinear(linear, config.rank, config.scale), device))
     if "units" in config.targets:
-        _attach_units(model, config)
+        _attach_units(model, config, device)
     found = adapters(model)
     if not found:
         raise ConfigError(f"this model has no {' or '.join(config.targets)} to adapt; choose other --targets")
@@ -121,15 +124,30 @@ def _linears(model: Cortex, config: LoraConfig) -> Iterator[tuple[str, nn.Module
             yield from ((f"{path}.{name}", getattr(module, name)) for name in ("up", "down"))
 
 
-def _attach_units(model: Cortex, config: LoraConfig) -> None:
+def _moved(module: nn.Module, device: torch.device | None) -> nn.Module:
+    """What learns of a module, taken to a device as soon as it is made: the host may not have room for all."""
+    for weight in module.parameters(recurse=False) if device is not None else ():
+        weight.data = weight.data.to(device)
+    return module
+
+
+def _frozen(bank: Any) -> FrozenUnits:
+    """A bank's units, wherever they lie."""
+    if isinstance(bank, Bank):
+        return UnitsInMemory(bank)
+    if hasattr(bank, "units"):  # on an accelerator, which knows its own way to them
+        on_device: FrozenUnits = bank.units
+        return on_device
+    return UnitsOnDisk(bank.bank)
+
+
+def _attach_units(model: Cortex, config: LoraConfig, device: torch.device | None = None) -> None:
     attached: list[LoraBank] = []
     for experts in model.experts():
         bank: Any = experts.bank
-        if not isinstance(bank, Bank) and not hasattr(bank, "bank"):
-            raise ConfigError("units on an accelerator take no adapters yet; load the model without vram")
-        units = UnitsInMemory(bank) if isinstance(bank, Bank) else UnitsOnDisk(bank.bank)
+        units = _frozen(bank)
         up_bias, down_bias = (None if bias is None else bias.detach() for bias in (bank.up_bias, bank.down_bias))
-        adapted: Any = LoraBank(units, up_bias, down_bias, config.rank, config.scale)
+        adapted: Any = _moved(LoraBank(units, up_bias, down_bias, config.rank, config.scale), device)
         experts.bank = adapted
         attached.append(adapted)
     for former, latter in pairwise(attached):
