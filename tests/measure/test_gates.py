@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -11,7 +13,10 @@ from pragnosia.errors import ConfigError
 from pragnosia.kernels import compiled
 from pragnosia.measure.accounting import account
 from pragnosia.measure.activity import ActivityMeter
+from pragnosia.measure.decoded import decoded
+from pragnosia.measure.evaluation import evaluate
 from pragnosia.model.modeling import PragnosiaForCausalLM
+from pragnosia.model.setting import Setting
 
 WIDTH, UNIT = 48, 3 * 48 * 12
 HEARD = WIDTH + WIDTH + 2 * 48 * 16  # norm, gate, keys and values
@@ -57,7 +62,7 @@ def test_the_meter_counts_what_torch_counts(gated, monkeypatch):
     meter = ActivityMeter(account(gated))
     state = gated(torch.tensor([[5, 6, 7]])).past_key_values
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
-        for past in range(3, 40):
+        for past in range(3, 18):
             output = gated(torch.tensor([[past]]), past_key_values=state)
             meter.add(output.routings, tokens=1, past=past)
             state = output.past_key_values
@@ -102,6 +107,24 @@ def test_a_layer_that_everybody_passes_by_is_not_read(gated):
     some = counted.layers[:2]
     saved = sum(x.parameters - x.heard_parameters + 2 * x.key_width * min(10, x.window or 10) for x in some)
     assert costs[0] - costs[1] == 4 * saved
+
+
+def test_a_text_costs_less_the_fewer_pass(make_config, make_byte_tokenizer):
+    torch.manual_seed(0)
+    model = PragnosiaForCausalLM(make_config(gates={"layers": [0, 2]}, initializer_range=0.2, vocab_size=300)).eval()
+    with torch.no_grad():
+        for _ in range(20):
+            model.rebalance(model(torch.randint(0, 256, (4, 60))).routings)
+    counted, costs = account(model), []
+    for gates in (1.0, 0.5, 0.2):
+        setting = Setting(gates=gates)
+        read = evaluate(model, make_byte_tokenizer(), ["Many words, of which some matter. " * 6], setting=setting)
+        assert read.gates[1] == 1
+        assert read.layers_per_token == pytest.approx(sum(read.gates))
+        cost = decoded(counted, read, setting, 10)
+        assert cost.layers_used == pytest.approx(sum(read.gates))
+        costs.append((cost.operations, cost.num_bytes, sum(read.gates)))
+    assert all(more > fewer for one, other in pairwise(costs) for more, fewer in zip(one, other, strict=True))
 
 
 def test_an_account_of_another_model(gated, make_config):
