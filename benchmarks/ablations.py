@@ -51,7 +51,8 @@ ROWS = (
     ("exits and layer dropout", "none, equal tokens", "ablations", "exits", PLAIN),
     ("exits alone", "none, equal tokens", "ablations", "exits-no-dropout", PLAIN),
     ("exits and layer dropout", "none, equal compute", "ablations", EQUAL_COMPUTE, PLAIN),
-    ("token gates", "every token, every layer", "gates", "gates", PLAIN),
+    ("token gates, half pass", "none, equal tokens", "gates", "gated", "without"),
+    ("token gates, half pass", "narrower, equal compute", "gates", "gated", "narrower"),
 )
 
 
@@ -133,7 +134,8 @@ def known(name: str, values: dict[str, Any]) -> dict[str, Any]:
     path = Path(__file__).with_name(f"{name}.json")
     if name != CONFIG.stem:
         values = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    return {arm["name"]: arm for arm in values.get("arms", [])}
+    compared = values.get("quality", values)
+    return {arm["name"]: arm for arm in compared.get("arms", [])}
 
 
 def told(arm: dict[str, Any]) -> str:

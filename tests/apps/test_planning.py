@@ -111,6 +111,9 @@ def test_the_longest_context_is_told(run: Run, model: Path) -> None:
 
 
 def test_a_gpu_too_small_may_be_left_out(run: Run) -> None:
-    outcome = run("plan", "450b", "--memory", "16GiB", "--vram", "4GiB")
+    shared = run("plan", "450b", "--memory", "16GiB", "--vram", "4GiB", *RATES)
+    assert "on the GPU: the head, and all but the last" in shared.out
+    assert "tokens/s" in shared.out
+    outcome = run("plan", "450b", "--memory", "16GiB", "--vram", "2GiB")
     assert outcome.code != 0
     assert outcome.err.strip().endswith("or leave --vram out")

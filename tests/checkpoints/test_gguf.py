@@ -22,7 +22,7 @@ from pragnosia.checkpoints.gguf_source import GgufSource
 from pragnosia.checkpoints.source import pieces
 from pragnosia.errors import CheckpointError
 from pragnosia.inference.loading import load_model
-from pragnosia.inference.shelf import open_shelf, shelf_of
+from pragnosia.inference.shelf import shelf_of
 from pragnosia.inference.sizes import as_if_packed
 from pragnosia.inference.stream import load_streamed
 from pragnosia.quantisation.packing import pack_model
@@ -117,18 +117,10 @@ def test_import_pack_and_run(written, tmp_path: Path) -> None:
     with torch.inference_mode():
         both = [load_streamed(tmp_path / out, GIB)[0](ids(1, 20)).logits for out in ("packed", "again")]
     assert torch.equal(*both)
-    with pytest.raises(CheckpointError, match=r"pragnosia pack .*model\.gguf OUT, then run OUT"):
-        load_streamed(path, GIB)
     assert as_if_packed(shelf_of(path), "int8").on_disk == shelf_of(tmp_path / "packed").on_disk
     planned = ["plan", str(path), "--memory", "4GiB", "--rates", "memory=20GB/s,disk=1GB/s"]
     assert main([*planned, "--format", "int8"]) == 0
-    assert main(planned) == 2, "it is not read unit by unit as it lies"
-
-
-def test_a_dense_file_is_no_plan_as_it_lies(written) -> None:
-    _, path = written("llama", "Q8_0")
-    with pytest.raises(CheckpointError, match="does not lie as it is computed with"):
-        open_shelf(path)
+    assert main(planned) == 0
 
 
 WORDS = ["<pad>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "th", "the", "Ġthe", "<|user|>"]

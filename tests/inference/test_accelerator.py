@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from held_memory import Held
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from pragnosia import Pragnosia, PragnosiaForCausalLM, kernels
 from pragnosia.checkpoints.blueprint import blueprint
@@ -282,36 +280,6 @@ def test_a_unit_that_cannot_be_read_is_named_and_the_talk_goes_on(foreign: Calla
             model(inputs_embeds=torch.randn(1, 60, 32))  # wakes all: more than host and device hold
         weights.write_bytes(content)
         assert torch.equal(model(ids).logits, expected)
-
-
-class Held(TorchDispatchMode):
-    """Counts the bytes of every tensor that is made, while it lives."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and not tensor.is_meta:
-                self.note(tensor.untyped_storage(), given)
-        return out
-
-    def note(self, storage: Any, given: set[int]) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.known or key in given:
-            return
-        self.known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self.gone, key, size)
-
-    def gone(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "llama"])

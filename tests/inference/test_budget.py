@@ -229,8 +229,9 @@ def test_a_directory_is_told_how_to_pack(make_model: Make, tmp_path: Path) -> No
 
 def test_a_gpu_that_is_too_small_says_what_would_do() -> None:
     sizes = described_preset("450b", "int4")
-    text = offers(sizes, 16 * GIB, vram=4 * GIB)
-    assert "4 GiB of the GPU's memory are too little: CUDA 512 MiB + resident" in text
+    assert make_plan(sizes, 16 * GIB, interpreter=400 * MIB, vram=4 * GIB).host.count > 0, "the host takes some layers"
+    text = offers(sizes, 16 * GIB, vram=2 * GIB)
+    assert "2 GiB of the GPU's memory are too little: CUDA 512 MiB + resident" in text
     enough = number(r"give --vram (\d+)MiB or more", text)
     plan = make_plan(sizes, 16 * GIB, interpreter=400 * MIB, vram=enough * MIB)
     assert plan.vram_slots == plan.least_slots

@@ -11,7 +11,7 @@ from transformers import BitsAndBytesConfig
 
 from pragnosia import Pragnosia
 from pragnosia.errors import UserError
-from pragnosia.inference.choices import chosen_bits, chosen_budgets, chosen_device, chosen_dtype
+from pragnosia.inference.choices import chosen_bits, chosen_budgets, chosen_device, chosen_dtype, spread_places
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,7 @@ from pragnosia.inference.choices import chosen_bits, chosen_budgets, chosen_devi
         (None, 1, "cuda:1"),
         (None, torch.device("cuda", 2), "cuda:2"),
         (None, {"model": 0, "lm_head": "cuda:0"}, "cuda:0"),
+        (None, {"model": "cuda", "lm_head": 0}, "cuda:0"),
         ("cpu", {"": "cpu"}, "cpu"),
     ],
 )
@@ -41,21 +42,47 @@ def test_automatic(there: bool, kind: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("device", "device_map", "words"),
+    ("device_map", "expected"),
     [
-        (None, {"model.layers.0": 0, "model.layers.1": 1}, 'spreads the model over cuda:0, cuda:1.*memory="4GiB"'),
-        (None, {"model": "cpu", "lm_head": "disk"}, "spreads the model over cpu, disk"),
-        (None, {"": "disk"}, "spreads the model over disk"),
-        (None, {}, "spreads the model over nothing"),
-        (None, "disk", 'give memory="4GiB" instead'),
-        ("cuda", {"": "cpu"}, "device is 'cuda' and device_map says 'cpu'"),
-        (None, {"": 1.5}, r"a device is 1\.5"),
+        (None, None),
+        ("auto", None),
+        (0, None),
+        ({"": "cpu"}, None),
+        ({"model": 0, "lm_head": "cuda:0"}, None),
+        ({"model": 0, "lm_head": "cuda"}, None),
+        ("disk", {"": "disk"}),
+        ({"": "disk"}, {"": "disk"}),
+        ({"model": "cpu", "lm_head": "disk"}, {"model": "cpu", "lm_head": "disk"}),
+        (
+            {"model": "cuda", "model.layers.1": torch.device("cuda", 0), "lm_head": "cpu"},
+            {"model": "cuda:0", "model.layers.1": "cuda:0", "lm_head": "cpu"},
+        ),
     ],
 )
-def test_what_is_refused(device: Any, device_map: Any, words: str) -> None:
+def test_several_places(device_map: Any, expected: dict[str, str] | None) -> None:
+    assert spread_places(device_map) == expected
+
+
+@pytest.mark.parametrize(
+    ("device_map", "words"),
+    [
+        ({"model.layers.0": 0, "model.layers.1": 1}, "spreads the model over cuda:0, cuda:1; here it may be on one"),
+        ({"model": 0, "lm_head": "mps"}, "spreads the model over cuda:0, mps"),
+        ({"model": "cpu", "lm_head": "meta"}, "spreads the model over meta"),
+        ({"": "meta"}, "device_map names meta"),
+        ({}, "device_map names no place"),
+        ({"": 1.5}, r"a device is 1\.5"),
+    ],
+)
+def test_maps_that_are_refused(device_map: Any, words: str) -> None:
     with pytest.raises(UserError, match=words) as told:
-        chosen_device(device, device_map)
+        spread_places(device_map)
     assert "\n" not in str(told.value)
+
+
+def test_a_device_and_a_map() -> None:
+    with pytest.raises(UserError, match="device is 'cuda' and device_map says 'cpu'"):
+        chosen_device("cuda", {"": "cpu"})
 
 
 @pytest.mark.parametrize(
@@ -120,8 +147,6 @@ def test_types() -> None:
 def test_a_model_is_loaded_as_asked(directory: Path) -> None:
     for wishes in ({"torch_dtype": torch.bfloat16}, {"dtype": "bfloat16", "device_map": {"": "cpu"}}):
         assert Pragnosia.from_pretrained(directory, **wishes).model.dtype == torch.bfloat16
-    with pytest.raises(UserError, match="spreads the model"):
-        Pragnosia.from_pretrained(directory, device_map={"model": "cpu", "lm_head": "disk"})
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="cannot use the device 'cuda:0'"):
             Pragnosia.from_pretrained(directory, device_map={"": 0})

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pragnosia import kernels
 from pragnosia.kernels.activations import ACTIVATIONS
+from pragnosia.kernels.blocks import Extent
 from pragnosia.kernels.formats import plain_format
-from pragnosia.kernels.pool import Extent, PooledBank, UnitPool
+from pragnosia.kernels.pool import PooledBank, UnitPool
 
 pytestmark = pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
 UNITS, WIDTH, INNER, AWAKE = 12, 48, 20, 3

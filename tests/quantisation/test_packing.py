@@ -171,7 +171,7 @@ def test_what_comes_in_decides_where_packing_errs(source: Path, tmp_path: Path) 
     pack_model(print_, tmp_path / "packed", "int3", calibration=calibration())
     shelf, bank = AsPacked(tmp_path / "packed"), "model.layers.0.feed_forward.bank"
     for unit in range(6):
-        (file, offset, size), *_ = shelf.unit(bank, 0, unit)[0]
+        file, offset, size, *_ = shelf.unit(bank, 0, unit)[0][0]
         rows = [
             pack(print_.read(f"{bank}.up")[unit], "int3", seen[f"{bank}.up"][unit]),
             # rows of neurons, for units are narrow: along one, nothing differs that came in
@@ -180,7 +180,7 @@ def test_what_comes_in_decides_where_packing_errs(source: Path, tmp_path: Path) 
         assert file.read_bytes()[offset : offset + size] == b"".join(part.numpy().tobytes() for part in rows)
     q_proj = "model.layers.1.mixer.q_proj.weight"
     known = shelf.stored(q_proj)
-    (file, offset, size), *_ = known.extents
+    file, offset, size, *_ = known.extents[0]
     expected = pack(print_.read(q_proj), "int3", seen[q_proj])
     assert file.read_bytes()[offset : offset + size] == expected.numpy().tobytes()
     for name in ("units.bin", "resident.bin"):

@@ -153,8 +153,9 @@ def tune(
         rows.append(("held out", f"{report.validation_loss:.4f} nats per token{before}"))
     rows.append(("time", f"{format_duration(report.seconds)}, {report.seconds_per_step:.2f} s per step"))
     if stats and report.hit_rate is not None:
+        on_gpu = "" if report.gpu_hit_rate is None else f" ({report.gpu_hit_rate:.0%} on the GPU)"
         rows += [
-            ("read", f"{format_bytes(report.bytes_read)} from disk, {report.hit_rate:.0%} of units were here"),
+            ("read", f"{format_bytes(report.bytes_read)} from disk, {report.hit_rate:.0%} of units were here{on_gpu}"),
             ("waiting", f"{format_duration(report.seconds_waiting)} for the disk, validation included"),
         ]
     return Answer(values, aligned(rows))

@@ -14,12 +14,14 @@ from torch import Tensor
 from pragnosia.checkpoints.admission import check_wide_awake
 from pragnosia.checkpoints.families import read_config, read_family
 from pragnosia.checkpoints.gguf_header import gguf_in
+from pragnosia.checkpoints.gguf_source import GgufSource
 from pragnosia.checkpoints.matching import check_tensors, common_dtype, has_own_head, parameter_shapes
 from pragnosia.checkpoints.opening import opened
 from pragnosia.checkpoints.places import Extents, Place, places, read_place, unit_extents
 from pragnosia.checkpoints.rules import Joined, Rule, same
 from pragnosia.checkpoints.source import SafetensorsSource, Shape, TensorSource, read_json
 from pragnosia.errors import CheckpointError, ConfigError
+from pragnosia.kernels.blocks import Extent
 from pragnosia.model.configuration import PragnosiaConfig
 
 
@@ -68,16 +70,22 @@ class Blueprint:
     def extents(self, name: str) -> Extents:
         """Where one of our tensors lies, piece after piece. Raises CheckpointError for a layout that is not ours."""
         rule = self.rules[name]
+        if isinstance(self.source, GgufSource):
+            return [self.source.extent(part) for part in rule.their_shapes(self.shapes[name])]
         if not self.known or not isinstance(rule, Joined):
             raise CheckpointError(
                 f"{name} of {self.folder} does not lie as it is computed with; "
                 f"turn it once: pragnosia pack {self.folder} OUT (--format int4 makes it smaller), then run OUT"
             )
         parts = [self.known[part] for part in rule.their_shapes(self.shapes[name])]
-        return [(part.file, part.offset, part.num_bytes) for part in parts]
+        return [Extent(part.file, part.offset, part.num_bytes) for part in parts]
 
     def unit(self, name: str, unit: int) -> Extents:
         """Where one unit of a bank's tensor lies. Raises CheckpointError for a layout that cannot be read so."""
+        if isinstance(self.source, GgufSource):
+            parts = list(self.rules[name].their_shapes(self.shapes[name]))
+            each = max(1, len(parts) // self.shapes[name][0])  # a rule that turns units names one tensor for all
+            return [self.source.extent(part) for part in parts[unit * each : (unit + 1) * each]]
         if not self.known:
             raise CheckpointError(
                 f"the weights in {self.folder} are quantised in a form that is not read unit by unit; "

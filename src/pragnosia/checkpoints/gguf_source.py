@@ -27,6 +27,7 @@ from pragnosia.checkpoints.gguf_config import ROPE, config_json
 from pragnosia.checkpoints.gguf_header import Header, Tensor, read_header
 from pragnosia.checkpoints.source import Index, Shape
 from pragnosia.errors import CheckpointError
+from pragnosia.kernels.blocks import BLOCKS, Extent
 
 _AT_ONCE = 1 << 22
 """Weights that are dequantised at once."""
@@ -126,6 +127,24 @@ class GgufSource:
             rows = torch.stack((rows, self._numbers(origin.other, first)), dim=axis + 1).flatten(axis, axis + 1)
         rows = rows.transpose(axis, axis + 1) if origin.turned else rows
         return rows[(slice(None),) * axis + rest] if rest else rows
+
+    def extent(self, name: str) -> Extent:
+        """Where `name` lies in one piece, and how. Raises CheckpointError where its numbers have to be turned first."""
+        origin = self._origins[name]
+        known = self._header.tensors[origin.tensor]
+        blocks = None if _PLAIN.get(known.kind) is self._dtype else BLOCKS.get(known.kind)
+        is_ours = blocks is not None and self._dtype is torch.bfloat16
+        if origin.other is not None or origin.turned or not (is_ours or _PLAIN.get(known.kind) is self._dtype):
+            raise CheckpointError(
+                f"{origin.tensor} of {self.path} ({known.kind}) has to be turned or unpacked before it can be computed "
+                f"with, and is not read piece by piece; turn it once: pragnosia pack {self.path} OUT (--format int4 "
+                "makes it smaller), then run OUT"
+            )
+        if origin.unit is not None:
+            size = known.num_bytes // known.shape[0]
+            return Extent(self.path, known.offset + origin.unit * size, size, blocks)
+        head = known.shape[0] // origin.heads if origin.heads else 0
+        return Extent(self.path, known.offset, known.num_bytes, blocks, known.row_bytes, head)
 
     def _unpermuted(self, origin: _Origin, index: Index) -> torch.Tensor:
         """Rows of queries or keys: (heads, pairs, 2) becomes (heads, 2, pairs), as many heads as are asked for."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from pragnosia.checkpoints.rules import Joined, Rule
 from pragnosia.checkpoints.source import DTYPES, INDEX, WEIGHTS, Shape, read_json
 from pragnosia.errors import CheckpointError
+from pragnosia.kernels.blocks import Extent
 
 _MOST_HEADER = 100 << 20  # the format's own limit
 _AT_ONCE = 16 << 20
@@ -35,8 +36,8 @@ class Place:
     dtype: torch.dtype
 
 
-Extents = list[tuple[Path, int, int]]
-"""File, offset and bytes of each piece."""
+Extents = list[Extent]
+"""Each piece, in order."""
 
 
 def places(folder: Path) -> dict[str, Place]:
@@ -114,7 +115,7 @@ def unit_extents(rule: Rule, unit: int, known: Mapping[str, Place], num_units: i
         )
     if rule.num_units is not None:
         parts = [known[part.format(unit=unit)] for part in rule.parts]
-        return [(part.file, part.offset, part.num_bytes) for part in parts]
+        return [Extent(part.file, part.offset, part.num_bytes) for part in parts]
     whole = known[rule.parts[0]]
     size = whole.num_bytes // num_units
-    return [(whole.file, whole.offset + unit * size, size)]
+    return [Extent(whole.file, whole.offset + unit * size, size)]

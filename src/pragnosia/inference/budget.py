@@ -124,6 +124,7 @@ def _bare(sizes: Sizes, budget: int, context: int | None, interpreter: int, tuni
         cache=0 if tuning else 2 * keys * room * sizes.dtype.itemsize,
         scratch=tuning_scratch(sizes, room) if tuning else prompt_scratch(sizes, room),
         record=record,
+        record_read=sizes.record_read,
         slots=0,
         num_units=layers * (1 if organ is None else organ.num_units),
         streamed_layers=layers,

@@ -16,8 +16,8 @@ _AUTOMATIC = ("auto", "balanced", "balanced_low_0", "sequential")
 def chosen_device(device: str | torch.device | int | None, device_map: DeviceMap, *, in_budget: bool = False) -> str:
     """The one device that is meant: "cpu" where nothing is said.
 
-    An automatic map means the GPU if there is one, within a memory budget the CPU. Raises UserError for a map that
-    names several devices, or the disk.
+    An automatic map means the GPU if there is one, within a memory budget the CPU. A map over several places is
+    `spread_places`' matter. Raises UserError for what is no device.
     """
     if device_map is None:
         return "cpu" if device is None else _named(device)
@@ -73,23 +73,44 @@ def chosen_budgets(
     return named["cpu"], named[gpus[0]] if gpus else None
 
 
+def spread_places(device_map: DeviceMap) -> dict[str, str] | None:
+    """A map over several places by module names: "cpu", "disk" and at most one GPU. None where it names one device.
+
+    Raises UserError for a map that has no meaning here.
+    """
+    if device_map == "disk":
+        device_map = {"": "disk"}
+    if not isinstance(device_map, Mapping):
+        return None
+    places = _places(device_map)
+    named = sorted(set(places.values()))
+    if named in ([], ["meta"]):
+        raise UserError(f'device_map names {named[0] if named else "no place"}; name "cpu", "disk" or a GPU')
+    if len(named) == 1 and named != ["disk"]:
+        return None
+    gpus = [place for place in named if place not in ("cpu", "disk")]
+    if len(gpus) > 1 or not all(place.startswith("cuda:") for place in gpus):
+        raise UserError(
+            f"device_map spreads the model over {', '.join(gpus)}; here it may be on one CUDA GPU, the CPU and the "
+            "disk: leave the others out"
+        )
+    return places
+
+
 def _mapped(device_map: DeviceMap, in_budget: bool) -> str:
     if isinstance(device_map, Mapping):
-        named = {_named(place) for place in device_map.values()}
-        if len(named) != 1 or not named.isdisjoint({"disk", "meta"}):
-            raise UserError(
-                f"device_map spreads the model over {', '.join(sorted(named)) or 'nothing'}; here a model runs on one "
-                'device: name one ("cpu", "cuda:0", "auto"), or give memory="4GiB" to leave units on disk'
-            )
-        return named.pop()
+        (place,) = set(_places(device_map).values())
+        return place
     if device_map in _AUTOMATIC:
         return "cuda" if torch.cuda.is_available() and not in_budget else "cpu"
-    if device_map == "disk":
-        raise UserError(
-            'device_map is "disk"; give memory="4GiB" instead: units then stay on disk and come when they wake'
-        )
     assert device_map is not None
     return _named(device_map)
+
+
+def _places(device_map: Mapping[str, Any]) -> dict[str, str]:
+    """By module name; of GPUs, the one that torch takes unless told otherwise is the first."""
+    places = {str(name): _named(place) for name, place in device_map.items()}
+    return {name: "cuda:0" if place == "cuda" else place for name, place in places.items()}
 
 
 def _named(place: Any) -> str:

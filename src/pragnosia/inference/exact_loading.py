@@ -26,7 +26,7 @@ from pragnosia.inference.plan import Plan
 from pragnosia.inference.scratch import PRODUCTS, PROMPT_PIECE
 from pragnosia.inference.shelf import EMBEDDING, AsItLies, put_tensor
 from pragnosia.inference.stream import UNLIMITED, Progress
-from pragnosia.kernels.pool import Extent, UnitPool
+from pragnosia.kernels.pool import UnitPool
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.quantisation.index import is_packed
 
@@ -102,7 +102,7 @@ def _put_experts(theirs: Any, shelf: AsItLies, plan: Plan) -> Reader:
         layer = int(bank.split(".")[2])
         for unit in range(organ.num_units):
             extents = [e for part in ("up", "down") for e in _extents(shelf.print_, f"{bank}.{part}", unit)]
-            pool.place(number, unit, [Extent(*extent) for extent in extents])
+            pool.place(number, unit, extents)
         block = theirs.model.layers[layer].mlp
         if shelf.print_.dtype(f"{bank}.up") != block.experts.gate_up_proj.dtype:
             raise CheckpointError(

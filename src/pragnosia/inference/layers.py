@@ -3,6 +3,10 @@
 A layer's matrices are one record of a pool (kernels/pool.py) and are there while one of its two halves computes; the
 next layer is read meanwhile. As many as fit stay for good and the others pass through two slots: whoever reads in a
 circle has nothing of keeping what was used last. Norms and biases are small and resident.
+
+Prompts run through the modules, which find a layer's matrices in their places while it is `present`. Single tokens run
+through the compiled step as those of any model do (inference/program.py): it knows how a record is laid out, and
+fetches records by itself (kernels/source/passing.hpp).
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from torch import Tensor, nn
 from pragnosia.checkpoints.places import Extents
 from pragnosia.errors import CheckpointError
 from pragnosia.inference.shelf import Stored
-from pragnosia.kernels.pool import Extent, UnitPool
+from pragnosia.kernels.pool import UnitPool
 from pragnosia.model.cortex import Cortex
 from pragnosia.quantisation.layers import PackedLinear
 
@@ -45,7 +49,7 @@ class LayersOnDisk:
     def __init__(self, pool: UnitPool, layers: Sequence[Sequence[Stored]], first: int = 0) -> None:
         self.pool, self.count, self.last, self.step = pool, len(layers), 0, 1
         for number, parts in enumerate(layers):
-            extents = [Extent(*extent) for part in parts for extent in part.extents]
+            extents = [extent for part in parts for extent in part.extents]
             pool.place(number, 0, extents, [one for part in parts for one in part.sums])
         room = pool.slots if first == 0 and pool.slots >= self.count else pool.slots - PASSING
         self.first, self.kept = first, range(first, min(self.count, first + room))
@@ -74,7 +78,7 @@ class LayersOnDisk:
         kept = number in self.kept
         if kept:
             self.pool.release(number, 0)
-        self.pool.move(number, 0, [Extent(*extent) for part in parts for extent in part.extents])
+        self.pool.move(number, 0, [extent for part in parts for extent in part.extents])
         if kept:
             self.pool.hold(number, 0)
 
@@ -110,6 +114,28 @@ class LayerWeights:
             if self.users == 0 and read:
                 self._bind(None)
                 self.layers.release(self.number)
+
+    @property
+    def in_reach(self) -> bool:
+        """Whether the compiled step can fetch it: it is for the CPU, and none of it learns."""
+        return isinstance(self.layers, LayersOnDisk) and self.layers.first == 0 and not self.own
+
+    @property
+    def stays(self) -> bool:
+        """Whether it is here for good, in reach."""
+        return isinstance(self.layers, LayersOnDisk) and self.number in self.layers.kept
+
+    @contextmanager
+    def outlined(self) -> Iterator[None]:
+        """Within the context its matrices have addresses: what passes, as though it came to the pool's first slot."""
+        pool = self.layers.pool
+        try:
+            self._bind(pool.hold(self.number, 0) if self.stays else pool.first_slot())
+            yield
+        finally:
+            self._bind(None)
+            if self.stays:
+                pool.release(self.number, 0)
 
     def take(self, name: str) -> nn.Parameter:
         """A copy of one of its matrices, which stands in its place from now on."""

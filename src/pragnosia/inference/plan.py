@@ -78,6 +78,8 @@ class Plan:
     context: int
     awake_bytes: int
     """Weights that one token reads."""
+    record_read: int = 0
+    """Bytes on disk of a record that is made plain on its way; 0: as many as here."""
     learning: int = 0
     """Adapters, their slopes and moments, where a model is tuned."""
     learns: str = "adapters"
@@ -184,13 +186,13 @@ class Plan:
     def tokens_per_second(self, rates: Rates, curve: Curve = CENTRAL) -> float:
         """Expected when decoding."""
         near, here = self.hits(curve)
-        woken = self.awake * self.streamed_layers * self.record
-        seconds = (1 - here) * woken / rates.disk
+        woken = self.awake * self.streamed_layers
+        seconds = (1 - here) * woken * (self.record_read or self.record) / rates.disk
         if not self.vram:
             return 1 / (seconds + self.awake_bytes / rates.memory)
         by_host, on_gpu = self.host.awake_bytes, self.vram_units / max(self.num_units, 1)
         seconds += by_host / rates.memory + (self.awake_bytes - by_host) / rates.vram
-        return 1 / (seconds + (on_gpu - near) * woken / rates.link)
+        return 1 / (seconds + (on_gpu - near) * woken * self.record / rates.link)
 
     def speed_range(self, rates: Rates) -> tuple[float, float]:
         """Tokens per second at the two ends of `hit_range`."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pragnosia import kernels
 from pragnosia.errors import CheckpointError
+from pragnosia.inference.layers import OnDisk, coming_and_going
 from pragnosia.inference.stream import StreamedBank, pool_of
 from pragnosia.inference.table import TableOnDisk
 from pragnosia.kernels import step as steps
@@ -42,7 +43,7 @@ _ROUTERS: dict[type, str] = {SoftmaxThalamus: "softmax", SigmoidThalamus: "sigmo
 _WRITABLE = {
     *(nn.ModuleList, nn.Embedding, nn.Identity, Linear, AwakeLinear, RMSNorm),
     *(Attention, RotaryPositions, TokenGate, FeedForward, Experts, Columns, Bank, *_ROUTERS),
-    *(StreamedBank, PackedLinear, PackedEmbedding, TableOnDisk),
+    *(StreamedBank, PackedLinear, PackedEmbedding, TableOnDisk, OnDisk),
 }
 
 _PATH = (Cortex, CortexStack, CortexLayer)
@@ -105,7 +106,12 @@ def writable(model: Cortex, state: State) -> bool:
         ours = type(module) in _WRITABLE or (isinstance(module, _PATH) and type(module).__module__ in _HOMES)
         if touched or not ours:
             return False
-    return all(_readable(tensor) for tensor in (*model.parameters(), *model.buffers()))
+    away = coming_and_going(model)
+    if not all(weights.in_reach for weights in away):
+        return False
+    tensors = (*model.parameters(), *model.buffers())
+    # the types of matrices that lie on disk are known, and they lie there in order
+    return all(_readable(tensor) or (away and tensor.is_meta and tensor.dtype in steps.STORED) for tensor in tensors)
 
 
 def _readable(tensor: Tensor) -> bool:
@@ -137,14 +143,19 @@ class Pen:
         self.frequencies = model.model.positions.inv_freq.float().clone()
         mixers, feed_forwards = [], []
         slot = unit = 0
+        passing = len(layers)
         for number, (layer, memory, shape) in enumerate(zip(layers, memories, self.shapes, strict=True)):
-            mixer = self._mixer(layer.mixer_norm, layer.mixer, memory)
-            if layer.gate is not None:
-                self.cutoffs[number] = mixer.cutoff = float(layer.gate.threshold(setting.gates))
-                mixer.gate = self.stored(layer.gate.weight)
-                mixer.out_gate = self.scored[0, self.gates[number] :].data_ptr()
-            mixers.append(mixer)
             organ, norm = layer.feed_forward, self.stored(layer.feed_forward_norm.weight)
+            if isinstance(organ, OnDisk):  # the whole layer is
+                if not organ.weights.stays:
+                    passing = min(passing, number)
+                dense: Any = organ.piece
+                with organ.weights.outlined():
+                    mixers.append(self._gated(number, layer, layer.mixer.piece, memory, setting))
+                    always = self._always(dense)
+                feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, **always))
+                continue
+            mixers.append(self._gated(number, layer, layer.mixer, memory, setting))
             if shape is None:
                 feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, **self._always(organ)))
             else:
@@ -165,6 +176,7 @@ class Pen:
             rotation_scale=model.model.positions.scaling,
             frequencies=self.address(self.frequencies),
             pool=None if self.pool is None else self.pool.address,
+            passing=passing,
             mixers=(StepMixer * len(mixers))(*mixers),
             feed_forwards=(StepFeedForward * len(feed_forwards))(*feed_forwards),
         )
@@ -228,6 +240,15 @@ class Pen:
         """A matrix of this format is read: vectors must be laid out for it."""
         self.has_bf16 = self.has_bf16 or entry.name == "bf16"
         self.has_packed = self.has_packed or (entry.plain_dtype is None and not entry.pruned)
+
+    def _gated(self, number: int, layer: Any, mixer: Attention, memory: KeyValues, setting: Setting) -> StepMixer:
+        """A layer's mixer, and its gate where it has one."""
+        written = self._mixer(layer.mixer_norm, mixer, memory)
+        if layer.gate is not None:
+            self.cutoffs[number] = written.cutoff = float(layer.gate.threshold(setting.gates))
+            written.gate = self.stored(layer.gate.weight)
+            written.out_gate = self.scored[0, self.gates[number] :].data_ptr()
+        return written
 
     def _mixer(self, norm: RMSNorm, mixer: Attention, memory: KeyValues) -> StepMixer:
         self.held += [memory.keys, memory.values]

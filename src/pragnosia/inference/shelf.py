@@ -1,6 +1,6 @@
 """A shelf: where a model's tensors are taken from, one by one, whatever form they lie in.
 
-AsItLies    a directory of ours or of a supported family: plain numbers, units as extents of safetensors files
+AsItLies    a directory of ours or of a supported family, or a GGUF file: units are extents of its files
 AsPacked    the packed form: rows of a format, units as records with checksums
 """
 
@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from pragnosia.checkpoints.blueprint import Blueprint, blueprint
+from pragnosia.checkpoints.gguf_source import GgufSource
 from pragnosia.checkpoints.places import Extents, Place, read_place
 from pragnosia.errors import CheckpointError
 from pragnosia.inference.directory import read_values
 from pragnosia.inference.sizes import PIECE, Sizes
 from pragnosia.inference.table import TableOnDisk
+from pragnosia.kernels.blocks import Extent
 from pragnosia.kernels.formats import FORMATS, Format, plain_format
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.quantisation.index import RESIDENT, UNITS, checksums, is_packed, read_index
@@ -95,7 +97,7 @@ def shelf_of(folder: str | Path) -> Shelf:
 
 @final
 class AsItLies(Shelf):
-    """Plain numbers in safetensors files."""
+    """Plain numbers in safetensors files; those of a GGUF file become plain as they are read."""
 
     def __init__(self, print_: Blueprint) -> None:
         self.print_, self.folder, self.config = print_, print_.folder, print_.config
@@ -116,7 +118,19 @@ class AsItLies(Shelf):
 
     @property
     def on_disk(self) -> int:
+        if isinstance(self.print_.source, GgufSource):
+            return self.folder.stat().st_size
         return sum(self.print_.num_bytes(name) for name in self.shapes)
+
+    @property
+    def record_read(self) -> int:
+        if not isinstance(self.print_.source, GgufSource):
+            return self.record
+        if self.is_dense:
+            records = [[extent for part in layer for extent in part.extents] for layer in self.layers()]
+        else:
+            records = [self.unit(bank, number, 0)[0] for number, bank in enumerate(self.sparse)]
+        return sum(extent.num_bytes for record in records for extent in record) // len(records)
 
     def stored(self, name: str) -> Stored:
         print_, shape = self.print_, tuple(self.print_.shapes[name])
@@ -198,7 +212,7 @@ class AsPacked(Shelf):
 
     def stored(self, name: str) -> Stored:
         known = self.index.tensors[name]
-        extents, entry = [(self.folder / RESIDENT, known.offset, known.num_bytes)], FORMATS.get(known.format)
+        extents, entry = [Extent(self.folder / RESIDENT, known.offset, known.num_bytes)], FORMATS.get(known.format)
         dtype = torch.uint8 if entry is not None else getattr(torch, known.format)
         return Stored(name, extents, known.num_bytes, known.shape, dtype, entry, known.sums)
 
@@ -222,7 +236,7 @@ class AsPacked(Shelf):
 
     def unit(self, bank: str, layer: int, unit: int) -> tuple[Extents, list[int]]:
         number, index = layer * self.index.units_per_layer + unit, self.index
-        return [(self.folder / UNITS, number * index.stride, index.record_bytes)], index.sums[number]
+        return [Extent(self.folder / UNITS, number * index.stride, index.record_bytes)], index.sums[number]
 
     def put(self, model: nn.Module, name: str) -> None:
         known = self.index.tensors[name]

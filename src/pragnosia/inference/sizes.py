@@ -89,6 +89,11 @@ class Sizes(ABC):
         return max(layers)
 
     @property
+    def record_read(self) -> int:
+        """Bytes on disk of one record; fewer where its numbers are made plain on their way."""
+        return self.record
+
+    @property
     def sparse(self) -> list[str]:
         """The banks' names, in order."""
         return sparse_banks(self.config)

@@ -21,18 +21,26 @@ from transformers import PreTrainedTokenizerBase
 from pragnosia.checkpoints.admission import check_wide_awake
 from pragnosia.errors import BudgetError, CheckpointError, ConfigError, PromptError, UserError
 from pragnosia.inference.budget import as_bytes
-from pragnosia.inference.choices import DeviceMap, chosen_bits, chosen_budgets, chosen_device, chosen_dtype
+from pragnosia.inference.choices import (
+    DeviceMap,
+    chosen_bits,
+    chosen_budgets,
+    chosen_device,
+    chosen_dtype,
+    spread_places,
+)
 from pragnosia.inference.decode import Decoder, Trace
 from pragnosia.inference.dial import Dial, Wish, check_energy, not_calibrated, read_dial
 from pragnosia.inference.directory import has_tokenizer
 from pragnosia.inference.exits import Draft, chosen_exits, read_exits
 from pragnosia.inference.few_bits import load_in_few_bits
 from pragnosia.inference.ladder import climbable
-from pragnosia.inference.loading import load_model, load_tokenizer
+from pragnosia.inference.loading import check_device, load_model, load_tokenizer
 from pragnosia.inference.plan import Plan
 from pragnosia.inference.program import writable
 from pragnosia.inference.sampling import Sampling, check_room, check_text
 from pragnosia.inference.sparsity import lay_silent
+from pragnosia.inference.spread import spread_budgets
 from pragnosia.inference.stream import Progress, load_streamed
 from pragnosia.inference.vram import check_vram
 from pragnosia.model.cortex import Cortex
@@ -96,8 +104,10 @@ class Pragnosia:
         (the current one unless named), within that budget. With `load_in_8bit` or `load_in_4bit` the matrices are
         packed as they are loaded, into our formats int8 or int4 (kernels/formats.py; not bitsandbytes' ones), on the
         CPU; the token table and the output head take int8 in either. `torch_dtype` is another name of `dtype`, and
-        `device_map` may name one device, or "auto": the GPU if there is one. `exact` runs another family's directory
-        through transformers' own eager modules, for their logits bit for bit; with `memory` its experts stay on disk.
+        `device_map` may name one device, or "auto": the GPU if there is one; a map of modules to the CPU, the disk and
+        a GPU says how much of the model is where, which becomes `memory` and `vram`. `exact` runs another family's
+        directory through transformers' own eager modules, for their logits bit for bit; with `memory` its experts stay
+        on disk.
         `max_memory` ({"cpu": "4GiB", 0: "4GiB"}) is accelerate's name of `memory` and `vram`, `quantization_config`
         transformers' of the two `load_in_`.
         Where exits were calibrated (`pragnosia calibrate`) and drafting pays, decoding drafts with the first layers and
@@ -108,6 +118,7 @@ class Pragnosia:
         """
         memory, vram = chosen_budgets(memory, vram, max_memory)
         bits = chosen_bits(load_in_8bit, load_in_4bit, quantization_config)
+        memory, vram, device_map = _spread(directory, device_map, memory, vram, context)
         if vram is not None:
             check_vram(memory, adapter)
         plan, learned = None, _learned(adapter, directory)  # before the plan, which counts what is there already
@@ -292,6 +303,24 @@ class Pragnosia:
                 held = held[safe:]
         if held:
             yield held
+
+
+def _spread(
+    directory: str | Path,
+    device_map: DeviceMap,
+    memory: int | str | None,
+    vram: int | str | None,
+    context: int | None,
+) -> tuple[int | str | None, int | str | None, DeviceMap]:
+    """Of a map over several places budgets of host and GPU, and the device; what was given as a budget stays."""
+    places = spread_places(device_map)
+    if places is None:
+        return memory, vram, device_map
+    for gpu in set(places.values()) - {"cpu", "disk"}:
+        check_device(gpu)
+    meant = spread_budgets(directory, places, context)
+    device = meant.gpu or "cpu"
+    return meant.memory if memory is None else memory, (meant.vram or None) if vram is None else vram, device
 
 
 def _exits(

@@ -27,7 +27,7 @@ from pragnosia.inference.split import HOST, cross_over, layer_of
 from pragnosia.inference.vram import accelerator
 from pragnosia.kernels.activations import ACTIVATIONS, Activation
 from pragnosia.kernels.formats import Format
-from pragnosia.kernels.pool import HALF_LIFE, Extent, PooledBank, UnitPool
+from pragnosia.kernels.pool import HALF_LIFE, PooledBank, UnitPool
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.cortex import Cortex, PlainCortex, initialise
 from pragnosia.tuning.units import LoraBank, UnitsOnDisk
@@ -216,7 +216,7 @@ def _put_units(model: Cortex, shelf: Shelf, plan: Plan, device: torch.device) ->
     for number, name in enumerate(shelf.sparse):
         for unit in range(organ.num_units):
             extents, sums = shelf.unit(name, number, unit)
-            pool.place(number, unit, [Extent(*extent) for extent in extents], sums)
+            pool.place(number, unit, extents, sums)
         put_bank(model, name, number, pool, shelf.format, None if _beyond(border, name) else slots)
 
 

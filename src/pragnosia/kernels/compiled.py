@@ -94,6 +94,7 @@ def _declare(library: ctypes.CDLL) -> None:
     for name in ("request", "wait", "release", "ready", "forget"):
         getattr(library, f"pragnosia_pool_{name}").argtypes = [pointer, whole, whole]
     library.pragnosia_pool_wait.restype = pointer
+    library.pragnosia_pool_first_slot.argtypes, library.pragnosia_pool_first_slot.restype = [pointer], pointer
     library.pragnosia_pool_tick.argtypes = [pointer, whole]
     library.pragnosia_step.argtypes, library.pragnosia_step.restype = [pointer, whole, whole], whole
     library.pragnosia_span.argtypes, library.pragnosia_span.restype = [pointer], whole

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, final
 
 import torch
 
+from pragnosia.kernels.blocks import PIECE, Extent
 from pragnosia.kernels.compiled import loaded_library, native_library
 from pragnosia.kernels.formats import Format, unpack
 from pragnosia.kernels.native import Place, bank_at
@@ -31,15 +32,6 @@ AHEAD = 4  # units on their way before their turn
 READERS = 4  # reads in flight: what it takes to keep a disk busy
 HALF_LIFE = 64.0  # tokens in which the worth of a use halves
 _FULL = "every slot of the pool is in use; give it more"
-
-
-@dataclass(frozen=True)
-class Extent:
-    """`num_bytes` of a file from `offset`."""
-
-    file: Path
-    offset: int
-    num_bytes: int
 
 
 @dataclass(frozen=True)
@@ -94,10 +86,12 @@ class UnitPool:
 
         Raises OSError for a file that cannot be opened, ValueError for a unit larger than a record.
         """
-        size = sum(extent.num_bytes for extent in extents)
+        size = sum(extent.size for extent in extents)
         if size > self.record_bytes:
             raise ValueError(f"unit {unit} of layer {layer} is {size} bytes, a record {self.record_bytes}")
-        words = [word for e in extents for word in (self._file(e.file), e.offset, e.num_bytes)]
+        if any(extent.head and extent.row_bytes > PIECE for extent in extents):
+            raise ValueError(f"unit {unit} of layer {layer} has rows of more than {PIECE} bytes that change places")
+        words = [word for extent in extents for word in (self._file(extent.file), *extent.words)]
         self._library.pragnosia_pool_place(
             *(self.address, layer, unit, (ctypes.c_int64 * len(words))(*words), len(extents)),
             *((ctypes.c_uint32 * len(sums))(*sums), len(sums)),
@@ -173,6 +167,13 @@ class UnitPool:
         address = self._library.pragnosia_pool_wait(self.address, layer, unit)
         if not address:
             raise OSError(self.failure())
+        return self._slot(address)
+
+    def first_slot(self) -> Tensor:
+        """(record_bytes,) uint8: a place to measure from, whatever lies there."""
+        return self._slot(self._library.pragnosia_pool_first_slot(self.address))
+
+    def _slot(self, address: int) -> Tensor:
         return torch.frombuffer((ctypes.c_uint8 * self.record_bytes).from_address(address), dtype=torch.uint8)
 
     def keep(self, layer: int, unit: int, record: Tensor) -> None:

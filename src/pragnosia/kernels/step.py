@@ -118,6 +118,7 @@ class Step(ctypes.Structure):
         ("feed_forwards", ctypes.POINTER(StepFeedForward)),
         ("logits", ADDRESS),
         ("pool", ADDRESS),
+        ("passing", WHOLE),
     )
 
 

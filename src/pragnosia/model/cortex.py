@@ -159,8 +159,8 @@ class CortexStack(nn.Module):
         like = self.embed_tokens.weight
         layers: list[Any] = list(self.layers)
         # beside the layer's norm, which stays where it computes
-        beside = [like.new_empty(0, device=layer.mixer_norm.weight.device) for layer in layers]
-        memories = (layer.mixer.fresh_memory(batch, room, its) for layer, its in zip(layers, beside, strict=True))
+        rows = [like.new_empty(0, like.shape[-1], device=layer.mixer_norm.weight.device) for layer in layers]
+        memories = (layer.mixer.fresh_memory(batch, room, its) for layer, its in zip(layers, rows, strict=True))
         return State(tuple(memories))
 
     def _state(self, given: State | Cache | None, use_cache: bool | None, x: Tensor) -> State:

@@ -297,7 +297,7 @@ class ColumnsConfig(Organ):
         if isinstance(given, ThalamusConfig):
             return given
         require(given is None or isinstance(given, Mapping), f"columns.thalamus must be a mapping, got {given!r}")
-        awake = max(1, int(self.num_units * USUALLY_AWAKE))
+        awake = max(1, round(self.num_units * USUALLY_AWAKE))
         router = ThalamusConfig.read({**COLUMN_ROUTER, "num_awake": awake, **(given or {})})
         assert router is not None
         return router

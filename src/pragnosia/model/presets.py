@@ -75,10 +75,11 @@ def _brain(*, vocab: int, layers: int, heads: int, column: int, context: int) ->
             "head_dim": 64,
             "qk_norm": "head",
         },
-        "columns": {  # their router is left to ColumnsConfig: one column in twenty awake
+        "columns": {  # what is not said of their router, ColumnsConfig knows
             "width": 8 * width,
             "column_width": column,
             "lobes": dict.fromkeys(LOBES, num_columns // len(LOBES)),
+            "thalamus": {"num_awake": num_columns // 20},
         },
     }
 

@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 TOKENIZER = "tokenizer.json"
 _MOMENTS = {"adamw": 2, "adamw8bit": 0.5, "muon": 1}
-_COUNTED = {"num_units", "width", "column_width"}  # what says how many units an organ has, and so its lobes
+# What says how many units an organ has -> what of the base no longer fits where that changes.
+_DEPENDENT = (({"num_units", "width", "column_width"}, "lobes"), ({"width", "column_width"}, "thalamus"))
 
 
 @dataclass(frozen=True)
@@ -175,13 +176,14 @@ def model_config(config: TrainConfig, tokenizer: PreTrainedTokenizerFast | None 
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with nested `changes`; another number of units or columns drops lobes that would no longer add up."""
+    """`base` with nested `changes`; another number of units drops what was made for the old one."""
     values = dict(base)
     for key, change in changes.items():
         inner = values.get(key)
         values[key] = merged(inner, change) if isinstance(inner, Mapping) and isinstance(change, Mapping) else change
-    if changes.keys() & _COUNTED and "lobes" not in changes:
-        values.pop("lobes", None)
+    for keys, dependent in _DEPENDENT:
+        if changes.keys() & keys and dependent not in changes:
+            values.pop(dependent, None)
     return values
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pragnosia.checkpoints.places import Extents, Place, places_in, read_place
-from pragnosia.kernels.pool import Extent
+from pragnosia.kernels.blocks import Extent
 from pragnosia.model.bank import Bank
 from pragnosia.model.cortex import Cortex
 from pragnosia.model.sparse import SparseFeedForward
@@ -119,7 +119,7 @@ class TunedModel:
             elif part.tensor in self.layers:
                 weights = self.layers[part.tensor]
                 extents = moved.setdefault(id(weights), (weights, {}))[1]
-                extents[part.tensor] = [(place.file, place.offset, place.num_bytes)]
+                extents[part.tensor] = [Extent(place.file, place.offset, place.num_bytes)]
             else:
                 _read_into(self._weight(part.tensor), place)
         for weights, extents in moved.values():

@@ -113,10 +113,10 @@ class Tuned:
             if unit in self._units[name]:
                 yield self._units[name][unit]
             elif name.endswith((".up", ".down")):
-                for file, offset, size in self._plan.unit(name, unit):
-                    yield Place(file, offset, size, (), self.dtype(name))
+                for extent in self._plan.unit(name, unit):
+                    yield Place(*extent[:3], (), self.dtype(name))
             else:
-                whole = [Place(*extent, (), self.dtype(name)) for extent in self._plan.extents(name)]
+                whole = [Place(*extent[:3], (), self.dtype(name)) for extent in self._plan.extents(name)]
                 yield from _cut(whole, unit, self.shape(name)[0])
 
     def _in_memory(self, name: str) -> Tensor:

@@ -157,6 +157,7 @@ int pragnosia_pool_request(Pool* pool, int64_t layer, int64_t unit) { return poo
 const char* pragnosia_pool_wait(Pool* pool, int64_t layer, int64_t unit) { return pool->wait(layer, unit); }
 void pragnosia_pool_release(Pool* pool, int64_t layer, int64_t unit) { pool->release(layer, unit); }
 int pragnosia_pool_ready(const Pool* pool, int64_t layer, int64_t unit) { return pool->is_ready(layer, unit); }
+const char* pragnosia_pool_first_slot(const Pool* pool) { return pool->first_slot(); }
 void pragnosia_pool_tick(Pool* pool, int64_t tokens) { pool->tick(tokens); }
 
 // One token through a model, its logits left in `step`; the likeliest next token, or -1 out of memory, or -2 where a

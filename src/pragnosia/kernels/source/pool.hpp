@@ -2,7 +2,8 @@
 //
 // A unit is a record of the same size as all others, made of one or more extents of files. Reads are direct (they leave
 // nothing in the page cache) and cut into pieces that several threads fetch at once; a piece that lies aligned in the
-// file goes straight into its slot, another through a small buffer. Whoever needs a unit `request`s it, which starts
+// file goes straight into its slot, another through a small buffer; numbers that lie in blocks (blocks.hpp) are made plain
+// on their way. Whoever needs a unit `request`s it, which starts
 // the read, `wait`s for it, having computed others between, and `release`s it. The slot given up is worth least:
 //
 //   worth = uses, each fading by half in `half_life` ticks of the clock (one tick is one token)
@@ -22,14 +23,11 @@
 #include <thread>
 #include <vector>
 
-#include "numbers.hpp"
+#include "blocks.hpp"
 
 constexpr int64_t PAGE = 4096;
 constexpr int64_t PIECE = 1 << 20;  // bytes that one read fetches
 
-struct Extent {
-    int64_t file, offset, bytes;
-};
 // What a pool did since it was made; seconds are those a computing thread stood waiting.
 struct PoolStats {
     int64_t hits, misses, bytes_read, resident;
@@ -74,6 +72,7 @@ class Pool {
         int64_t unit, file, offset, bytes;
         char* to;
         const uint32_t* sum;  // what the piece must sum up to; null where nobody knows
+        Extent from;
     };
     struct File {
         int direct, plain;  // the second where the first is refused; -1 where there is none
@@ -123,6 +122,12 @@ class Pool {
     }
 
     int64_t num_slots() const { return slots; }
+    const char* first_slot() const { return memory; }
+    // Units that were here, and that nobody had to request.
+    void found(int64_t count) {
+        std::lock_guard<std::mutex> guard(lock);
+        stats.hits += count;
+    }
 
     // A file's number, or -errno.
     int64_t open_file(const char* path) {
@@ -181,7 +186,8 @@ class Pool {
     bool is_ready(int64_t layer, int64_t unit) const { return all[layer * units + unit].state.load(std::memory_order_acquire) == READY; }
 
     // Starts reading a unit that is not here, and keeps it until as many `release`s; false where every slot is in use.
-    bool request(int64_t layer, int64_t unit) {
+    // Whoever asks for a unit more than once before its turn counts none of that as found.
+    bool request(int64_t layer, int64_t unit, bool counts = true) {
         std::unique_lock<std::mutex> guard(lock);
         Unit& wanted = all[layer * units + unit];
         if (wanted.state.load() != READY && wanted.state.load() != READING) {
@@ -194,7 +200,7 @@ class Pool {
             ++stats.misses;
             begin(layer * units + unit);
             work.notify_all();
-        } else {
+        } else if (counts) {
             ++stats.hits;
         }
         ++wanted.users;
@@ -248,14 +254,17 @@ class Pool {
         Unit& unit = all[index];
         char* to = memory + unit.slot * record;
         unit.pieces = 0;
-        for (const Extent& extent : extents[index])
-            for (int64_t at = 0; at < extent.bytes; at += PIECE) {
-                const int64_t bytes = std::min(PIECE, extent.bytes - at);
+        for (const Extent& extent : extents[index]) {
+            const int64_t step = PIECE / together(extent) * together(extent);
+            for (int64_t at = 0; at < extent.bytes; at += step) {
+                const int64_t bytes = std::min(step, extent.bytes - at);
                 const std::vector<uint32_t>& sums = checksums[index];
                 const uint32_t* sum = unit.pieces < int64_t(sums.size()) ? &sums[unit.pieces] : nullptr;
-                queue.push_back({index, extent.file, extent.offset + at, bytes, to, sum});
-                to += bytes, ++unit.pieces;
+                queue.push_back({index, extent.file, extent.offset + at, bytes, changes(extent) ? to : to + at, sum, extent});
+                ++unit.pieces;
             }
+            to += arrived(extent);
+        }
         unit.state.store(READING);
     }
 
@@ -288,19 +297,25 @@ class Pool {
     // errno, -1 for a file that ends too soon, 0 done.
     static int fetch_piece(const Job& job, const File& file, char* buffer) {
         const auto aligned = [](int64_t value) { return value % PAGE == 0; };
+        const auto put = [&](const char* from) {
+            if (changes(job.from)) put_changed(job.from, from, job.offset - job.from.offset, job.bytes, job.to);
+            else std::memcpy(job.to, from, job.bytes);
+        };
         if (file.direct >= 0) {
-            if (aligned(job.offset) && aligned(job.bytes) && aligned(int64_t(job.to))) {
+            if (!changes(job.from) && aligned(job.offset) && aligned(job.bytes) && aligned(int64_t(job.to))) {
                 if (read_all(file.direct, job.to, job.bytes, job.bytes, job.offset) == 0) return 0;
             } else {
                 const int64_t start = job.offset / PAGE * PAGE, skip = job.offset - start;
                 if (read_all(file.direct, buffer, skip + job.bytes, round_up(skip + job.bytes, PAGE), start) == 0) {
-                    std::memcpy(job.to, buffer + skip, job.bytes);
+                    put(buffer + skip);
                     return 0;
                 }
             }
         }
         // a file system without direct reads, or a file that ends inside the last page
-        const int error = read_all(file.plain, job.to, job.bytes, job.bytes, job.offset);
+        char* straight = changes(job.from) ? buffer : job.to;
+        const int error = read_all(file.plain, straight, job.bytes, job.bytes, job.offset);
+        if (!error && changes(job.from)) put(buffer);
 #ifdef POSIX_FADV_DONTNEED
         posix_fadvise(file.plain, job.offset / PAGE * PAGE, round_up(job.bytes, PAGE) + PAGE, POSIX_FADV_DONTNEED);
 #endif

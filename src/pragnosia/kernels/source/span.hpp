@@ -45,8 +45,10 @@ class SpanRun {
             runs[t].take(memory);
             runs[t].x = span.streams + t * step.width;
         }
+        Passage passage(step);
 #pragma omp parallel num_threads(int(step.threads))
-        walk({omp_get_thread_num(), omp_get_num_threads()});
+        walk({omp_get_thread_num(), omp_get_num_threads()}, passage);
+        if (passage.failed()) return -2;
         for (const StepRun& run : runs)
             if (run.failed) return -2;
         for (int64_t h = 0; h < span.heads; ++h)
@@ -64,21 +66,25 @@ class SpanRun {
         float loudness[MOST_TOKENS];
     };
 
-    void walk(Member me) const {
+    void walk(Member me, Passage& passage) const {
         Each each;
         for (int64_t t = 0; t < span.count; ++t) each.own[t] = runs[t].own(me.id);
         if (me.id == 0) begin();
         meet();
+        StepMixer mixer;
+        StepFeedForward feed_forward;
         for (int64_t l = span.from; l < span.to; ++l) {
-            const StepMixer& m = step.mixers[l];
+            if (!passage.enter(l, me)) return;
+            const StepMixer& m = passage.mixer(l, mixer);
             enter(m, me, each);
             mix(m, me, each);
             if (span.only_remember) continue;
-            if (!think(step.feed_forwards[l], me, each)) return;
+            if (!think(passage.feed_forward(l, feed_forward), me, each)) return;
             if (!m.gate || !each.some) continue;
             for (int64_t i = 0; i < each.some; ++i) runs[each.who[i]].blend(each.loudness[each.who[i]], me);
             meet();
         }
+        if (me.id == 0) passage.leave(span.to);
         if (span.heads) speak(me, each);
     }
     void begin() const {

@@ -77,6 +77,7 @@ struct Step {
     const StepFeedForward* feed_forwards;
     float* logits;
     Pool* pool;  // null where every bank lies in memory
+    int64_t passing;  // layers from here on are records of the pool, and pass (passing.hpp); `layers` where none is
 };
 
 // A thread's place in the team, and its share of a count of rows.
@@ -91,6 +92,8 @@ struct Member {
 inline void meet() {
 #pragma omp barrier
 }
+
+#include "passing.hpp"
 
 // A vector in every form that the model's matrices ask for (packed.hpp).
 struct Vector {
@@ -172,9 +175,10 @@ class StepRun {
         static thread_local Scratch memory;
         memory.reset(bytes());
         take(memory);
+        Passage passage(step);
 #pragma omp parallel num_threads(int(step.threads))
-        walk({omp_get_thread_num(), omp_get_num_threads()});
-        if (failed) return -2;
+        walk({omp_get_thread_num(), omp_get_num_threads()}, passage);
+        if (failed || passage.failed()) return -2;
         return winner(best, step.logits, step.threads);
     }
 
@@ -244,7 +248,7 @@ class StepRun {
     // Sums of a thread's outputs as packed rows deal them, and of each group's zero points.
     int64_t spoken_size() const { return (PACK + GROUPS) * packs(step.width); }
 
-    void walk(Member me) const {
+    void walk(Member me, Passage& passage) const {
         Own mine = own(me.id);
         if (me.id == 0) {
             std::fill_n(best, step.threads, -1);  // the team may be smaller than was asked for
@@ -256,8 +260,11 @@ class StepRun {
             unpack_rows(table.weight.format, row, table.row_bytes, 1, step.width, 1, x);
         }
         meet();
+        StepMixer mixer;
+        StepFeedForward feed_forward;
         for (int64_t l = 0; l < step.layers; ++l) {
-            const StepMixer& m = step.mixers[l];
+            if (!passage.enter(l, me)) return;
+            const StepMixer& m = passage.mixer(l, mixer);
             normalise(x, m.norm, step.width, mine.normed);
             const float loudness = m.gate ? pass(m, mine.normed.plain, me, m.out_gate) : 1.f;
             if (loudness == 0.f) {
@@ -266,13 +273,14 @@ class StepRun {
                 continue;
             }
             mix(m, me, mine);
-            think(step.feed_forwards[l], me, mine);
+            think(passage.feed_forward(l, feed_forward), me, mine);
             if (failed) return;  // every thread sees it: it met the others since
             if (m.gate) {
                 blend(loudness, me);
                 meet();
             }
         }
+        if (me.id == 0) passage.leave(step.layers);
         normalise(x, step.norm, step.width, mine.normed);
         product(step.head, mine.normed, me, step.logits);
         nominate(step.logits, step.head.outs, me, best);
