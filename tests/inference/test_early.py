@@ -27,6 +27,7 @@ WINDOW = {
     "attention": {"num_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "sliding_window": 7},
     "layer_types": ["sliding_attention", "full_attention"] * 3,
 }
+GATED = {**SHARED, "gates": {"layers": [1, 3, 4]}}
 
 
 def tapering(make_model: Make, depth: float, **dress: Any) -> PragnosiaForCausalLM:
@@ -62,7 +63,9 @@ def spoken(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("depth", [0.005, 0.4, 1.0])
-@pytest.mark.parametrize("dress", [DENSE, {}, SHARED, WINDOW], ids=["dense", "experts", "shared", "window"])
+@pytest.mark.parametrize(
+    "dress", [DENSE, {}, SHARED, WINDOW, GATED], ids=["dense", "experts", "shared", "window", "gated"]
+)
 def test_drafts_change_no_word(dress: dict[str, Any], depth: float, dtype: torch.dtype, make_model: Make) -> None:
     model = tapering(make_model, depth, **dress).to(dtype)
     plain, _ = spoken(model, None)

@@ -37,6 +37,8 @@ CLOTHES: dict[str, dict[str, Any]] = {
         "attention": HEADS | {"sliding_window": 9, "sinks": True, "qk_norm": "head"},
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     },
+    "gates": {"gates": {"layers": [1, 3]}, "experts": UNITS | {"num_shared": 2}},
+    "gates, dense": {"gates": {"layers": [0, 2, 3]}, **DENSE, "attention": HEADS | {"output_bias": True}},
     "mixed, odd, tied": {
         "feed_forward": {"width": 19},
         "experts": UNITS,
@@ -131,10 +133,13 @@ def check(model: Any, ids: list[int]) -> None:
     if told is not None and last.routings[0] is not None:
         assert torch.equal(last.routings[0].units[-1], told.units[0])
         assert torch.equal(last.routings[0].strengths[-1], told.strengths[0])
+        ours, theirs = last.routings[0].gate, told.gate
+        assert (ours is None) == (theirs is None)
+        assert ours is None or theirs is None or torch.equal(ours.scores[-1], theirs.scores[0])
 
 
 @pytest.mark.parametrize("bits", ["int8", "int4"])
-@pytest.mark.parametrize("dress", ["gated, wide", "softmax"])
+@pytest.mark.parametrize("dress", ["gated, wide", "softmax", "gates"])
 def test_packed_weights(bits: str, dress: str, make_model: Make, tmp_path: Any) -> None:
     deep(make_model, **CLOTHES[dress]).save_pretrained(tmp_path)
     check(load_in_few_bits(tmp_path, bits, None), torch.randint(0, 60, (LENGTH,)).tolist())
@@ -204,7 +209,8 @@ def test_what_is_remembered_of_a_token_that_left(make_model: Make) -> None:
         stream = stack(torch.tensor([ids]), use_cache=False, output_hidden_states=True).hidden_states[2][:, -1:]
         for number in (2, 3):
             layer = stack.layers[number]
-            _, key, value = layer.mixer._project(layer.mixer_norm(stream))
+            mixer, normed = layer.mixer, layer.mixer_norm(stream)
+            key, value = mixer._heads(mixer.k_proj(normed), mixer.k_norm), mixer._heads(mixer.v_proj(normed))
             cos, sin = stack.positions(torch.tensor([[PROMPT]]), torch.float32)
             turned = key * cos + key.roll(3, -1) * sin
             memory = state.layers[number]

@@ -57,6 +57,14 @@ CLOTHES: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 100.0},
         "max_position_embeddings": 16,
     },
+    "gates": {"gates": {"layers": [0, 1]}, "experts": UNITS | {"num_shared": 1}},
+    "gates, window, sinks, dense": {
+        "gates": {"layers": [1]},
+        "experts": None,
+        "feed_forward": {"width": 37, "bias": True},
+        "attention": HEADS | {"sliding_window": 9, "sinks": True, "qk_norm": "head", "output_bias": True},
+        "layer_types": ["full_attention", "sliding_attention"],
+    },
     "tied, odd sizes": {"tie_word_embeddings": True, "hidden_size": 22, "vocab_size": 67},
 }
 
@@ -78,7 +86,7 @@ def randomised(model: PragnosiaForCausalLM) -> PragnosiaForCausalLM:
             if tensor.ndim == 1 or not tensor.any():
                 tensor.add_(0.3 * torch.randn_like(tensor))
         for name, tensor in model.named_buffers():
-            if "thresholds" in name:
+            if "thresholds" in name and "gate" not in name:
                 tensor.copy_(torch.linspace(0.8, 0.2, tensor.shape[0])[:, None].expand_as(tensor))
     return model
 
@@ -115,10 +123,26 @@ def test_what_the_modules_compute(dress: str, awake: float, make_model: Make) ->
         torch.testing.assert_close(ours.values[:, :, :30], theirs.values[:, :, :30], atol=2e-5, rtol=1e-4)
     for mine, routing in zip(program.routings(), output.routings, strict=True):
         assert (mine is None) == (routing is None)
-        if mine is not None:
-            assert torch.equal(mine.units, routing.units)
-            torch.testing.assert_close(mine.strengths, routing.strengths, atol=2e-5, rtol=1e-4)
-            torch.testing.assert_close(mine.scores, routing.scores, atol=2e-5, rtol=1e-4)
+        if mine is None:
+            continue
+        assert (mine.gate is None) == (routing.gate is None)
+        for one, other in ((mine, routing), *([(mine.gate, routing.gate)] if mine.gate else [])):
+            assert torch.equal(one.units, other.units)
+            torch.testing.assert_close(one.strengths, other.strengths, atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(one.scores, other.scores, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("threads")
+def test_some_pass_and_some_do_not(make_model: Make) -> None:
+    model = randomised(make_model(max_position_embeddings=64, **CLOTHES["gates"]))
+    decoder = Decoder(model, 64, trace=Trace())
+    decoder.read([1, 2, 3])
+    said = list(decoder.speak(40, Sampling()))
+    assert decoder.decoding == "compiled"
+    assert said == said_by_modules(model, [1, 2, 3], 40)
+    assert decoder.trace is not None
+    passed = torch.cat([routing.gate.units for step, _ in decoder.trace.steps() for routing in step])
+    assert 0.1 < float((passed == 0).float().mean()) < 0.9
 
 
 @pytest.mark.usefixtures("threads")

@@ -45,6 +45,7 @@ def figures(model: Any, rows: Any, setting: Setting) -> Any:
         passed = reader.passed()
         heads_per_token = reader.heads / (rows.shape[0] * (rows.shape[1] - 1))
         awake_per_token = reader.meter.activity().awake_per_token
+        gates = reader.meter.activity().passed
         layers_per_token = sum(passed)
 
     return Read

@@ -57,6 +57,21 @@ CASES: dict[str, dict[str, Any]] = {
         "feed_forwards": ["dense", "experts"],
         "feed_forward": {"width": 10, "activation": "relu2", "bias": True},
     },
+    "gates": {"gates": {"layers": [0, 1]}, "experts": {"num_shared": 1}},
+    "gates before dense layers that see a window": {
+        "gates": {"layers": [0, 1]},
+        "feed_forwards": ["dense", "experts"],
+        "feed_forward": {"width": 10},
+        "layer_types": ["sliding_attention", "full_attention"],
+        "attention": {"sliding_window": 4, "sinks": True, "bias": True, "output_bias": True, "qk_norm": "head"},
+        "experts": {"thalamus": {"kind": "threshold"}},
+    },
+    "gates before dendrites and columns": {
+        "gates": {"layers": [1]},
+        "dendrites": {"num_dendrites": 3},
+        "experts": None,
+        "columns": COLUMNS,
+    },
     "untied": {"tie_word_embeddings": False, "attention": {"qk_norm": "full", "clip_qkv": 0.5}},
 }
 
@@ -86,8 +101,10 @@ def test_shapes(model: PragnosiaForCausalLM, tokens: Tensor) -> None:
     assert [tuple(state.shape) for state in output.hidden_states] == [(2, 12, config.hidden_size)] * 3
     assert len(output.routings) == config.num_hidden_layers
     for kind, routing in zip(config.feed_forwards, output.routings, strict=True):
-        assert (routing is not None) == (kind in SPARSE), "load is reported, never hidden"
+        assert (routing is not None and routing.routes) == (kind in SPARSE), "load is reported, never hidden"
         if routing is not None:
+            assert routing.units.shape[0] == 24
+        if kind in SPARSE:
             assert routing.units.shape == routing.strengths.shape
             assert routing.scores.shape == (24, config.units.num_units)
             assert int(routing.units.max()) < config.units.num_units

@@ -130,6 +130,9 @@ def _description(values: dict[str, Any], config: PragnosiaConfig) -> list[str]:
         rows.append(("dendrites", f"{config.dendrites.num_awake} of {config.dendrites.num_dendrites} of each head"))
     if config.exits is not None:
         rows.append(("exits", f"after layer {', '.join(map(str, config.exits.layers))}"))
+    if config.gates is not None:
+        layers = ", ".join(map(str, config.gates.layers))
+        rows.append(("gates", f"{100 * config.gates.share:g}% of the tokens pass layer {layers} (counted from 0)"))
     for purpose, needed in values["memory"].items():
         parts = ", ".join(
             f"{name.replace('_', ' ')} {format_bytes(size)}" for name, size in values["memory_parts"][purpose].items()

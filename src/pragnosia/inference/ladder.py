@@ -76,6 +76,7 @@ class Ladder:
             likeliest=self.likeliest.data_ptr(),
             told_slots=self._pen.slots,
             told_units=self._pen.units,
+            told_gates=len(self._pen.gates),
         )
 
     @property

@@ -30,6 +30,7 @@ from pragnosia.model.columns import Columns
 from pragnosia.model.cortex import Cortex, CortexLayer, CortexStack
 from pragnosia.model.experts import Experts
 from pragnosia.model.feed_forward import FeedForward
+from pragnosia.model.gates import TokenGate, routing_of_scores
 from pragnosia.model.linear import Linear
 from pragnosia.model.norm import RMSNorm
 from pragnosia.model.setting import WHOLE, Setting
@@ -41,7 +42,7 @@ from pragnosia.quantisation.layers import PackedEmbedding, PackedLinear
 _ROUTERS: dict[type, str] = {SoftmaxThalamus: "softmax", SigmoidThalamus: "sigmoid", ThresholdThalamus: "threshold"}
 _WRITABLE = {
     *(nn.ModuleList, nn.Embedding, nn.Identity, Linear, AwakeLinear, RMSNorm),
-    *(Attention, RotaryPositions, FeedForward, Experts, Columns, Bank, *_ROUTERS),
+    *(Attention, RotaryPositions, TokenGate, FeedForward, Experts, Columns, Bank, *_ROUTERS),
     *(StreamedBank, PackedLinear, PackedEmbedding, TableOnDisk, OnDisk),
 }
 
@@ -133,6 +134,12 @@ class Pen:
         self.told = whole, torch.empty(tokens, self.slots), torch.empty(tokens, self.units)
         self.row: Tensor | None = None
         """Of a table on disk: the one row that is here."""
+        self.gates = {
+            number: at for at, number in enumerate(n for n, layer in enumerate(layers) if layer.gate is not None)
+        }
+        """The gated layers, and where they tell their scores."""
+        self.scored = torch.empty(tokens, len(self.gates))
+        self.cutoffs: dict[int, float] = {}
         self.frequencies = model.model.positions.inv_freq.float().clone()
         mixers, feed_forwards = [], []
         slot = unit = 0
@@ -144,11 +151,11 @@ class Pen:
                     passing = min(passing, number)
                 dense: Any = organ.piece
                 with organ.weights.outlined():
-                    mixers.append(self._mixer(layer.mixer_norm, layer.mixer.piece, memory))
+                    mixers.append(self._gated(number, layer, layer.mixer.piece, memory, setting))
                     always = self._always(dense)
                 feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, **always))
                 continue
-            mixers.append(self._mixer(layer.mixer_norm, layer.mixer, memory))
+            mixers.append(self._gated(number, layer, layer.mixer, memory, setting))
             if shape is None:
                 feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, **self._always(organ)))
             else:
@@ -179,12 +186,17 @@ class Pen:
         units, strengths, scores = (told[:count].clone() for told in self.told)
         routings: list[Routing | None] = []
         slot = unit = 0
-        for shape in self.shapes:
-            if shape is None:
+        for number, shape in enumerate(self.shapes):
+            gate = None
+            if number in self.gates:
+                at = self.gates[number]
+                gate = routing_of_scores(self.scored[:count, at : at + 1].clone(), self.cutoffs[number])
+            if shape is None and gate is None:
                 routings.append(None)
                 continue
-            (awake, num_units), some = shape, slice(slot, slot + shape[0])
-            routings.append(Routing(units[:, some], strengths[:, some], scores[:, unit : unit + num_units]))
+            awake, num_units = shape or (0, 0)
+            some = slice(slot, slot + awake)
+            routings.append(Routing(units[:, some], strengths[:, some], scores[:, unit : unit + num_units], gate))
             slot, unit = slot + awake, unit + num_units
         return tuple(routings)
 
@@ -228,6 +240,15 @@ class Pen:
         """A matrix of this format is read: vectors must be laid out for it."""
         self.has_bf16 = self.has_bf16 or entry.name == "bf16"
         self.has_packed = self.has_packed or (entry.plain_dtype is None and not entry.pruned)
+
+    def _gated(self, number: int, layer: Any, mixer: Attention, memory: KeyValues, setting: Setting) -> StepMixer:
+        """A layer's mixer, and its gate where it has one."""
+        written = self._mixer(layer.mixer_norm, mixer, memory)
+        if layer.gate is not None:
+            self.cutoffs[number] = written.cutoff = float(layer.gate.threshold(setting.gates))
+            written.gate = self.stored(layer.gate.weight)
+            written.out_gate = self.scored[0, self.gates[number] :].data_ptr()
+        return written
 
     def _mixer(self, norm: RMSNorm, mixer: Attention, memory: KeyValues) -> StepMixer:
         self.held += [memory.keys, memory.values]

@@ -7,7 +7,6 @@ the whole prompt, (1, T, D), which a plan counts (inference/scratch.py).
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from pragnosia.model.cortex import Cortex
 from pragnosia.model.output_cortex import PragnosiaCausalLMOutput
 from pragnosia.model.setting import Setting
 from pragnosia.model.state import Memory, State
-from pragnosia.model.thalamus import Routing
+from pragnosia.model.thalamus import Routing, joined
 
 _FORGOTTEN = 16 * int(HALF_LIFE)  # ticks after which the uses of a whole prompt weigh less than a new one
 
@@ -50,4 +49,4 @@ def read_by_layers(
 def _joined(routings: list[Routing | None]) -> Routing | None:
     """Of all pieces."""
     parts = [routing for routing in routings if routing is not None]
-    return Routing(*(torch.cat(column) for column in zip(*parts, strict=True))) if parts else None
+    return joined(parts) if parts else None

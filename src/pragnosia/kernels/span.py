@@ -24,7 +24,7 @@ class Span(ctypes.Structure):
         *((name, ADDRESS) for name in ("tokens", "streams")),
         ("heads", WHOLE),
         *((name, ADDRESS) for name in ("logits", "likeliest")),
-        *((name, WHOLE) for name in ("only_remember", "told_slots", "told_units")),
+        *((name, WHOLE) for name in ("only_remember", "told_slots", "told_units", "told_gates")),
     )
 
 

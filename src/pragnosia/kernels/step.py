@@ -76,6 +76,9 @@ class StepMixer(ctypes.Structure):
         ("clip", REAL),
         *((name, ADDRESS) for name in ("keys", "values")),
         *((name, WHOLE) for name in ("memory_is_bf16", "room")),
+        ("gate", Stored),
+        ("cutoff", REAL),
+        ("out_gate", ADDRESS),
     )
 
 

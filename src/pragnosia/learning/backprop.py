@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pragnosia.learning.rule import Lesson, Named
 from pragnosia.model.exits import ExitLesson
-from pragnosia.model.thalamus import Routing
+from pragnosia.model.thalamus import Routing, joined
 
 Routings = tuple[Routing | None, ...]
 
@@ -57,7 +57,7 @@ class Backprop:
 
 
 def _detached(routings: Routings) -> Routings:
-    return tuple(None if routing is None else Routing(*(part.detach() for part in routing)) for routing in routings)
+    return tuple(None if routing is None else routing.each(torch.Tensor.detach) for routing in routings)
 
 
 def together(parts: Sequence[Routings]) -> Routings:
@@ -65,6 +65,6 @@ def together(parts: Sequence[Routings]) -> Routings:
     if len(parts) == 1:
         return parts[0]
     return tuple(
-        None if layer[0] is None else Routing(*(torch.cat(pieces) for pieces in zip(*layer, strict=True)))
+        joined([routing for routing in layer if routing is not None]) if layer[0] is not None else None
         for layer in zip(*parts, strict=True)
     )

@@ -23,7 +23,7 @@ from pragnosia.inference.stream import pool_of
 from pragnosia.model.awake_linear import AwakeLinear
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.cortex import Cortex, PlainCortex
-from pragnosia.model.dendrites import Dendrites
+from pragnosia.model.dendrites import Dendrites, Hearing
 from pragnosia.model.thalamus import Thalamus
 from pragnosia.quantisation.layers import PackedLinear
 from pragnosia.tuning.lora import adapters
@@ -42,6 +42,7 @@ PRECISIONS: dict[str, float] = {
     "int8-2:4": 5,  # half the weights, and a bit each for where they stood
 }
 DEFAULT_CONTEXT = 2048
+_HEARD = ("mixer_norm.", "gate.", "mixer.k_", "mixer.v_")  # of a layer, by tokens that pass it by
 
 
 def bytes_of(count: float, precision: str) -> float:
@@ -72,6 +73,11 @@ class LayerAccount:
     window: int | None = None
     asleep_parameters: float = 0.0
     """Of `matrix_parameters`: those of inputs that sleep, on average, which a single token does not read."""
+    passing: float = 1.0
+    """Share of the tokens that pass the layer's gate; 1 where it has none."""
+    heard_parameters: int = 0
+    """What of `parameters` a token reads that passes the layer by: norm, gate, keys and values. 0 without a gate."""
+    heard_matrix_parameters: int = 0
     norms_queries: bool = False
     hidden: int = 0
     """Feed-forward activations of one token that are always there, before and after the non-linearity."""
@@ -87,16 +93,22 @@ class LayerAccount:
     def active_parameters(self) -> int:
         """With the awake ones."""
         read = self.parameters - self.silent_parameters - self.asleep_parameters
-        return round(read) + self.num_awake * self.unit_parameters
+        passed = round(read) + self.num_awake * self.unit_parameters
+        return round(self.passing * (passed - self.heard_parameters)) + self.heard_parameters
 
     def seen(self, context: int) -> int:
         """Keys one token looks at when `context` tokens are there, itself included."""
         return context if self.window is None else min(context, self.window)
 
     def operations(self, awake: float, seen: float) -> float:
-        """Of one token that wakes `awake` units and looks at `seen` keys."""
+        """Of one token that wakes `awake` units, looks at `seen` keys and does not pass the layer by."""
         matrices = self.matrix_parameters + awake * self.unit_matrix_parameters
         return 2 * matrices + 4 * self.query_width * seen
+
+    def mean_operations(self, seen: float) -> float:
+        """Of a token that wakes as many units as usual, whether or not it passes."""
+        passed = self.operations(self.num_awake, seen)
+        return self.passing * passed + (1 - self.passing) * 2 * self.heard_matrix_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,18 +140,18 @@ class Account:
     @property
     def operations_per_token(self) -> int:
         """Two per multiply-accumulate."""
-        layers = sum(layer.operations(layer.num_awake, layer.seen(self.context)) for layer in self.layers)
+        layers = sum(layer.mean_operations(layer.seen(self.context)) for layer in self.layers)
         return round(2 * (self.head_matrix_parameters - self.asleep_parameters) + layers)
 
     @property
     def asleep_parameters(self) -> float:
         """What a single token does not read because the inputs sleep."""
-        return sum(layer.asleep_parameters for layer in self.layers)
+        return sum(layer.passing * layer.asleep_parameters for layer in self.layers)
 
     @property
     def bytes_per_token(self) -> int:
         """Weights, keys and values that move at batch 1."""
-        keys = sum(2 * layer.key_width * (layer.seen(self.context) + 1) for layer in self.layers)
+        keys = sum(2 * layer.key_width * (layer.passing * layer.seen(self.context) + 1) for layer in self.layers)
         return round(bytes_of(self.active_parameters, self.precision) + bytes_of(keys, self.cache_precision))
 
     @property
@@ -159,6 +171,7 @@ def account(
     precision: str = "bfloat16",
     context: int | None = None,
     awake: float = 1.0,
+    gates: float = 1.0,
 ) -> Account:
     """Count a model, or a configuration without building it in memory.
 
@@ -185,7 +198,7 @@ def account(
     tied = "lm_head.weight" not in outside
     head = [shape for name, shape in outside.items() if tied or name != "model.embed_tokens.weight"]
     return Account(
-        layers=tuple(_layer_account(layer, awake) for layer in model.model.layers),
+        layers=tuple(_layer_account(layer, awake, gates) for layer in model.model.layers),
         hidden_size=int(model.config.hidden_size),
         vocab_size=int(model.config.vocab_size),
         embedding_parameters=0 if tied else prod(table),
@@ -201,7 +214,7 @@ def on_meta(config: PragnosiaConfig) -> Cortex:
     return PlainCortex.unfilled(config)
 
 
-def _layer_account(layer: nn.Module, awake: float) -> LayerAccount:
+def _layer_account(layer: nn.Module, awake: float, gates: float) -> LayerAccount:
     shapes = {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()}
     units = {name: shape[1:] for name, shape in shapes.items() if ".bank." in name}
     others = {name.replace("mixer.attention.", "mixer."): s for name, s in shapes.items() if ".bank." not in name}
@@ -209,6 +222,10 @@ def _layer_account(layer: nn.Module, awake: float) -> LayerAccount:
     silent = sum(module.weight.numel() * (module.each - module.num_awake) // module.each for module in dendrites)
     routers = [module for module in layer.modules() if isinstance(module, Thalamus)]
     sleepers = [module for module in layer.modules() if isinstance(module, AwakeLinear)]
+    gate: Any = layer.gate
+    heard = {name: shape for name, shape in others.items() if name.startswith(_HEARD)} if gate is not None else {}
+    hearing = [d for d in dendrites if gate is not None and isinstance(d, Hearing)]
+    values = sum(d.weight.numel() * d.num_awake // d.each for d in hearing)
     return LayerAccount(
         parameters=sum(map(prod, others.values())),
         matrix_parameters=_matrices(others.values()) + sum(d.weight.numel() for d in dendrites) - silent,
@@ -221,6 +238,9 @@ def _layer_account(layer: nn.Module, awake: float) -> LayerAccount:
         key_width=others.get("mixer.k_proj.weight", (0,))[0],
         window=getattr(getattr(layer.mixer, "attention", layer.mixer), "window", None),
         asleep_parameters=sum(linear.asleep * linear.weight.numel() for linear in sleepers),
+        passing=1.0 if gate is None else gates * gate.share,
+        heard_parameters=sum(map(prod, heard.values())) - sum(d.weight.numel() for d in hearing) + values,
+        heard_matrix_parameters=_matrices(heard.values()) + values,
         norms_queries="mixer.q_norm.weight" in others,
         hidden=_hidden(others),
         unit_hidden=_hidden(units),

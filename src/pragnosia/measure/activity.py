@@ -20,7 +20,7 @@ from pragnosia.errors import ConfigError
 from pragnosia.inference.ladder import Climb
 from pragnosia.measure.accounting import Account, bytes_of
 from pragnosia.measure.energy import Energy, EnergyModel
-from pragnosia.model.thalamus import Routing
+from pragnosia.model.thalamus import Routing, sparse
 
 # Passes whose units are kept before they are counted: counting each would make the CPU wait for the GPU.
 _PASSES_KEPT = 256
@@ -36,6 +36,8 @@ class Activity:
     operations: float
     num_bytes: float
     precision: str
+    passed: tuple[float, ...] = ()
+    """For each layer, the share of the tokens that its gate let pass; 1 where it has none."""
 
     @property
     def operations_per_token(self) -> float:
@@ -61,9 +63,12 @@ class _Share:
     """Of a token, of what is always awake."""
     num_bytes: float
     widths: dict[int | None, tuple[int, int]]
-    """By window: queries and keys."""
+    """By window: queries and keys, of the layers without a gate."""
     sparse: tuple[int, ...]
     """The layers that route."""
+    gated: tuple[int, ...]
+    """The layers with a gate, and the width of their keys together."""
+    gated_keys: int
 
 
 class ActivityMeter:
@@ -80,7 +85,9 @@ class ActivityMeter:
         self._operations = 0.0
         self._bytes = 0.0
         self._awake = [0] * len(account.layers)
-        self._pending: dict[tuple[_Share, tuple[torch.Size, ...]], list[Tensor]] = defaultdict(list)
+        self._passed = [0] * len(account.layers)
+        # by who is told of and for how many tokens of a sequence: on top of how many others, and the units
+        self._pending: dict[tuple[_Share, tuple[torch.Size, ...], int], list[tuple[int, Tensor]]] = defaultdict(list)
         self._num_pending = 0
         self._shares: dict[tuple[int, int], _Share] = {}
 
@@ -101,12 +108,14 @@ class ActivityMeter:
         """
         account, asked = self._account, tokens if logits is None else logits
         share = self._share(*(layers or (0, len(account.layers))))
-        units = [routing.units for routing in routings if routing is not None]
-        if len(units) != len(share.sparse):
-            raise ConfigError(
-                f"{len(units)} layers routed, the account has {len(share.sparse)} that do; "
-                "make the account from the model that ran"
-            )
+        units = [routing.units for routing in sparse(routings)]
+        gates = [routing.gate.units for routing in routings if routing is not None and routing.gate is not None]
+        for told, known, do in ((units, share.sparse, "routed"), (gates, share.gated, "had gates")):
+            if len(told) != len(known):
+                raise ConfigError(
+                    f"{len(told)} layers {do}, the account has {len(known)} that do; "
+                    "make the account from the model that ran"
+                )
         if tokens * sequences == 1 and layers is None:  # the weights of inputs that sleep are left unread
             self._operations -= 2 * account.asleep_parameters
             self._bytes -= bytes_of(account.asleep_parameters, account.precision)
@@ -121,11 +130,13 @@ class ActivityMeter:
             # A pass reads keys and values once for all its queries, and writes the new ones.
             reach = past + tokens if window is None else min(past + tokens, window + tokens - 1)
             self._bytes += bytes_of(2 * key * (reach + tokens) * sequences, account.cache_precision)
-        if units:
+        self._bytes += bytes_of(2 * share.gated_keys * tokens * sequences, account.cache_precision)
+        if units or gates:
             # Copied by cat: a decode loop may reuse the buffer it shows us.
-            shapes = tuple(part.shape for part in units)
-            where = units[0].device  # of two, where a model is split
-            self._pending[share, shapes].append(torch.cat([x.flatten().to(where) for x in units]))
+            told = units + gates
+            shapes, where = tuple(part.shape for part in told), told[0].device  # of two, where a model is split
+            kept = torch.cat([part.flatten().to(where) for part in told])
+            self._pending[share, shapes, tokens].append((past, kept))
             self._num_pending += 1
         if self._num_pending >= _PASSES_KEPT:
             self._count()
@@ -155,6 +166,10 @@ class ActivityMeter:
             operations=self._operations,
             num_bytes=self._bytes,
             precision=self._account.precision,
+            passed=tuple(
+                count / max(self._tokens, 1) if layer.heard_parameters else 1.0
+                for count, layer in zip(self._passed, self._account.layers, strict=True)
+            ),
         )
 
     def _share(self, start: int, end: int) -> _Share:
@@ -163,30 +178,57 @@ class ActivityMeter:
         if found is None:
             account, some = self._account, self._account.layers[start:end]
             widths: dict[int | None, tuple[int, int]] = {}
-            for layer in some:
+            always = [layer for layer in some if not layer.heard_parameters]
+            gated = [layer for layer in some if layer.heard_parameters]
+            for layer in always:
                 query, key = widths.get(layer.window, (0, 0))
                 widths[layer.window] = (query + layer.query_width, key + layer.key_width)
             found = self._shares[start, end] = _Share(
                 start=start,
-                operations=sum(layer.operations(0, 0) for layer in some),
-                num_bytes=bytes_of(sum(layer.parameters for layer in some), account.precision),
+                operations=sum(layer.operations(0, 0) for layer in always)
+                + sum(2 * layer.heard_matrix_parameters for layer in gated),
+                num_bytes=bytes_of(
+                    sum(layer.parameters for layer in always) + sum(layer.heard_parameters for layer in gated),
+                    account.precision,
+                ),
                 widths=widths,
                 sparse=tuple(start + index for index, layer in enumerate(some) if layer.num_units),
+                gated=tuple(start + index for index, layer in enumerate(some) if layer.heard_parameters),
+                gated_keys=sum(layer.key_width for layer in gated),
             )
         return found
 
     def _count(self) -> None:
         """Turn the pending units into counts."""
-        for (share, shapes), passes in self._pending.items():
-            grid = torch.stack(passes).cpu()  # (passes, slots of all layers)
+        for (share, shapes, tokens), passes in self._pending.items():
+            grid = torch.stack([told for _, told in passes]).cpu()  # (passes, slots of all layers)
             parts = grid.split([shape.numel() for shape in shapes], dim=1)
-            for index, part in zip(share.sparse, parts, strict=True):
+            past, routed = torch.tensor([past for past, _ in passes]), len(share.sparse)
+            for index, part in zip(share.gated, parts[routed:], strict=True):
+                self._count_gate(index, (part >= 0).view(len(past), -1, tokens), past)
+            for index, part in zip(share.sparse, parts[:routed], strict=True):
                 layer, awake = self._account.layers[index], int((part >= 0).sum())
                 self._awake[index] += awake
                 self._operations += 2 * layer.unit_matrix_parameters * awake
                 self._bytes += bytes_of(layer.unit_parameters * _distinct(part), self._account.precision)
         self._pending.clear()
         self._num_pending = 0
+
+    def _count_gate(self, index: int, passed: Tensor, past: Tensor) -> None:
+        """What passing a gated layer costs beside being heard there; `passed` is (passes, sequences, tokens)."""
+        layer, precision, tokens = self._account.layers[index], self._account.precision, passed.shape[2]
+        seen = past[:, None] + torch.arange(1, tokens + 1)
+        reach = past + tokens
+        if layer.window is not None:
+            seen, reach = seen.clamp_max(layer.window), reach.clamp_max(layer.window + tokens - 1)
+        count, pairs = int(passed.sum()), int((passed * seen[:, None]).sum())
+        self._passed[index] += count
+        self._operations += 2 * (layer.matrix_parameters - layer.heard_matrix_parameters) * count
+        self._operations += 4 * layer.query_width * pairs
+        rest = (layer.parameters - layer.heard_parameters) * int(passed.any(2).any(1).sum())
+        self._bytes += bytes_of(rest, precision)
+        keys = int((passed.any(2) * reach[:, None]).sum())
+        self._bytes += bytes_of(2 * layer.key_width * keys, self._account.cache_precision)
 
 
 def pairs(tokens: int, past: int, window: int | None) -> int:

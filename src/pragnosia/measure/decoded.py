@@ -3,9 +3,10 @@
     operations = sum over layers of  p (2 W + 4 H K S) + 2 A U + (1 - p) 2 R        + 2 n V D
     bytes      = the weights of the same, each read once, and keys and values
 
-p the share of tokens that pass a layer, W its matrices that are always awake, A the units a token wakes and U one's
-matrices, S the keys a token looks at, n how often the head is asked. R is what remembering costs a layer that a token
-does not pass: its keys' and values' matrices. At p = n = 1 this is the account of the model (accounting.py).
+p the share of tokens that pass a layer (they have not left, and its gate lets them), W its matrices that are always
+awake, A the units a token wakes and U one's matrices, S the keys a token looks at, n how often the head is asked. R is
+what remembering costs a layer that a token does not pass: its keys' and values' matrices. At p = n = 1 this is the
+account of the model (accounting.py).
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def decoded(account: Account, read: Evaluation, setting: Setting, seen: float) -
     Where layers remember exactly who left, they are passed in the end by everybody: later, and with others.
     """
     frozen = bool(setting.leave) and setting.memory == "propagated"
-    passed = read.passed if frozen else (1.0,) * len(account.layers)
+    everybody = (1.0,) * len(account.layers)
+    stayed = read.passed if frozen else everybody
+    passed = [one * let for one, let in zip(stayed, read.gates or everybody, strict=True)]
     operations = 2.0 * account.head_matrix_parameters * read.heads_per_token
     weights = min(account.embedding_parameters, account.hidden_size) + account.head_parameters * read.heads_per_token
     keys = 0.0

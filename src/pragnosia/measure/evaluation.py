@@ -90,6 +90,8 @@ class Evaluation:
     seconds: float
     passed: tuple[float, ...]
     """For each layer, the share of the scored tokens that passed it; the others left before."""
+    gates: tuple[float, ...] = ()
+    """For each layer, the share of the tokens that its gate let pass; 1 where it has none."""
     heads_per_token: float
     """How often the output head was asked for one: at every exit it came by, and at the end."""
     tokens_read: int
@@ -119,8 +121,8 @@ class Evaluation:
 
     @property
     def layers_per_token(self) -> float:
-        """Behind which the scored tokens left, mean."""
-        return sum(self.passed)
+        """That computed something for a scored token, mean: it had not left, and no gate let it pass the layer by."""
+        return sum(map(math.prod, zip(self.passed, self.gates or (1.0,) * len(self.passed), strict=True)))
 
     @property
     def tokens_per_second(self) -> float:
@@ -179,6 +181,7 @@ def evaluate(
         stride=stride,
         seconds=time.perf_counter() - began,
         passed=reader.passed(),
+        gates=done.passed,
         heads_per_token=reader.heads / max(counts.tokens, 1),
         tokens_read=done.tokens,
         awake_per_token=done.awake_per_token,

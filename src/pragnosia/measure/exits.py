@@ -158,7 +158,10 @@ def _simulated(layer: int, confidence: float, guesses: Guesses, counted: Account
     """Drafting through a text as `Foresight` does, as if its tokens had been the answer."""
     precision = counted.precision
     prices = [
-        (bytes_of(part.parameters, precision), bytes_of(part.num_awake * part.unit_parameters, precision))
+        (
+            bytes_of(part.passing * part.parameters + (1 - part.passing) * part.heard_parameters, precision),
+            bytes_of(part.passing * part.num_awake * part.unit_parameters, precision),
+        )
         for part in counted.layers
     ]
     head = bytes_of(counted.head_parameters, precision)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from pragnosia.model.configuration import PragnosiaConfig
+from pragnosia.model.gates import Passing
 from pragnosia.model.linear import Linear
 from pragnosia.model.norm import RMSNorm
 from pragnosia.model.setting import WHOLE, Setting
@@ -35,6 +36,8 @@ class Moment:
     """By layer type: bool, broadcastable to (B, H, T, S); None where causality alone decides."""
     setting: Setting = WHOLE
     """How much of what is there wakes."""
+    passing: Passing | None = None
+    """The tokens that are to be mixed; the others are only remembered. None: all."""
 
 
 class RotaryPositions(nn.Module):
@@ -81,6 +84,9 @@ def rotate(x: Float[Tensor, "B H T K"], rotation: Rotation) -> Float[Tensor, "B 
 class Attention(nn.Module):
     """Mixer: each token gathers from the tokens before it."""
 
+    lets_pass = True
+    """It heeds `moment.passing`, and answers (1, N, D) then."""
+
     def __init__(self, config: PragnosiaConfig, layer: int) -> None:
         super().__init__()
         organ, width = config.attention, config.hidden_size
@@ -104,30 +110,47 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "B T D"], memory: KeyValues | Borrowed | None, moment: Moment
     ) -> tuple[Float[Tensor, "B T D"], KeyValues | Borrowed | None]:
         """Mix tokens; the memory returned includes these."""
-        query, key, value = self._project(x)
-        query, key = rotate(query, moment.rotation), rotate(key, moment.rotation)
+        key = rotate(self._heads(self.k_proj(x), self.k_norm), moment.rotation)
+        value = self._heads(self.v_proj(x))
         keys_values = (key, value)
         if memory is not None:
             keys_values, memory = memory.extend(key, value)
+        if moment.passing is not None:
+            return self._mix_some(x, keys_values, moment, moment.passing), memory
+        query = rotate(self._heads(self.q_proj(x), self.q_norm), moment.rotation)
         mixed = self._attend(query, keys_values, moment.masks[self.layer_type])
         return self.o_proj(mixed.transpose(1, 2).flatten(2)), memory
+
+    def _mix_some(
+        self, x: Float[Tensor, "B T D"], keys_values: KeysValues, moment: Moment, passing: Passing
+    ) -> Float[Tensor, "1 N D"]:
+        """For the tokens that pass alone: queries, attention and output of no other."""
+        tokens = x.flatten(0, 1).index_select(0, passing.tokens)[None]
+        if not len(passing.tokens):
+            return tokens
+        cos, sin = (passing.of_positions(part) for part in moment.rotation)
+        query = rotate(self._heads(self.q_proj(tokens), self.q_norm), (cos, sin))  # (1, H, N, K)
+        rows = query[0].transpose(0, 1)[passing.slots].transpose(1, 2)  # (B, H, P, K)
+        visible = passing.visible(moment.masks[self.layer_type], x.shape[1], keys_values[0].shape[2])
+        mixed = self._attend(rows, keys_values, visible).transpose(1, 2)[passing.filled]  # (N, H, K)
+        y: Tensor = self.o_proj(mixed.flatten(1))[None]
+        return y
 
     def fresh_memory(self, batch: int, room: int, like: Tensor) -> KeyValues:
         """An empty memory with room for `room` tokens, of `like`'s dtype and device."""
         heads = self.k_proj.out_features // self.head_dim
         return KeyValues.empty((batch, heads, room, self.head_dim), like)
 
-    def _project(self, x: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, (B, heads, T, K) each."""
-        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        if not self.norm_heads:
-            query, key = self.q_norm(query), self.k_norm(key)
+    def _heads(self, projected: Float[Tensor, "B T HK"], norm: nn.Module | None = None) -> Float[Tensor, "B H T K"]:
+        """Queries, keys or values of each head."""
+        if norm is not None and not self.norm_heads:
+            projected = norm(projected)
         if self.clip is not None:
-            query, key, value = (part.clamp(-self.clip, self.clip) for part in (query, key, value))
-        query, key, value = (part.unflatten(-1, (-1, self.head_dim)) for part in (query, key, value))
-        if self.norm_heads:
-            query, key = self.q_norm(query), self.k_norm(key)
-        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+            projected = projected.clamp(-self.clip, self.clip)
+        heads: Tensor = projected.unflatten(-1, (-1, self.head_dim))
+        if norm is not None and self.norm_heads:
+            heads = norm(heads)
+        return heads.transpose(1, 2)
 
     def _attend(self, query: Float[Tensor, "B H T K"], keys_values: KeysValues, mask: Tensor | None) -> Tensor:
         key, value = keys_values

@@ -22,6 +22,7 @@ from pragnosia.model.organs import (
     ExitsConfig,
     ExpertsConfig,
     FeedForwardConfig,
+    GatesConfig,
     Organ,
     ThalamusConfig,
     UnitsConfig,
@@ -37,6 +38,7 @@ __all__ = [
     "ExitsConfig",
     "ExpertsConfig",
     "FeedForwardConfig",
+    "GatesConfig",
     "PragnosiaConfig",
     "ThalamusConfig",
     "UnitsConfig",
@@ -52,6 +54,7 @@ ORGANS: dict[str, type[Organ]] = {
     "feed_forward": FeedForwardConfig,
     "experts": ExpertsConfig,
     "exits": ExitsConfig,
+    "gates": GatesConfig,
 }
 
 # What transformers itself passes to or keeps in a config besides its fields; anything else is a user's mistake.
@@ -131,6 +134,8 @@ class PragnosiaConfig(PreTrainedConfig):
     columns: Any = None
     exits: Any = None
     """Layers after which a token may leave, and how that is trained; None: every token is for the whole way."""
+    gates: Any = None
+    """Layers that a token may pass by, and how many do; None: every token passes every layer."""
     mixers: str | list[str] | None = None
     """None is `dendrites` for every layer if they are configured, else `attention`."""
     feed_forwards: str | list[str] | None = None
@@ -219,6 +224,12 @@ class PragnosiaConfig(PreTrainedConfig):
                 layer < self.num_hidden_layers,
                 f"exits.layers names {layer}, the model has {self.num_hidden_layers} layers; "
                 f"exits stand after layer 1 to {self.num_hidden_layers - 1}",
+            )
+        for layer in self.gates.layers if self.gates is not None else ():
+            require(
+                layer < self.num_hidden_layers,
+                f"gates.layers names {layer}, the model has {self.num_hidden_layers} layers: "
+                f"0 to {self.num_hidden_layers - 1}",
             )
 
     def to_dict(self) -> dict[str, Any]:

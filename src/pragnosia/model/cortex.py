@@ -29,6 +29,7 @@ from pragnosia.errors import ConfigError
 from pragnosia.model.attention import Moment, RotaryPositions
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.exits import ExitLesson, exit_loss, pass_some, rows_of
+from pragnosia.model.gates import TokenGate, check_gated, pass_gate
 from pragnosia.model.linear import Linear
 from pragnosia.model.norm import RMSNorm
 from pragnosia.model.output_cortex import PragnosiaCausalLMOutput, PragnosiaOutput, next_token_loss
@@ -50,11 +51,17 @@ class CortexLayer(nn.Module):
         self.mixer = part(MIXERS, config.mixers[layer])(config, layer)  # type: ignore[index]
         self.feed_forward_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.feed_forward = part(FEED_FORWARDS, config.feed_forwards[layer])(config, layer)  # type: ignore[index]
+        self.gate: TokenGate | None = None
+        if config.gates is not None and layer in config.gates.layers:
+            check_gated(layer, self.mixer)
+            self.gate = TokenGate(config.hidden_size, config.gates)
 
     def forward(
         self, x: Float[Tensor, "B T D"], memory: Memory | None, moment: Moment
     ) -> tuple[Float[Tensor, "B T D"], Memory | None, Routing | None]:
         """One layer: the stream, this layer's memory, and who woke."""
+        if self.gate is not None:
+            return pass_gate(self, x, memory, moment)
         mixed, memory = self.mixer(self.mixer_norm(x), memory, moment)
         x = x + mixed
         thought, routing = self.feed_forward(self.feed_forward_norm(x), moment.setting.awake)
@@ -301,8 +308,12 @@ class Cortex(nn.Module):
     def rebalance(self, routings: tuple[Routing | None, ...]) -> None:
         """Move every router's balance by what woke in the last step. A learning rule calls it between steps."""
         for layer, routing in zip(self.model.layers, routings, strict=True):
-            if routing is not None:
-                layer.feed_forward.thalamus.rebalance(routing)
+            if routing is None:
+                continue
+            if routing.gate is not None:
+                layer.gate.rebalance(routing.gate)
+            if routing.routes and len((passed := routing.passed).units):
+                layer.feed_forward.thalamus.rebalance(passed)
 
 
 @final

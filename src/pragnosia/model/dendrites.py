@@ -28,6 +28,8 @@ from pragnosia.model.state import Borrowed, KeyValues
 class DendriticAttention(nn.Module):
     """Mixer: attention whose values and outputs pass through the dendrites that are driven most."""
 
+    lets_pass = True
+
     def __init__(self, config: PragnosiaConfig, layer: int) -> None:
         super().__init__()
         heads, organ = config.attention, config.dendrites

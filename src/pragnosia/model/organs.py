@@ -375,3 +375,24 @@ class ExitsConfig(Organ):
         require(0 <= self.layer_dropout < 1, f"exits.layer_dropout is {self.layer_dropout}; it must lie in [0, 1)")
         if self.curriculum not in CURRICULA:
             raise ConfigError(unknown_name("exits.curriculum", self.curriculum, CURRICULA))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatesConfig(Organ):
+    """Layers with a gate: a token passes such a layer only if its score is among the highest (gates.py)."""
+
+    layers: Sequence[int]
+    """Counted from 0. The others every token passes; every second one is what the paper found best."""
+    share: float = 0.5
+    """Of all tokens, those that pass."""
+
+    def __post_init__(self) -> None:
+        given: Any = self.layers
+        listed = isinstance(given, list | tuple) and len(given) > 0
+        require(listed, f"gates.layers is {given!r}; name layers, as in [1, 3]")
+        for layer in given:
+            whole = isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0
+            require(whole, f"gates.layers names {layer!r}; layers are counted 0, 1, 2 and so on")
+        object.__setattr__(self, "layers", sorted(set(given)))
+        require_positive("gates", share=self.share)
+        require(self.share < 1, f"gates.share is {self.share}; it must lie between 0 and 1, as 0.5")

@@ -13,6 +13,7 @@ weights. `steering` is added to W x, so a lobe can be pushed, or silenced by min
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, NamedTuple
 
@@ -37,6 +38,38 @@ class Routing(NamedTuple):
     """ASLEEP (-1) where a slot wakes nobody."""
     strengths: Float[Tensor, "T A"]
     scores: Float[Tensor, "T U"]
+    gate: Routing | None = None
+    """Who passed, where the layer has a gate (gates.py): its one unit is the layer. For the others nobody woke."""
+
+    @property
+    def routes(self) -> bool:
+        """Whether there are units: behind a gate may stand a dense layer, whose U and A are 0."""
+        return self.scores.shape[-1] > 0
+
+    @property
+    def passed(self) -> Routing:
+        """Of the tokens that passed the gate alone."""
+        if self.gate is None:
+            return self
+        here = self.gate.units[:, 0] != ASLEEP
+        return Routing(self.units[here], self.strengths[here], self.scores[here])
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Routing:
+        """Every tensor changed alike."""
+        gate = None if self.gate is None else self.gate.each(change)
+        return Routing(change(self.units), change(self.strengths), change(self.scores), gate)
+
+
+def joined(parts: Sequence[Routing]) -> Routing:
+    """The routings of several batches as those of one."""
+    gates = [part.gate for part in parts if part.gate is not None]
+    units, strengths, scores = (torch.cat(column) for column in zip(*(part[:3] for part in parts), strict=True))
+    return Routing(units, strengths, scores, joined(gates) if gates else None)
+
+
+def sparse(routings: Sequence[Routing | None]) -> list[Routing]:
+    """Of the layers that have units."""
+    return [routing for routing in routings if routing is not None and routing.routes]
 
 
 class Thalamus(nn.Module, ABC):
@@ -71,7 +104,7 @@ class Thalamus(nn.Module, ABC):
         return max(1, round(awake * self.organ.num_awake))
 
 
-def _own_precision(x: Tensor) -> AbstractContextManager[None]:
+def own_precision(x: Tensor) -> AbstractContextManager[None]:
     """Autocast stays out: a rounded score wakes the wrong unit."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
@@ -91,7 +124,7 @@ class _TopK(Thalamus, ABC):
     def forward(self, x: Float[Tensor, "T D"], awake: float) -> Routing:
         """The A largest of s + b wake with strength s."""
         organ = self.organ
-        with _own_precision(x):
+        with own_precision(x):
             routed = kernels.route(
                 *(self.gist(x.to(self.weight.dtype)), self.weight, self.bias, self.steering, self.balance),
                 awake=self.num_awake(awake),
@@ -139,7 +172,7 @@ class ThresholdThalamus(Thalamus):
 
     def forward(self, x: Float[Tensor, "T D"], awake: float) -> Routing:
         """Every unit above its threshold wakes with strength s."""
-        with _own_precision(x):
+        with own_precision(x):
             logits = F.linear(self.gist(x.to(self.weight.dtype)), self.weight, self.bias).float() + self.steering
         scores = logits.sigmoid()
         margin = scores.detach() - self.threshold(awake)
@@ -153,9 +186,7 @@ class ThresholdThalamus(Thalamus):
 
     def threshold(self, awake: float) -> Float[Tensor, " U"]:
         """c at this share of the usual load, between the two nearest levels kept."""
-        level = max(awake * ENERGY_LEVELS - 1, 0.0)
-        low = min(int(level), ENERGY_LEVELS - 2)
-        return torch.lerp(self.thresholds[low], self.thresholds[low + 1], level - low)
+        return at_level(self.thresholds, awake)
 
     @torch.no_grad()
     def rebalance(self, routing: Routing) -> None:
@@ -165,6 +196,13 @@ class ThresholdThalamus(Thalamus):
         quantiles = torch.quantile(routing.scores.detach().float(), 1 - passing, dim=0)
         self.num_observed += 1
         self.thresholds.lerp_(quantiles.to(self.thresholds.dtype), max(0.02, 1 / float(self.num_observed)))
+
+
+def at_level(thresholds: Float[Tensor, Q * U], share: float) -> Float[Tensor, "*U"]:
+    """Between the two nearest of the levels kept: level q is for a share (q + 1) / Q."""
+    level = max(share * ENERGY_LEVELS - 1, 0.0)
+    low = min(int(level), ENERGY_LEVELS - 2)
+    return torch.lerp(thresholds[low], thresholds[low + 1], level - low)
 
 
 def unit_load(routing: Routing) -> Float[Tensor, " U"]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pragnosia.data import Corpus, Place, validation_batches
-from pragnosia.model.thalamus import unit_load
+from pragnosia.model.thalamus import sparse, unit_load
 from pragnosia.training.configuration import TrainConfig
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Validation:
             count = tokens[:, 1:].numel()
             total += float(output.loss) * count
             targets += count
-            load = [unit_load(routing) for routing in output.routings or () if routing is not None]
+            load = [unit_load(routing) for routing in sparse(output.routings or ())]
             loads = [mine + new for mine, new in zip(loads, load, strict=True)] if loads else load
         loss = total / targets
         shares = [(load / load.sum()).tolist() for load in loads]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pragnosia.learning import Lesson
-from pragnosia.model.thalamus import report
+from pragnosia.model.thalamus import report, sparse
 
 
 @dataclass
@@ -37,11 +37,16 @@ class Window:
 
 
 def wakefulness(lesson: Lesson) -> dict[str, Any]:
-    """Who woke in one batch: per token and layer, how evenly, and how many units of all layers nobody woke."""
-    layers = [report(routing) for routing in lesson.routings if routing is not None]
+    """Who woke in one batch: per token and layer, how evenly, and how many units of all layers nobody woke.
+
+    Where layers have gates, also the share of the tokens that passed them.
+    """
+    gates = [report(routing.gate) for routing in lesson.routings if routing is not None and routing.gate is not None]
+    passed = {"tokens_passed": sum(gate.awake_per_token for gate in gates) / len(gates)} if gates else {}
+    layers = [report(routing) for routing in sparse(lesson.routings)]
     if not layers:
-        return {}
-    return {
+        return passed
+    return passed | {
         "units": layers[0].load.numel(),
         "units_awake": sum(layer.awake_per_token for layer in layers) / len(layers),
         "load_entropy": sum(layer.entropy for layer in layers) / len(layers),

@@ -23,7 +23,7 @@ from pragnosia.model.cortex import PlainCortex
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _BANK = re.compile(r"(.*\.bank)\.(up|down|up_bias|down_bias)")
-_MIXING = ("mixer.", "mixer_norm.")
+_MIXING = ("mixer.", "mixer_norm.", "gate.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,11 @@ from pragnosia.model.sparse import SparseFeedForward
 def recompute(model: Cortex) -> None:
     """From now on every layer keeps only what goes into its halves."""
     for layer in model.model.layers:
-        layer.mixer, layer.mixer_norm = Recomputed(layer.mixer, layer.mixer_norm), nn.Identity()
+        if layer.gate is None:
+            layer.mixer, layer.mixer_norm = Recomputed(layer.mixer, layer.mixer_norm), nn.Identity()
+        else:  # the gate reads behind the norm, too
+            mixer: Any = Recomputed(layer.mixer)
+            layer.mixer = mixer
         thinking: Any = layer.feed_forward
         if isinstance(thinking, SparseFeedForward):
             if thinking.shared is not None:

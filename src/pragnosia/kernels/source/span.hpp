@@ -21,7 +21,7 @@ struct Span {
     float* logits;                                    // (heads, V)
     int64_t* likeliest;                               // (heads,)
     int64_t only_remember;                            // keys and values of the layers, from streams that stay as they are
-    int64_t told_slots, told_units;                   // from what is told of one token to what is told of the next
+    int64_t told_slots, told_units, told_gates;       // from what is told of one token to what is told of the next
 };
 
 class SpanRun {
@@ -62,6 +62,8 @@ class SpanRun {
         StepRun::Own own[MOST_TOKENS];
         const Vector* in[MOST_TOKENS];
         float* out[MOST_TOKENS];
+        int64_t who[MOST_TOKENS], some;  // the tokens that pass the layer
+        float loudness[MOST_TOKENS];
     };
 
     void walk(Member me, Passage& passage) const {
@@ -73,8 +75,14 @@ class SpanRun {
         StepFeedForward feed_forward;
         for (int64_t l = span.from; l < span.to; ++l) {
             if (!passage.enter(l, me)) return;
-            mix(passage.mixer(l, mixer), me, each);
-            if (!span.only_remember && !think(passage.feed_forward(l, feed_forward), me, each)) return;
+            const StepMixer& m = passage.mixer(l, mixer);
+            enter(m, me, each);
+            mix(m, me, each);
+            if (span.only_remember) continue;
+            if (!think(passage.feed_forward(l, feed_forward), me, each)) return;
+            if (!m.gate || !each.some) continue;
+            for (int64_t i = 0; i < each.some; ++i) runs[each.who[i]].blend(each.loudness[each.who[i]], me);
+            meet();
         }
         if (me.id == 0) passage.leave(span.to);
         if (span.heads) speak(me, each);
@@ -114,37 +122,54 @@ class SpanRun {
             }
         }
     }
-    template <bool add = false, class In, class Out>
-    void product(const StepLinear& linear, Each& each, Member me, In in, Out out) const {
+    template <class In, class Out> void product(const StepLinear& linear, Each& each, Member me, In in, Out out) const {
         for (int64_t t = 0; t < span.count; ++t) each.in[t] = in(t), each.out[t] = out(t);
-        multiply<add>(linear, each, span.count, me);
+        multiply<false>(linear, each, span.count, me);
+    }
+    // The same for the tokens that pass.
+    template <bool add = false, class In, class Out>
+    void product_of_some(const StepLinear& linear, Each& each, Member me, In in, Out out) const {
+        for (int64_t i = 0; i < each.some; ++i) each.in[i] = in(each.who[i]), each.out[i] = out(each.who[i]);
+        multiply<add>(linear, each, each.some, me);
     }
 
+    // Every token's norm, and who passes.
+    void enter(const StepMixer& m, Member me, Each& each) const {
+        each.some = 0;
+        for (int64_t t = 0; t < span.count; ++t) {
+            const Vector& normed = each.own[t].normed;
+            runs[t].normalise(runs[t].x, m.norm, step.width, each.own[t].normed);
+            const bool gated = m.gate && !span.only_remember;
+            each.loudness[t] = gated ? runs[t].pass(m, normed.plain, me, m.out_gate + t * span.told_gates) : 1.f;
+            if (each.loudness[t] != 0.f) each.who[each.some++] = t;
+        }
+    }
     void mix(const StepMixer& m, Member me, Each& each) const {
         const auto normed = [&](int64_t t) { return &each.own[t].normed; };
-        for (int64_t t = 0; t < span.count; ++t) runs[t].normalise(runs[t].x, m.norm, step.width, each.own[t].normed);
-        if (!span.only_remember) product(m.query, each, me, normed, [&](int64_t t) { return runs[t].query; });
+        if (!span.only_remember) product_of_some(m.query, each, me, normed, [&](int64_t t) { return runs[t].query; });
         product(m.key, each, me, normed, [&](int64_t t) { return runs[t].key; });
         product(m.value, each, me, normed, [&](int64_t t) { return runs[t].value; });
         meet();
         for (int64_t t = 0; t < span.count; ++t) {
             runs[t].angles(m.head_dim, each.own[t].rotation);
-            if (!span.only_remember) runs[t].prepare(m, runs[t].query, m.query_norm, m.heads, each.own[t], each.own[t].heads.plain);
+            if (!span.only_remember && each.loudness[t] != 0.f)
+                runs[t].prepare(m, runs[t].query, m.query_norm, m.heads, each.own[t], each.own[t].heads.plain);
             runs[t].prepare(m, runs[t].key, m.key_norm, m.key_heads, each.own[t], each.own[t].keys);
         }
         for (int64_t item = me.id; item < span.count * m.key_heads; item += me.team)
             runs[item / m.key_heads].remember(m, item % m.key_heads, each.own[item / m.key_heads]);
         meet();  // a token sees the keys of those before it
-        if (span.only_remember) return;
-        for (int64_t t = 0; t < span.count; ++t) attend(m, runs[t], each.own[t], me);
+        if (span.only_remember || !each.some) return;
+        for (int64_t i = 0; i < each.some; ++i) attend(m, runs[each.who[i]], each.own[each.who[i]], me);
         meet();
-        for (int64_t t = 0; t < span.count; ++t) {
+        for (int64_t i = 0; i < each.some; ++i) {
+            const int64_t t = each.who[i];
             const StepRun& run = runs[t];
             const int64_t parts = parts_of(m, run);
             for (int64_t h = 0; h < m.heads; ++h) run.merge(m, h, parts, each.own[t].heads.plain + h * m.head_dim);
             each.own[t].heads.lay_out(m.query.outs, step);
         }
-        product<true>(m.out, each, me, [&](int64_t t) { return &each.own[t].heads; }, [&](int64_t t) { return runs[t].x; });
+        product_of_some<true>(m.out, each, me, [&](int64_t t) { return &each.own[t].heads; }, [&](int64_t t) { return runs[t].x; });
         meet();
     }
     int64_t parts_of(const StepMixer& m, const StepRun& run) const {
@@ -167,29 +192,37 @@ class SpanRun {
             StepFeedForward told = f;
             told.out_units += t * span.told_slots, told.out_strengths += t * span.told_slots;
             told.out_scores += t * span.told_units;
+            if (each.loudness[t] == 0.f) {
+                if (me.id == 0) StepRun::tell_nobody(told);
+                continue;
+            }
             runs[t].think(told, me, each.own[t]);
             if (runs[t].failed) return false;
         }
         return true;
     }
     void think_densely(const StepFeedForward& f, Member me, Each& each) const {
-        const int64_t width = f.always_down.depth, count = span.count;
-        for (int64_t t = 0; t < count; ++t) runs[t].normalise(runs[t].x, f.norm, step.width, each.own[t].normed);
+        const int64_t width = f.always_down.depth, count = each.some;
+        if (!count) return;
+        for (int64_t i = 0; i < count; ++i) normalise(f, each, each.who[i]);
         for (int64_t h = me.from(width, BLOCK), to = me.to(width, BLOCK); h < to; h += BLOCK)
             for (int64_t first = 0; first < count; first += TOKENS) hide(f, h, first, std::min<int64_t>(TOKENS, count - first), each);
         meet();
-        for (int64_t t = 0; t < count; ++t) runs[t].take_in(runs[t].active, width, each.own[t].resting);
-        product<true>(f.always_down, each, me, [&](int64_t t) { return &each.own[t].resting; }, [&](int64_t t) { return runs[t].x; });
+        for (int64_t i = 0; i < count; ++i) runs[each.who[i]].take_in(runs[each.who[i]].active, width, each.own[each.who[i]].resting);
+        product_of_some<true>(f.always_down, each, me, [&](int64_t t) { return &each.own[t].resting; }, [&](int64_t t) { return runs[t].x; });
         meet();
     }
-    // Hidden values [h, h + BLOCK) of `some` tokens, activated.
+    void normalise(const StepFeedForward& f, Each& each, int64_t t) const {
+        runs[t].normalise(runs[t].x, f.norm, step.width, each.own[t].normed);
+    }
+    // Hidden values [h, h + BLOCK) of `some` of those that pass, activated.
     void hide(const StepFeedForward& f, int64_t h, int64_t first, int64_t some, const Each& each) const {
         const StepLinear& up = f.always_up;
         const Activation& act = activation(int(f.always_activation));
         const int64_t width = f.always_down.depth, block = std::min<int64_t>(BLOCK, width - h);
         float hidden[TOKENS][2 * BLOCK];
         PreparedVector x[TOKENS];
-        for (int64_t t = 0; t < some; ++t) x[t] = each.own[first + t].normed.of(up.weight.format);
+        for (int64_t t = 0; t < some; ++t) x[t] = each.own[each.who[first + t]].normed.of(up.weight.format);
         for (int p = 0; p < act.parts; ++p)
             for (int64_t r = 0; r < block; r += LINES) {
                 const int64_t row = p * width + h + r, lines = std::min<int64_t>(LINES, block - r);
@@ -199,7 +232,7 @@ class SpanRun {
                 for (int64_t t = 0; t < some; ++t)
                     for (int64_t l = 0; l < lines; ++l) hidden[t][p * block + r + l] = part[t][l] + (up.bias ? up.bias[row + l] : 0.f);
             }
-        for (int64_t t = 0; t < some; ++t) act.forward(hidden[t], block, runs[first + t].active + h);
+        for (int64_t t = 0; t < some; ++t) act.forward(hidden[t], block, runs[each.who[first + t]].active + h);
     }
 
     void speak(Member me, Each& each) const {

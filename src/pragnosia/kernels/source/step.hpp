@@ -43,6 +43,9 @@ struct StepMixer {
     double clip;                                              // 0: none
     void *keys, *values;                                      // (key heads, room, K), of `memory_is_bf16`
     int64_t memory_is_bf16, room;
+    Stored gate;      // (D,): scores tokens, of which not all pass the layer (model/gates.py); absent: all do
+    double cutoff;    // scores up to this do not
+    float* out_gate;  // the score, told to whoever asks
 };
 struct StepFeedForward {
     Stored norm;
@@ -128,7 +131,7 @@ class StepRun {
     const int64_t token, position;
     int64_t most_keys = 0, most_queries = 0, most_units = 0, most_slots = 0, most_hidden = 0, most_resting = 0, most_unit = 0, most_gist = 0, most_parts = 0, most_group = 1, head_dim = 2;
     // shared by the team
-    float *x, *query, *key, *value, *scores, *gist, *active, *peaks, *sums, *mixed;
+    float *x, *before, *query, *key, *value, *scores, *gist, *active, *peaks, *sums, *mixed;
     int64_t* best;
     mutable std::atomic<bool> failed{false};  // a unit cannot be read
     // one of each per thread, laid end to end
@@ -189,11 +192,11 @@ class StepRun {
                     floats(2 * head_dim) + floats(most_group * pitch) + floats(most_group * ROW) + 2 * floats(most_units) +
                     floats(most_slots) + Scratch::size<int64_t>(most_slots) + 2 * Scratch::size<Stored>(most_slots) +
                     Scratch::size<Said>(most_slots * most_unit);
-        return floats(step.width) + floats(most_queries) + 2 * floats(most_keys) + floats(most_units) + floats(most_gist) + floats(most_hidden) +
+        return 2 * floats(step.width) + floats(most_queries) + 2 * floats(most_keys) + floats(most_units) + floats(most_gist) + floats(most_hidden) +
                2 * floats(most_parts) + floats(most_parts * head_dim) + Scratch::size<int64_t>(step.threads) + own_bytes * step.threads;
     }
     void take(Scratch& memory) {
-        x = memory.take<float>(step.width), query = memory.take<float>(most_queries);
+        x = memory.take<float>(step.width), before = memory.take<float>(step.width), query = memory.take<float>(most_queries);
         key = memory.take<float>(most_keys), value = memory.take<float>(most_keys);
         scores = memory.take<float>(most_units), gist = memory.take<float>(most_gist), active = memory.take<float>(most_hidden);
         peaks = memory.take<float>(most_parts), sums = memory.take<float>(most_parts);
@@ -261,9 +264,21 @@ class StepRun {
         StepFeedForward feed_forward;
         for (int64_t l = 0; l < step.layers; ++l) {
             if (!passage.enter(l, me)) return;
-            mix(passage.mixer(l, mixer), me, mine);
+            const StepMixer& m = passage.mixer(l, mixer);
+            normalise(x, m.norm, step.width, mine.normed);
+            const float loudness = m.gate ? pass(m, mine.normed.plain, me, m.out_gate) : 1.f;
+            if (loudness == 0.f) {
+                only_remember(m, me, mine);
+                if (me.id == 0) tell_nobody(step.feed_forwards[l]);
+                continue;
+            }
+            mix(m, me, mine);
             think(passage.feed_forward(l, feed_forward), me, mine);
             if (failed) return;  // every thread sees it: it met the others since
+            if (m.gate) {
+                blend(loudness, me);
+                meet();
+            }
         }
         if (me.id == 0) passage.leave(step.layers);
         normalise(x, step.norm, step.width, mine.normed);
@@ -335,8 +350,39 @@ class StepRun {
         }
     }
 
+    // How loudly the token passes a gated layer, 0 where it passes it by; every thread finds out for itself.
+    ONE_CODE float pass(const StepMixer& m, const float* normed, Member me, float* told) const {
+        float sums[16] = {};
+        m.gate.typed([&](auto* g) {
+            for (int64_t d = 0; d < step.width; ++d) sums[d % 16] += normed[d] * widen(g[d]);
+        });
+        float total = 0;
+        for (float sum : sums) total += sum;
+        const float score = 1.f / (1.f + std::exp(-total));
+        if (me.id == 0) *told = score;
+        if (!(score > float(m.cutoff))) return 0.f;
+        // what `blend` will want of this thread's share, before anybody writes to it
+        for (int64_t d = me.from(step.width, LINES), to = me.to(step.width, LINES); d < to; ++d) before[d] = x[d];
+        return 2.f * score;
+    }
+    // What a gated layer changed, as loud as the token passed.
+    ONE_CODE void blend(float loudness, Member me) const {
+        for (int64_t d = me.from(step.width, LINES), to = me.to(step.width, LINES); d < to; ++d)
+            x[d] = before[d] + loudness * (x[d] - before[d]);
+    }
+    // Key and value alone, for later tokens to find.
+    void only_remember(const StepMixer& m, Member me, Own& mine) const {
+        product(m.key, mine.normed, me, key);
+        product(m.value, mine.normed, me, value);
+        meet();
+        angles(m.head_dim, mine.rotation);
+        prepare(m, key, m.key_norm, m.key_heads, mine, mine.keys);
+        for (int64_t head = me.id; head < m.key_heads; head += me.team) remember(m, head, mine);
+        meet();
+    }
+
+    // Behind the norm, which lies in `mine`.
     void mix(const StepMixer& m, Member me, Own& mine) const {
-        normalise(x, m.norm, step.width, mine.normed);
         product(m.query, mine.normed, me, query);
         product(m.key, mine.normed, me, key);
         product(m.value, mine.normed, me, value);
@@ -637,6 +683,12 @@ class StepRun {
         for (int64_t u = 0; u < units; ++u) mine.squashed[u] = scores[u] + f.steering[u];
         choose({f.router, units, f.slots, f.renormalise, f.scale, f.balance, f.cutoffs}, mine.squashed, mine.claims, mine.units,
                mine.strengths);
+    }
+    static void tell_nobody(const StepFeedForward& f) {
+        if (f.router == DENSE) return;
+        std::fill_n(f.out_units, f.slots, int64_t(-1));
+        std::fill_n(f.out_strengths, f.slots, 0.f);
+        std::fill_n(f.out_scores, f.scores.outs, 0.f);
     }
     static void tell(const StepFeedForward& f, const Own& mine) {
         std::copy_n(mine.units, f.slots, f.out_units);
