@@ -44,7 +44,7 @@ class Routing(NamedTuple):
     @property
     def routes(self) -> bool:
         """Whether there are units: behind a gate may stand a dense layer, whose U and A are 0."""
-        return self.scores.shape[-1] > 0
+        return self.units.shape[-1] > 0
 
     @property
     def passed(self) -> Routing:
