@@ -46,7 +46,7 @@ def test_the_same_words(run: Run, calibrated: Path) -> None:
     assert ahead["operations_per_token"] > 0
     told = run("generate", calibrated, *SAY, "--speculate", "--stats")
     assert "layers computed per token" in told.err
-    assert "[decoding: speculative]" in told.err
+    assert "[decoding: speculative;" in told.err
 
 
 @pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")

@@ -65,6 +65,7 @@ def test_generate_says_text_and_cost(run: Run, model: Path) -> None:
         "stopped",
         "tokens",
         "tokens_per_second",
+        "seconds_to_first_token",
         "decoding",
         "energy",
         "operations_per_token",

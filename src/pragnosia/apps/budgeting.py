@@ -71,7 +71,7 @@ def open_speaker(
     vram: str | None = None,
     **early: Any,
 ) -> Pragnosia:
-    """The model, with its plan printed first where there is a budget; `early` as for `check_early`."""
+    """The model, with its plan printed first where there is a budget; `early` as for `from_pretrained`."""
     if adapter is not None:
         from pragnosia.tuning.peft_config import check_adapter
 

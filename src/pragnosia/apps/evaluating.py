@@ -179,18 +179,25 @@ class _Text:
     def __init__(
         self, model: Path, data: list[str], reading: _Reading, wishes: Wishes, adapter: Path | None, *, quiet: bool
     ) -> None:
+        # before the model: a plan counts what is loaded by then
         from pragnosia.data import Joined, resolve
         from pragnosia.inference.loading import load_config
+        from pragnosia.measure import evaluation  # noqa: F401
+        from pragnosia.measure.scoring import scratch
 
         context, memory, exact = reading.context, reading.memory, reading.exact
         if context is None and memory is not None:
             context = min(_CONTEXT_IN_BUDGET, load_config(model).max_position_embeddings)
+        within: dict[str, Any] = dict(wishes.early)
+        if memory is not None:
+            shape = load_config(model)
+            within["reserve"] = scratch(shape.vocab_size, shape.hidden_size, context or _CONTEXT_IN_BUDGET)
         self.speaker = open_speaker(
-            model, memory, context, adapter, quiet=quiet, exact=exact, vram=reading.vram, **wishes.early
+            model, memory, context, adapter, quiet=quiet, exact=exact, vram=reading.vram, **within
         )
         self.documents = Joined(tuple(resolve(source) for source in data))
-        # as transformers reads a text; a batch's eager scores would pass the budget
-        batch = 1 if exact else None
+        # window by window as transformers reads a text, and within a budget, whose scratch is for one
+        batch = 1 if exact or memory is not None else None
         limit = _limit(reading.max_bytes)
         self.options: dict[str, Any] = {
             "context": context,

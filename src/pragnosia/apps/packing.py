@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from pragnosia.measure.evaluation import Evaluation
 
 _TEXT = "default"
-_LITTLE = 4 * KIB  # of text; each window of 512 tokens reads a model on disk once
+_LITTLE = 4 * KIB  # of text; each window reads a model on disk once
+_WINDOW, _KL_IN_BUDGET = 512, 64  # tokens, of which all logits are held
 
 
 @answering
@@ -112,12 +113,11 @@ def pack(
 
 def _loss_on_little(source: Path, packed: Path) -> dict[str, Any]:
     """What packing lost on a short text, in as little memory as packing itself takes. Raises UserErrors."""
-    from pragnosia.inference.budget import resident_memory
     from pragnosia.inference.directory import require_tokenizer
 
     require_tokenizer(source)
-    shard = max(file.stat().st_size for file in source.glob("*.safetensors")) if source.is_dir() else 0
-    return _loss(source, packed, [_TEXT], resident_memory() + shard + GIB, _LITTLE)
+    shard = max((file.stat().st_size for file in source.glob("*.safetensors")), default=0) if source.is_dir() else 0
+    return _loss(source, packed, [_TEXT], shard + GIB, _LITTLE)
 
 
 def _loss(
@@ -143,16 +143,23 @@ def _read(folder: Path, data: Sequence[str], memory: str | int | None, text_byte
     import torch
 
     from pragnosia.data import Joined, resolve
+    from pragnosia.inference.loading import load_config
     from pragnosia.inference.speaker import Pragnosia
     from pragnosia.measure.evaluation import evaluate
+    from pragnosia.measure.scoring import scratch
 
     gc.collect()  # a plan counts what is there, and the model before this one should not be
-    speaker = Pragnosia.from_pretrained(folder, memory=memory)
+    shape = load_config(folder)
+    limit = min(shape.max_position_embeddings, _WINDOW)
+    whole = limit if memory is None else min(limit, _KL_IN_BUDGET)
+    # beside scoring: the logits of both models, and what is made of them
+    reserve = scratch(shape.vocab_size, shape.hidden_size, limit) + 5 * 4 * whole * shape.vocab_size
+    within: dict[str, Any] = {} if memory is None else {"memory": memory, "context": limit, "reserve": reserve}
+    speaker = Pragnosia.from_pretrained(folder, **within)
     text = Joined(tuple(resolve(part) for part in data))
-    limit = min(speaker.model.config.max_position_embeddings, 512)
     one = None if memory is None else 1  # window at once: what a plan has scratch for
     found = evaluate(speaker.model, speaker.tokenizer, text, context=limit, batch_size=one, max_bytes=text_bytes)
-    ids = speaker.encode("".join(text.documents())[: 8 * limit])[:limit]
+    ids = speaker.encode("".join(text.documents())[: 8 * whole])[:whole]
     with torch.inference_mode():
         logits = speaker.model(torch.tensor([ids]), use_cache=False).logits[0]
     return found, logits.float().log_softmax(-1)

@@ -58,7 +58,7 @@ def plan(
     longest = longest_context(sizes, budget, vram=gpu)
     found = measured_rates(folder or _folder(model), given, gpu=bool(gpu))
     note = f"{'packed as' if _is_packed(sizes) else 'as it lies,'} {sizes.format.name}"
-    note += " (the default)" if format is None and not Path(model).is_dir() else ""
+    note += " (the default)" if format is None and not Path(model).exists() else ""
     note += f", of {format_bytes(room)}" if room is not None else ""
     first = f"  {'on disk':<26}{format_bytes(sizes.on_disk):>10}  {note}"
     last = f"  {rates_line(found, given, gpu=bool(gpu))}"

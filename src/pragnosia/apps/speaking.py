@@ -133,7 +133,8 @@ def generate(
         spent_all = None if purse is None else purse.ran_out
         spoken = Spoken(decoder, max_new_tokens, sampling, speaker.stop_tokens, spent_all)
         pieces = [_shown(piece, quiet=as_json) for piece in speaker.pieces(iter(spoken), sampling.stop, after=ids)]
-    seconds = time.perf_counter() - started
+    ended = time.perf_counter()
+    seconds, first = ended - started, (spoken.began or ended) - started
     if not as_json:
         print(file=sys.__stdout__)
     tokens = len(decoder.ids) - len(ids)
@@ -142,7 +143,9 @@ def generate(
         "text": "".join(pieces),
         "stopped": spoken.stopped,
         "tokens": tokens,
-        "tokens_per_second": tokens / max(seconds, 1e-9),
+        # of decoding, as plans foretell it; the first token is that of the prompt
+        "tokens_per_second": (tokens - 1) / max(seconds - first, 1e-9) if tokens > 1 else tokens / max(seconds, 1e-9),
+        "seconds_to_first_token": first,
         "decoding": decoder.decoding,
         **setting_values(speaker, decoder.setting),
         **cost,
@@ -156,7 +159,7 @@ def generate(
     if stats and "hit_rate" in values:
         aside.append(streamed_line(values))
     if stats:
-        aside.append(f"[decoding: {decoder.decoding}]")
+        aside.append(f"[decoding: {decoder.decoding}; the first token came after {format_duration(first)}]")
     if stats and decoder.tally.tokens:
         aside.append(early_line(values, speaker.model.config.num_hidden_layers))
     return Answer(values, aside="\n".join(aside))
@@ -361,10 +364,15 @@ def full_line(decoder: Decoder) -> str:
     return f"[ended: the model's context of {decoder.limit} tokens is full]"
 
 
+def _speed(rate: float) -> str:
+    """Two digits where there are fewer before the point."""
+    return f"{rate:.2g}" if rate < 100 else f"{rate:.0f}"
+
+
 def cost_line(values: dict[str, Any]) -> str:
     """What an answer cost, for people."""
     return (
-        f"[{values['tokens']} tokens, {values['tokens_per_second']:.0f} tokens/s, "
+        f"[{values['tokens']} tokens, {_speed(values['tokens_per_second'])} tokens/s, "
         f"{format_count(values['operations_per_token'])} operations and {format_bytes(values['bytes_per_token'])} "
         f"per token, {format_joules(values['joules'])} by {values['joules_source']}]"
     )

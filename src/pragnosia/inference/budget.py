@@ -59,7 +59,7 @@ class Tuning:
         return int(self.parameters * (8 + self.moment_bytes))
 
 
-def make_plan(
+def make_plan(  # noqa: PLR0913  what a plan is made of
     sizes: Sizes,
     budget: int,
     *,
@@ -68,9 +68,11 @@ def make_plan(
     tuning: Tuning | None = None,
     vram: int = 0,
     device: torch.device | None = None,
+    reserve: int = 0,
 ) -> Plan:
     """Share a budget [bytes] out, and that of a GPU, `vram` [bytes] of `device` (None: one that is not here).
 
+    `reserve` bytes are for what the caller does with the model, where it computes.
     Raises BudgetError with the arithmetic and what would do.
     """
     most = sizes.config.max_position_embeddings
@@ -79,12 +81,12 @@ def make_plan(
     process = resident_memory() if interpreter is None else interpreter
 
     def drafted(sizes: Sizes, context: int | None) -> Plan:
-        plan = _bare(sizes, budget, context, process, tuning)
-        return _filled(_on_gpu(plan, sizes, vram, device, tuning) if vram else plan)
+        plan = _bare(sizes, budget, context, process, tuning, reserve)
+        return _filled(_on_gpu(plan, sizes, vram, device, tuning, reserve) if vram else plan)
 
     plan = drafted(sizes, context)
     if not plan.fits:
-        alone = bool(vram) and _filled(_bare(sizes, budget, context, process, tuning)).fits
+        alone = bool(vram) and _filled(_bare(sizes, budget, context, process, tuning, reserve)).fits
         raise BudgetError(refusal(plan, sizes, drafted) + (", or leave --vram out" if alone else ""))
     return plan
 
@@ -107,7 +109,9 @@ def longest_context(sizes: Sizes, budget: int, *, vram: int = 0, interpreter: in
     return low
 
 
-def _bare(sizes: Sizes, budget: int, context: int | None, interpreter: int, tuning: Tuning | None) -> Plan:
+def _bare(
+    sizes: Sizes, budget: int, context: int | None, interpreter: int, tuning: Tuning | None, reserve: int = 0
+) -> Plan:
     """Everything but the slots, in host memory."""
     config, resident, record = sizes.config, sizes.resident, sizes.record
     room = tuning.tokens if tuning else min(config.max_position_embeddings, context or CONTEXT)
@@ -122,7 +126,7 @@ def _bare(sizes: Sizes, budget: int, context: int | None, interpreter: int, tuni
         interpreter=interpreter,
         resident=weights,
         cache=0 if tuning else 2 * keys * room * sizes.dtype.itemsize,
-        scratch=tuning_scratch(sizes, room) if tuning else prompt_scratch(sizes, room),
+        scratch=reserve + (tuning_scratch(sizes, room) if tuning else prompt_scratch(sizes, room)),
         record=record,
         record_read=sizes.record_read,
         slots=0,
@@ -137,7 +141,14 @@ def _bare(sizes: Sizes, budget: int, context: int | None, interpreter: int, tuni
     )
 
 
-def _on_gpu(plan: Plan, sizes: Sizes, vram: int, device: torch.device | None, tuning: Tuning | None = None) -> Plan:
+def _on_gpu(
+    plan: Plan,
+    sizes: Sizes,
+    vram: int,
+    device: torch.device | None,
+    tuning: Tuning | None = None,
+    reserve: int = 0,
+) -> Plan:
     """The same with what computes, and what learns, on a GPU."""
     driver = cuda_bytes(device)
     if tuning is None:
@@ -150,7 +161,7 @@ def _on_gpu(plan: Plan, sizes: Sizes, vram: int, device: torch.device | None, tu
         vram=vram,
         driver=driver,
         buffers=driver + staging_bytes(plan.record) + saving,
-        scratch=scratch,
+        scratch=scratch + reserve,
     )
     room = vram - there.least_slots * there.vram_each
     if plan.dense or tuning is not None or there.vram_total <= room:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Literal, TypeAlias, final
 
@@ -34,10 +35,13 @@ class Spoken:
         self.sampling, self.stop_tokens = sampling, stop_tokens
         self.spent = spent
         self.stopped: Ending = "stop"
+        self.began: float | None = None
+        """When the first token was there, by time.perf_counter."""
 
     def __iter__(self) -> Iterator[int]:
         begun = len(self.decoder.ids)
         for token in self.decoder.speak(self.max_new_tokens, self.sampling, self.stop_tokens):
+            self.began = self.began or time.perf_counter()
             yield token
             if self.spent is not None and self.spent():
                 self.stopped = "energy"

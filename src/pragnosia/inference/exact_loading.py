@@ -35,7 +35,12 @@ _NAME, _OLDER_NAME = ".mlp.gate.", ".block_sparse_moe.gate."
 
 
 def load_exact(
-    folder: str | Path, budget: int | None = None, *, context: int | None = None, progress: Progress | None = None
+    folder: str | Path,
+    budget: int | None = None,
+    *,
+    context: int | None = None,
+    progress: Progress | None = None,
+    reserve: int = 0,
 ) -> tuple[ExactModel, Plan | None]:
     """Another family's model, sparse within `budget` bytes if there is one. Raises BudgetError, CheckpointError."""
     folder = Path(folder)
@@ -52,7 +57,7 @@ def load_exact(
     plan, reader, table = None, None, None if budget is None else shelf.table
     if not shelf.is_dense:
         room = min(shelf.config.max_position_embeddings, context or PROMPT_PIECE)
-        besides = 0 if budget is None else _besides(shelf.config, room, shelf.dtype.itemsize)
+        besides = 0 if budget is None else reserve + _besides(shelf.config, room, shelf.dtype.itemsize)
         shared = make_plan(shelf, (budget or UNLIMITED) - besides, context=room)
         shared = replace(shared, budget=shared.budget + besides, scratch=shared.scratch + besides)
         plan = None if budget is None else shared

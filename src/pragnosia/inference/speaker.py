@@ -95,6 +95,7 @@ class Pragnosia:
         speculate: bool | None = None,
         exit_confidence: str | float | None = None,
         exit_memory: str = "exact",
+        reserve: int = 0,
     ) -> Pragnosia:
         """Load a model directory, ours or a supported family's, or a GGUF file; a tokenizer matters only for text.
 
@@ -108,6 +109,7 @@ class Pragnosia:
         a GPU says how much of the model is where, which becomes `memory` and `vram`. `exact` runs another family's
         directory through transformers' own eager modules, for their logits bit for bit; with `memory` its experts stay
         on disk.
+        `reserve` bytes of `memory` are left to what the caller does with the model, as scoring a whole text.
         `max_memory` ({"cpu": "4GiB", 0: "4GiB"}) is accelerate's name of `memory` and `vram`, `quantization_config`
         transformers' of the two `load_in_`.
         Where exits were calibrated (`pragnosia calibrate`) and drafting pays, decoding drafts with the first layers and
@@ -134,7 +136,7 @@ class Pragnosia:
             from pragnosia.inference.exact_loading import load_exact  # brings transformers' model classes along
 
             budget = None if memory is None else as_bytes(memory)
-            standing_in: Any = load_exact(directory, budget, context=context, progress=progress)
+            standing_in: Any = load_exact(directory, budget, context=context, progress=progress, reserve=reserve)
             model, plan = standing_in
         elif memory is not None:
             if dtype != "auto" or (vram is None and place != "cpu"):
@@ -152,6 +154,7 @@ class Pragnosia:
                 context=context,
                 progress=progress,
                 vram=0 if vram is None else as_bytes(vram),
+                reserve=reserve,
                 device=None if place == "cpu" else torch.device(place),
             )
         elif bits is not None:

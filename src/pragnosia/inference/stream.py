@@ -93,15 +93,18 @@ def load_streamed(
     progress: Progress | None = None,
     vram: int = 0,
     device: torch.device | None = None,
+    reserve: int = 0,
 ) -> tuple[Cortex, Plan]:
     """A model within `budget` bytes of host memory and `vram` bytes of a device, by default the GPU that is there.
+
+    `reserve` bytes of the budget are for what the caller does with it.
 
     Raises BudgetError, CheckpointError or ConfigError.
     """
     if vram and device is None:
         device = accelerator()
     shelf = open_shelf(folder)
-    plan = make_plan(shelf, budget, context=context, vram=vram, device=device)
+    plan = make_plan(shelf, budget, context=context, vram=vram, device=device, reserve=reserve)
     return build(shelf, plan, progress=progress, device=device)
 
 

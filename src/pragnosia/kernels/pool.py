@@ -189,7 +189,9 @@ class UnitPool:
         ctypes.memmove(address, record.data_ptr(), self.record_bytes)
 
     def stats(self) -> PoolStats:
-        """Counts so far."""
+        """Counts so far. Raises ValueError once it is closed."""
+        if not self.address:
+            raise ValueError("the pool is closed; ask for its counts before that")
         stats = self._report()
         return PoolStats(stats.hits, stats.misses, stats.bytes_read, stats.resident, stats.seconds_waiting)
 

@@ -131,7 +131,7 @@ class _Reader:
         ).last_hidden_state  # (B, T, D)
         ends = [hidden[at, len(row.inputs) - len(row.targets) : len(row.inputs)] for at, row in enumerate(rows)]
         targets = torch.tensor([token for row in rows for token in row.targets], device=hidden.device)
-        scores = score(torch.cat(ends), self.model.lm_head.weight, targets)
+        scores = score(torch.cat(ends), self.model.lm_head, targets)
         lengths = [len(row.targets) for row in rows]
         chosen, greedy = scores.log_probabilities.cpu().split(lengths), scores.greedy.cpu().split(lengths)
         for row, values, hits in zip(rows, chosen, greedy, strict=True):

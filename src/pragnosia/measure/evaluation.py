@@ -241,7 +241,7 @@ class _Reader:
         self._left += torch.bincount(depths, minlength=len(self._left))
         exits = sum(int((depths >= layer).sum()) for layer, _ in self.setting.leave)
         self.heads += exits + int((depths == len(self._left) - 1).sum())
-        scores = score(hidden, self.model.lm_head.weight, rows[:, -num_scored:].flatten())
+        scores = score(hidden, self.model.lm_head, rows[:, -num_scored:].flatten())
         return -float(scores.log_probabilities.sum(dtype=torch.float32))
 
     def energy_model(self) -> EnergyModel:

@@ -11,15 +11,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from pragnosia.model.cortex import Cortex
+from pragnosia.quantisation.layers import PackedLinear
+from pragnosia.units import MIB
 
 # 512 x 4096 logits of float32 are 8 MiB: they stay in cache.
 ROWS, COLUMNS = 512, 4096
+_UNPACKING = 8  # bytes that a packed weight takes beside its plain forms while it is unpacked
+_PRODUCTS = 48 * MIB  # the code that torch's library of products writes for each shape, and keeps
+Head: TypeAlias = "nn.Linear | PackedLinear | Tensor"
+"""The output head, (V, D)."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +39,25 @@ class Scores:
     """Whether the token is the one the model thinks likeliest, of equals the first."""
 
 
+def scratch(vocabulary: int, width: int, tokens: int) -> int:
+    """Bytes that scoring takes beside the model: a block of logits and of the head, a packed one's made plain."""
+    rows, columns = min(ROWS, tokens), min(COLUMNS, vocabulary)
+    return 4 * 4 * rows * columns + (2 * 4 + _UNPACKING) * columns * width + _PRODUCTS
+
+
 @torch.inference_mode()
-def score(hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], targets: Int[Tensor, " N"]) -> Scores:
+def score(hidden: Float[Tensor, "N D"], head: Head, targets: Int[Tensor, " N"]) -> Scores:
     """Score each target by the hidden state before it."""
     blocks = zip(hidden.split(ROWS), targets.split(ROWS), strict=True)
     parts = [_score_rows(rows.float(), head, aims) for rows, aims in blocks]
     return Scores(torch.cat([part.log_probabilities for part in parts]), torch.cat([part.greedy for part in parts]))
 
 
-def _score_rows(rows: Float[Tensor, "R D"], head: Float[Tensor, "V D"], targets: Int[Tensor, " R"]) -> Scores:
+def _score_rows(rows: Float[Tensor, "R D"], head: Head, targets: Int[Tensor, " R"]) -> Scores:
     norm = best = chosen = rows.new_full(targets.shape, float("-inf"))
     likeliest = torch.zeros_like(targets)
-    for start in range(0, head.shape[0], COLUMNS):
-        logits = rows @ head[start : start + COLUMNS].float().T
+    for start, some in _blocks(head):
+        logits = rows @ some.float().T
         norm = torch.logaddexp(norm, logits.logsumexp(-1))
         peak, where = logits.max(-1)
         likeliest = torch.where(peak > best, where + start, likeliest)
@@ -54,6 +67,15 @@ def _score_rows(rows: Float[Tensor, "R D"], head: Float[Tensor, "V D"], targets:
         here = logits.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
         chosen = torch.where(inside, here, chosen)
     return Scores(chosen - norm, likeliest == targets)
+
+
+def _blocks(head: Head) -> Iterator[tuple[int, Tensor]]:
+    """Rows of the head, and where they begin; packed ones are made plain only for their turn."""
+    whole = head if isinstance(head, PackedLinear | Tensor) else head.weight
+    count = whole.out_features if isinstance(whole, PackedLinear) else len(whole)
+    for start in range(0, count, COLUMNS):
+        part = slice(start, start + COLUMNS)
+        yield start, whole.weight_of(part) if isinstance(whole, PackedLinear) else whole[part]
 
 
 @contextmanager

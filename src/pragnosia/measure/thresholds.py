@@ -118,7 +118,7 @@ def examine(model: Cortex, windows: Sequence[Tensor]) -> Examined:
     with _listening(model, count):
         for window in windows:
             hidden = model.model(window[None, :-1], use_cache=False).last_hidden_state[0]
-            nats -= float(score(hidden, model.lm_head.weight, window[1:]).log_probabilities.sum(dtype=torch.float64))
+            nats -= float(score(hidden, model.lm_head, window[1:]).log_probabilities.sum(dtype=torch.float64))
             tokens += len(window) - 1
     if not math.isfinite(nats):
         raise CheckpointError(f"the model's predictions sum to {nats} nats, not a number: its weights are damaged")

@@ -27,8 +27,12 @@ class PackedLinear(nn.Module):
 
     @property
     def weight(self) -> Float[Tensor, "O D"]:
-        """The plain matrix in bfloat16, unpacked anew each time: for who scores a whole text at once."""
-        return unpack(self.rows, self.in_features, self.entry.name, torch.bfloat16)
+        """The plain matrix in bfloat16, unpacked anew each time."""
+        return self.weight_of(slice(None))
+
+    def weight_of(self, outputs: slice) -> Float[Tensor, "P D"]:
+        """Of some outputs alone."""
+        return unpack(self.rows[outputs], self.in_features, self.entry.name, torch.bfloat16)
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... O"]:
         """Shapes as `nn.Linear`."""

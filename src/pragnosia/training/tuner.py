@@ -250,8 +250,8 @@ class Tuner:
         """Leave what was learned where others find it, and sum up."""
         self.learner.end(self.course.step)
         validation_loss = self._validate()
-        stats = self.pool.stats() if self.pool is not None else None
-        result = self.learner.result()
+        stats, found = self.pool.stats() if self.pool is not None else None, self._found()
+        result = self.learner.result()  # which may close the pool
         report = TuneReport(
             out=str(self.out),
             steps=self.course.step,
@@ -263,7 +263,7 @@ class Tuner:
             seconds_per_step=self.course.seconds / max(1, self.course.step),
             bytes_read=stats.bytes_read if stats else 0,
             seconds_waiting=stats.seconds_waiting if stats else 0.0,
-            **self._found(),
+            **found,
             **result,
         )
         write_whole(self.out / REPORT, json.dumps(asdict(report), indent=1))
