@@ -326,12 +326,12 @@ def _shown(piece: str, *, quiet: bool) -> str:
 
 def counted(speaker: Pragnosia) -> Account:
     """What the model costs per token."""
-    from pragnosia.measure.accounting import account
+    from pragnosia.measure.accounting import account, stored
 
     model = speaker.model
     config: Any = model.config
     # a model whose units lie on disk holds only a part of what it has
-    return account(model if speaker.plan is None else config, precision=str(model.dtype).removeprefix("torch."))
+    return account(model if speaker.plan is None else config, precision=stored(model))
 
 
 def spent(speaker: Pragnosia, trace: Trace, measured: Any, climbed: int = 0) -> dict[str, Any]:

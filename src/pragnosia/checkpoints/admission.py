@@ -74,12 +74,17 @@ def check_readable(path: Path) -> None:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
 
 
+def most_padded(num_tokens: int) -> int:
+    """The largest vocabulary that a model with a tokenizer of so many tokens may have."""
+    return int(1.1 * num_tokens + 256)
+
+
 def check_tokenizer_size(folder: Path, num_tokens: int, vocab_size: int) -> None:
     """Raise CheckpointError unless a tokenizer of `num_tokens` may be that of a model of `vocab_size`.
 
     A vocabulary is often padded a little past its tokenizer; far past, the two never belonged together.
     """
-    if not num_tokens <= vocab_size <= 1.1 * num_tokens + 256:
+    if not num_tokens <= vocab_size <= most_padded(num_tokens):
         raise CheckpointError(
             f"the tokenizer in {folder} knows {num_tokens} tokens, the model {vocab_size}; "
             "it belongs to another model; put the model's own there"

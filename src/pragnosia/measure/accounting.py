@@ -159,10 +159,21 @@ class Account:
         """Keys and values stay in floating point when weights are packed."""
         return self.precision if "float" in self.precision else "bfloat16"
 
+    @property
+    def arithmetic(self) -> str:
+        """What is computed in, for a price: packed weights are made bfloat16 on their way, or better."""
+        return self.precision if "float" in self.precision else "bfloat16"
+
     def cache_bytes(self, context: int, batch: int = 1) -> int:
         """Keys and values of `batch` sequences of `context` tokens; the state keeps them whole, windowed or not."""
         keys = sum(2 * layer.key_width for layer in self.layers) * context * batch
         return round(bytes_of(keys, self.cache_precision))
+
+
+def stored(model: Cortex) -> str:
+    """The precision that a model's matrices lie in: a packed format's name, or its type's."""
+    entry = next((module.entry for module in model.modules() if isinstance(module, PackedLinear)), None)
+    return entry.name if entry is not None and entry.plain_dtype is None else str(model.dtype).removeprefix("torch.")
 
 
 def account(

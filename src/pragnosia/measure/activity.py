@@ -165,7 +165,7 @@ class ActivityMeter:
             awake_per_token=tuple(count / max(self._tokens, 1) for count in self._awake),
             operations=self._operations,
             num_bytes=self._bytes,
-            precision=self._account.precision,
+            precision=self._account.arithmetic,
             passed=tuple(
                 count / max(self._tokens, 1) if layer.heard_parameters else 1.0
                 for count, layer in zip(self._passed, self._account.layers, strict=True)

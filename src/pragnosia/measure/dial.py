@@ -99,7 +99,7 @@ def notch(setting: Setting, read: Evaluation, counted: Account, joules: EnergyMo
         bits_per_byte=read.bits_per_byte,
         operations_per_token=cost.operations,
         bytes_per_token=cost.num_bytes,
-        joules_per_token=joules.estimate(cost.operations, cost.num_bytes, counted.precision).joules,
+        joules_per_token=joules.estimate(cost.operations, cost.num_bytes, counted.arithmetic).joules,
         layers_used=cost.layers_used,
         units_awake=cost.units_awake,
     )

@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from pragnosia.data.sources import Source
 from pragnosia.errors import CheckpointError, ConfigError, DataError
 from pragnosia.inference.exits import check_layers
-from pragnosia.measure.accounting import DEFAULT_CONTEXT, account
+from pragnosia.measure.accounting import DEFAULT_CONTEXT, account, stored
 from pragnosia.measure.activity import ActivityMeter
 from pragnosia.measure.energy import EnergyModel, energy_model
 from pragnosia.measure.leaving import read_leaving
@@ -219,8 +219,7 @@ class _Reader:
         num_layers = int(model.config.num_hidden_layers)
         check_layers((layer for layer, _ in self.setting.leave), num_layers)
         self._left = torch.zeros(num_layers + 1, dtype=torch.long)  # tokens by the layers they passed
-        precision = str(model.dtype).removeprefix("torch.")
-        self.meter = ActivityMeter(account(model, precision=precision, awake=self.setting.awake))
+        self.meter = ActivityMeter(account(model, precision=stored(model), awake=self.setting.awake))
 
     def passed(self) -> tuple[float, ...]:
         """The share of tokens that passed each layer."""

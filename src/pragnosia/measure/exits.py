@@ -23,7 +23,7 @@ from pragnosia.data.sources import Source
 from pragnosia.errors import ConfigError, DataError
 from pragnosia.inference.early import LONGEST, READING
 from pragnosia.inference.exits import Draft, Exit, Exits, check_layers
-from pragnosia.measure.accounting import Account, account, bytes_of
+from pragnosia.measure.accounting import Account, account, bytes_of, stored
 from pragnosia.measure.calibration import cut
 from pragnosia.measure.leaving import answers
 from pragnosia.measure.scoring import listening
@@ -76,7 +76,7 @@ def calibrate_exits(
     guesses = read_guesses(model, windows, chosen)
     half = found // 2
     exits, agreed, depth = _chosen(guesses, half, agreement, num_layers)
-    counted = account(model, precision=str(model.dtype).removeprefix("torch."))
+    counted = account(model, precision=stored(model))
     drafts = [
         _simulated(layer, confidence, guess, counted) for layer, guess in guesses.items() for confidence in _CONFIDENCES
     ]

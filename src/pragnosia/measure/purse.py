@@ -122,7 +122,7 @@ class Purse:
             awake += layer.parameters + woken * layer.unit_parameters
             keys += 2 * layer.key_width * (layer.seen(past + tokens) + tokens)
         moved = bytes_of(awake, account.precision) + bytes_of(keys, account.cache_precision)
-        return self.model.estimate(operations, moved, account.precision).joules
+        return self.model.estimate(operations, moved, account.arithmetic).joules
 
 
 def _from(notches: Sequence[Notch], setting: Setting) -> list[tuple[Setting, float | None]]:

@@ -16,6 +16,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedTokenizerFast
 
+from pragnosia.checkpoints.admission import most_padded
 from pragnosia.data import (
     Batches,
     Corpus,
@@ -159,6 +160,12 @@ def model_config(config: TrainConfig, tokenizer: PreTrainedTokenizerFast | None 
     if tokenizer is not None:
         if "vocab_size" in given:
             check_vocabulary(tokenizer, given["vocab_size"])
+            if given["vocab_size"] > most_padded(len(tokenizer)):
+                raise ConfigError(
+                    f"model.vocab_size is {given['vocab_size']}, and the tokenizer has {len(tokenizer)} tokens: the "
+                    "model could not be told from one that belongs to another; leave model.vocab_size out, or give "
+                    "the tokenizer more text"
+                )
         else:
             values["vocab_size"] = vocabulary_size(tokenizer)
         for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
