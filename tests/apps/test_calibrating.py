@@ -99,3 +99,8 @@ def test_refused(run: Run, calibrated: Path, model: Path, story: Path, tmp_path:
     (broken / "exits.json").write_text("{", "utf-8")
     run("generate", broken, "hi").refused("exits.json is damaged", "calibrate again")
     assert run("calibrate", broken, "--data", story, "--agreement", 0.6, "--layers", 1).code == 0
+
+
+def test_who_cannot_leave_early_is_told_so(run: Run, calibrated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pragnosia.inference.speaker.Pragnosia.leaves_early", property(lambda speaker: False))
+    assert "all layers speak" in run("generate", calibrated, *SAY, "--exit-confidence", "0.5").err

@@ -80,9 +80,11 @@ def calibrate(
     if dial is not None:
         dial.write(model)
     values = {} if exits is None else asdict(exits)
-    lines = [] if exits is None else _table(exits)
+    lines = [] if exits is None else _table(exits, drafts=speaker.leaves_early)
     if trained and not speaker.leaves_early:
-        lines.append("no token can leave early here: the model runs by its modules; its exits are no part of the dial")
+        lines.append(
+            "no token leaves early or drafts when it speaks: it runs by its modules; its exits are no part of the dial"
+        )
     lines += ["", *_dial_table(dial)] if dial is not None else [_NOTHING]
     return Answer({"model": str(model), "data": data, **values, "dial": None if dial is None else asdict(dial)}, lines)
 
@@ -96,7 +98,7 @@ def _layers(text: str) -> list[int]:
         raise ConfigError(f"--layers is {text!r}; write whole numbers separated by commas, as in 2,4") from None
 
 
-def _table(found: Exits) -> list[str]:
+def _table(found: Exits, *, drafts: bool) -> list[str]:
     lines = [f"{'exit':>4}  {'guesses right':>13}  {'confidence':>10}  {'left':>6}  {'agreed':>6}"]
     for entry in found.exits:
         sure = "never" if entry.confidence is None else f"{entry.confidence:.4f}"
@@ -104,7 +106,7 @@ def _table(found: Exits) -> list[str]:
         lines.append(f"{entry.layer:>4}  {entry.guesses_right:>13.1%}  {sure:>10}  {entry.left:>6.1%}  {agreed:>6}")
     depth = f"{found.layers_per_token:.2f} of {found.num_layers} layers per token"
     rows = [("leaving early", f"{found.agreed:.2%} of the words agree, {depth}")]
-    if found.draft is not None:
+    if found.draft is not None and drafts:
         draft = found.draft
         held = f"{draft.accepted:.0%} of the drafts hold, {draft.gain:.2f} times fewer bytes per token"
         rows.append(("drafting", f"by {draft.layer} layers while {draft.confidence:.2f} sure: {held}"))

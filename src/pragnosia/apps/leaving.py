@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from pragnosia.inference.decode import Decoder
+    from pragnosia.inference.speaker import Pragnosia
 
 Speculate = Annotated[
     bool | None,
@@ -43,6 +46,16 @@ def check_early(
     found = read_exits(model) if model.is_dir() else None
     chosen_exits(found, model, speculate=speculate, confidence=exit_confidence, memory=exit_memory)
     return {"speculate": speculate, "exit_confidence": exit_confidence, "exit_memory": exit_memory}
+
+
+def tell_stuck(speaker: Pragnosia, early: Mapping[str, Any]) -> None:
+    """On stderr, that every layer will speak for every token, though something else was asked for."""
+    if (early["speculate"] or early["exit_confidence"] is not None) and not speaker.leaves_early:
+        print(
+            "pragnosia: this model speaks by its modules (dendrites, an adapter, a GPU): no token drafts or leaves early, "
+            "all layers speak",
+            file=sys.stderr,
+        )
 
 
 def early_values(decoder: Decoder) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from pragnosia.apps.dialling import (
     setting_values,
     tell,
 )
-from pragnosia.apps.leaving import ExitConfidence, ExitMemory, Speculate, early_line, early_values
+from pragnosia.apps.leaving import ExitConfidence, ExitMemory, Speculate, early_line, early_values, tell_stuck
 from pragnosia.errors import CheckpointError, ConfigError, PromptError
 from pragnosia.units import format_bytes, format_count, format_duration, format_joules
 
@@ -121,6 +121,7 @@ def generate(
     from pragnosia.measure.meter import EnergyMeter
 
     speaker = open_speaker(model, memory, context, adapter, quiet=as_json, exact=exact, vram=vram, **wishes.early)
+    tell_stuck(speaker, wishes.early)
     trace = Trace()
     ids = speaker.encode(prompt)
     decoder = speaker.decoder(len(ids) + max_new_tokens, set_to(speaker, wishes), trace)
@@ -220,6 +221,7 @@ def chat(
     from pragnosia.measure.meter import EnergyMeter
 
     speaker = open_speaker(model, memory, context, adapter, quiet=as_json, vram=vram, **wishes.early)
+    tell_stuck(speaker, wishes.early)
     conversation = Conversation(
         speaker, sampling=sampling, max_new_tokens=max_new_tokens, system=system, setting=set_to(speaker, wishes)
     )

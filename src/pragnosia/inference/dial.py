@@ -154,7 +154,8 @@ def not_calibrated(folder: str | Path) -> ConfigError:
     """That only energy 1 can be had."""
     return ConfigError(
         f"{folder} is not calibrated, and energy below 1 is chosen from what was measured; run: "
-        f"pragnosia calibrate {folder} --data TEXT"
+        f"pragnosia calibrate {folder} --data TEXT (a dense model without trained exits or gates has nothing to dial: "
+        "leave energy out)"
     )
 
 
