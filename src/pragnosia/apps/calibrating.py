@@ -9,9 +9,9 @@ import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
 from pragnosia.apps.budgeting import bar
+from pragnosia.apps.dialling import COSTS, cost_cells, in_columns
 from pragnosia.apps.evaluating import Data
 from pragnosia.apps.speaking import Model
-from pragnosia.units import format_bytes, format_count, format_joules
 
 if TYPE_CHECKING:
     from pragnosia.inference.dial import Dial
@@ -115,17 +115,6 @@ def _table(found: Exits, *, drafts: bool) -> list[str]:
 
 def _dial_table(dial: Dial) -> list[str]:
     """Every notch that is worth its cost, dearest first."""
-    header = ("energy", "bits/byte", "awake", "layers", "operations", "bytes", "joules")
-    lines = ["".join(f"{cell:>12}" for cell in header) + "  setting"]
-    for one in dial.frontier():
-        row = (
-            f"{dial.share(one):.3f}",
-            f"{one.bits_per_byte:.4f}",
-            f"{one.units_awake:.2f}",
-            f"{one.layers_used:.2f}",
-            format_count(one.operations_per_token),
-            format_bytes(one.bytes_per_token),
-            format_joules(one.joules_per_token),
-        )
-        lines.append("".join(f"{cell:>12}" for cell in row) + f"  {one.setting}")
-    return [*lines, f"per token that is decoded behind {dial.context:.0f} others; joules by {dial.energy_model}"]
+    rows = [in_columns((f"{dial.share(one):.3f}", *cost_cells(one))) + f"  {one.setting}" for one in dial.frontier()]
+    header = in_columns(("energy", *COSTS)) + "  setting"
+    return [header, *rows, f"per token that is decoded behind {dial.context:.0f} others; joules by {dial.energy_model}"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pragnosia.apps.leaving import check_early
-from pragnosia.units import format_joules
+from pragnosia.units import format_bytes, format_count, format_joules
 
 if TYPE_CHECKING:
     from pragnosia.inference.decode import Decoder
-    from pragnosia.inference.dial import Wish
+    from pragnosia.inference.dial import Notch, Wish
     from pragnosia.inference.speaker import Pragnosia
+    from pragnosia.measure.frontier import Point
     from pragnosia.measure.meter import EnergyMeter
     from pragnosia.measure.purse import Purse
     from pragnosia.model.setting import Setting
@@ -112,6 +113,26 @@ def setting_values(speaker: Pragnosia, setting: Setting) -> dict[str, Any]:
     dial = speaker.dial
     shares = [] if dial is None else [dial.share(one) for one in dial.notches if one.setting == setting]
     return {"energy": shares[0] if shares else None, "setting": setting.write()}
+
+
+COSTS = ("bits/byte", "awake", "layers", "operations", "bytes", "joules")
+
+
+def cost_cells(one: Notch | Point) -> tuple[str, ...]:
+    """What a setting gives and what a token of it costs, under the headings COSTS."""
+    return (
+        f"{one.bits_per_byte:.4f}",
+        f"{one.units_awake:.2f}",
+        f"{one.layers_used:.2f}",
+        format_count(one.operations_per_token),
+        format_bytes(one.bytes_per_token),
+        format_joules(one.joules_per_token),
+    )
+
+
+def in_columns(cells: Iterable[str]) -> str:
+    """A row of a table of settings."""
+    return "".join(f"{cell:>12}" for cell in cells)
 
 
 def check_budget(text: str | None, speculate: bool | None, exit_confidence: str | None) -> float | None:

@@ -20,7 +20,17 @@ from pragnosia.apps.budgeting import (
     streamed,
     streamed_line,
 )
-from pragnosia.apps.dialling import Awake, Energies, Wishes, as_wish, check_wishes, set_to
+from pragnosia.apps.dialling import (
+    COSTS,
+    Awake,
+    Energies,
+    Wishes,
+    as_wish,
+    check_wishes,
+    cost_cells,
+    in_columns,
+    set_to,
+)
 from pragnosia.apps.leaving import ExitConfidence, ExitMemory
 from pragnosia.apps.speaking import Model
 from pragnosia.model.setting import WHOLE
@@ -105,24 +115,10 @@ def _frontier(
 
     read = [first, *(text.measured(setting) for _, setting in settings[1:])]
     points = [text.point(*one, measured) for one, measured in zip(settings, read, strict=True)]
-    header = ("energy", "bits/byte", "awake", "layers", "operations", "bytes", "joules", "tokens/s")
-    rows = [
-        (
-            str(one.energy),
-            f"{one.bits_per_byte:.4f}",
-            f"{one.units_awake:.2f}",
-            f"{one.layers_used:.2f}",
-            format_count(one.operations_per_token),
-            format_bytes(one.bytes_per_token),
-            format_joules(one.joules_per_token),
-            f"{one.tokens_per_second:.1f}",
-        )
-        for one in points
-    ]
-    lines = [
-        "".join(f"{cell:>12}" for cell in row) + told
-        for row, told in zip((header, *rows), ("  setting", *(f"  {setting}" for _, setting in settings)), strict=True)
-    ]
+    lines = [in_columns(("energy", *COSTS, "tokens/s")) + "  setting"]
+    for one, (_, setting) in zip(points, settings, strict=True):
+        row = str(one.energy), *cost_cells(one), f"{one.tokens_per_second:.1f}"
+        lines.append(in_columns(row) + f"  {setting}")
     lines.append(f"per token that is decoded, one text at a time; joules by {points[0].joules_source}")
     if plot is not None:
         draw_frontier(points, plot, f"{values['model']}: what sleep costs")
