@@ -91,7 +91,8 @@ def test_held_out_conversations(configure: Callable[..., TuneConfig], tmp_path: 
 def test_within_a_budget_the_same_is_learned(configure: Callable[..., TuneConfig], tmp_path: Path) -> None:
     for name, memory in (("here", None), ("there", "2GiB")):
         report = tune(configure(memory=memory), out=tmp_path / name, reporter=Silent())
-        assert (report.seconds_waiting > 0) == (memory is not None)
+        assert (report.bytes_read > 0) == (memory is not None)
+        assert report.seconds_waiting == 0 or memory is not None  # units this small may be here before they are missed
     here, there = adapter(tmp_path / "here"), adapter(tmp_path / "there")
     assert here.keys() == there.keys()
     assert all(torch.equal(here[key], there[key]) for key in here)
