@@ -60,10 +60,10 @@ def notches(speaker: Any) -> list[Notch]:
     for number, setting in enumerate(settings):
         reader = _Reader(speaker, EvaluationOptions(setting=setting))
         with torch.inference_mode():
-            reader.nats(rows, 80)
+            reader.scores(rows, 80)
         read = replace(SOME, passed=reader.passed(), heads_per_token=reader.heads / 80)
         read = replace(read, awake_per_token=reader.meter.activity().awake_per_token)
-        found.append(replace(notch(setting, read, counted, MODEL), bits_per_byte=2.0 + number))
+        found.append(replace(notch(setting, read, counted, MODEL, 1.0), bits_per_byte=2.0 + number))
     return found
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pragnosia.apps.budgeting import amount_of
 from pragnosia.apps.leaving import check_early
 from pragnosia.units import format_bytes, format_count, format_joules
 
@@ -122,7 +123,7 @@ def cost_cells(one: Notch | Point) -> tuple[str, ...]:
     """What a setting gives and what a token of it costs, under the headings COSTS."""
     return (
         f"{one.bits_per_byte:.4f}",
-        f"{one.units_awake:.2f}",
+        f"{one.units_awake:.2f}" if one.units_awake else "-",  # none there are
         f"{one.layers_used:.2f}",
         format_count(one.operations_per_token),
         format_bytes(one.bytes_per_token),
@@ -147,13 +148,7 @@ def check_budget(text: str | None, speculate: bool | None, exit_confidence: str 
             "--energy-budget counts token by token and chooses the exits itself; leave --speculate and "
             "--exit-confidence out"
         )
-    try:
-        joules = parse_joules(text)
-    except ValueError as error:
-        raise ConfigError(f"--energy-budget: {error}") from error
-    if joules <= 0:
-        raise ConfigError(f"--energy-budget is {text}; it must be more than nothing, as in 50J")
-    return joules
+    return amount_of("--energy-budget", text, parse_joules, "50J")
 
 
 def open_purse(joules: float | None, speaker: Pragnosia, decoder: Decoder, meter: EnergyMeter) -> Purse | None:
