@@ -257,6 +257,26 @@ def test_an_energy_budget_lasts_for_a_talk(
     assert said < all_said
 
 
+def test_a_turn_that_costs_more_than_is_left(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Is told of in a line, and costs nothing."""
+    turns, given = tmp_path / "turns", ("chat", model, "--max-new-tokens", 2, "--seed", 1, "--energy-budget")
+    joules = []
+    for text, budget in (("hi\n", "1J"), ("hi\n" + "once upon a time " * 3 + "\n", "{}uJ")):
+        turns.write_text(text, "utf-8")
+        with turns.open(encoding="utf-8") as stdin:
+            monkeypatch.setattr(sys, "stdin", stdin)
+            outcome = run(*given, budget.format(1.02e6 * joules[0] if joules else 1), "--json")
+        assert outcome.code == 0
+        joules.append(outcome.values["joules"])
+        assert len(outcome.values["messages"]) == 2, "a turn and its answer"
+    assert joules[0] == joules[1]
+    assert len(outcome.err.splitlines()) == 1
+    assert "is left, and reading this prompt of " in outcome.err
+    assert "give a larger --energy-budget or a shorter text" in outcome.err
+
+
 @pytest.mark.parametrize("given", ["lots", "0J", "-1J"])
 def test_an_energy_budget_that_is_none(run: Run, model: Path, given: str) -> None:
     outcome = run("generate", model, "Once", f"--energy-budget={given}")
