@@ -180,6 +180,27 @@ def test_intents_are_told(run: Run, calibrated: Path, story: Path) -> None:
         assert 0 <= notch["agreed"] <= 1
 
 
+@pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
+@pytest.mark.parametrize(
+    "command",
+    [("pack", "--no-quality"), ("sparsify", "--level", 0.3, "--tokens", 300), ("sparsify", "--pattern", "2:4")],
+    ids=["pack", "level", "pattern"],
+)
+def test_what_is_made_of_a_model_is_calibrated_anew(
+    run: Run, calibrated: Path, story: Path, tmp_path: Path, command: tuple[Any, ...]
+) -> None:
+    verb, *options = command
+    text = ("--data", story) if "--level" in options else ()
+    out = tmp_path / "out"
+    told = run(verb, calibrated, out, *options, *text).out
+    assert f"exits.json and energy.json of {calibrated} are its alone; run: pragnosia calibrate {out} --data" in told
+    assert not (out / "energy.json").exists()
+    assert not (out / "exits.json").exists()
+    run("generate", out, "Once", "--energy", "0.5").refused("is not calibrated", f"pragnosia calibrate {out} --data")
+    assert run("calibrate", out, "--data", story, "--agreement", 0.6).code == 0
+    assert run("generate", out, "Once", "--energy", "draft", "--max-new-tokens", 3, "--json").values["energy"] < 1
+
+
 def test_who_cannot_leave_early_is_told_so(run: Run, calibrated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pragnosia.inference.speaker.Pragnosia.leaves_early", property(lambda speaker: False))
     assert "all layers speak" in run("generate", calibrated, *SAY, "--exit-confidence", "0.5").err

@@ -116,6 +116,20 @@ def setting_values(speaker: Pragnosia, setting: Setting) -> dict[str, Any]:
     return {"energy": shares[0] if shares else None, "setting": setting.write()}
 
 
+def left_behind(source: Path) -> list[str]:
+    """The calibrations beside a model, which another one that is made of it does not get: its weights are others."""
+    from pragnosia.inference.dial import ENERGY
+    from pragnosia.inference.exits import EXITS
+
+    return [name for name in (EXITS, ENERGY) if (source / name).is_file()]
+
+
+def left_behind_rows(names: list[str], source: Path, out: Path | str) -> list[tuple[str, str]]:
+    """The same for people: what to do."""
+    told = f"no: {' and '.join(names)} of {source} are its alone; run: pragnosia calibrate {out} --data TEXT"
+    return [("calibrated", told)] if names else []
+
+
 COSTS = ("bits/byte", "awake", "layers", "operations", "bytes", "joules")
 
 

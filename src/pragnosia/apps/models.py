@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
+from pragnosia.apps.dialling import left_behind, left_behind_rows
 from pragnosia.checkpoints.gguf_header import gguf_in
 from pragnosia.errors import ConfigError
 from pragnosia.units import format_bytes, format_count
@@ -180,8 +181,9 @@ def import_model(
     check_vacant(out)
     from pragnosia.checkpoints.importing import import_model as bring_in
 
-    report = bring_in(source, out, tokenizer=tokenizer)
-    return Answer(asdict(report), _moved(asdict(report), "imported"))
+    report, left = bring_in(source, out, tokenizer=tokenizer), left_behind(source)
+    told = aligned(left_behind_rows(left, source, out))
+    return Answer(asdict(report) | {"not_carried": left}, [*_moved(asdict(report), "imported"), *told])
 
 
 @answering
