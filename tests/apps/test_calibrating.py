@@ -19,6 +19,16 @@ Run = Callable[..., Any]
 SAY = ("Once upon a time", "--max-new-tokens", 30)
 
 
+def test_a_foreign_text_is_told_so(run: Run, model: Path, tmp_path: Path) -> None:
+    """Nothing is wrong with it, but it is not what the model will meet."""
+    text = tmp_path / "foreign.txt"
+    text.write_text("".join(chr(200 + (7 * n * n) % 300) for n in range(700)), "utf-8")
+    loud = made(tmp_path / "loud", model, experts=EXPERTS, initializer_range=2.0)
+    outcome = run("calibrate", loud, "--data", text, "--agreement", 0.6)
+    assert outcome.code == 0
+    assert "the model predicts this text worse than chance (" in outcome.err.splitlines()[-1]
+
+
 def test_what_is_written_and_said(run: Run, calibrated: Path, story: Path) -> None:
     written = json.loads((calibrated / "exits.json").read_text())
     values = run("calibrate", calibrated, "--data", story, "--agreement", 0.6, "--layers", 1, "--json").values

@@ -277,6 +277,20 @@ def test_a_turn_that_costs_more_than_is_left(
     assert "give a larger --energy-budget or a shorter text" in outcome.err
 
 
+@pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
+def test_who_leaves_early_by_the_dial_does_not_speculate(run: Run, calibrated: Path, tmp_path: Path) -> None:
+    """Which is told, not passed over."""
+    copy = Path(shutil.copytree(calibrated, tmp_path / "copy"))
+    dial = json.loads((copy / "energy.json").read_text())
+    for notch in dial["notches"][1:]:
+        notch["setting"] |= {"leave": [[1, 0.1]], "memory": "propagated"}
+    (copy / "energy.json").write_text(json.dumps(dial))
+    say = ("generate", copy, "hi", "--max-new-tokens", 2, "--energy")
+    told = run(*say, "draft", "--speculate")
+    told.refused("at this energy tokens leave early (", "leave 1:0.1 propagated), which excludes --speculate")
+    assert run(*say, "draft").code == run(*say, 1, "--speculate").code == 0
+
+
 @pytest.mark.parametrize("given", ["lots", "0J", "-1J"])
 def test_an_energy_budget_that_is_none(run: Run, model: Path, given: str) -> None:
     outcome = run("generate", model, "Once", f"--energy-budget={given}")

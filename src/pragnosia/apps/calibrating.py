@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pragnosia.inference.dial import Dial, Notch
     from pragnosia.inference.exits import Exits
 
+_CHANCE = 8
 _NOTHING = "nothing to dial: the model has no units, no trained exits and no gates, so energy stays 1"
 
 
@@ -95,7 +96,8 @@ def calibrate(
             "no token leaves early or drafts when it speaks: it runs by its modules; its exits are no part of the dial"
         )
     lines += ["", *_dial_table(dial)] if dial is not None else [_NOTHING]
-    return Answer({"model": str(model), "data": data, **values, "dial": None if dial is None else asdict(dial)}, lines)
+    values = {"model": str(model), "data": data, **values, "dial": None if dial is None else asdict(dial)}
+    return Answer(values, lines, aside="" if dial is None else _foreign(dial))
 
 
 def _enough(model: Path, text: Source, tokens: int | None, agreement: float, behind: list[int] | None) -> int:
@@ -121,6 +123,15 @@ def _enough(model: Path, text: Source, tokens: int | None, agreement: float, beh
         if found < needed:
             raise DataError(f"the text has {found} tokens; {what} takes {needed}: give more text{mend}")
     return max(tokens or TOKENS, needed)
+
+
+def _foreign(dial: Dial) -> str:
+    """That what was measured says little, of a text that is nothing like what the model has learned."""
+    bits = dial.whole.bits_per_byte
+    if bits <= _CHANCE:
+        return ""
+    told = f"the model predicts this text worse than chance ({bits:.1f} bits per byte, chance is {_CHANCE}): "
+    return f"pragnosia: {told}its energies mean little; calibrate on text like that which it will meet"
 
 
 def _intents(dial: Dial) -> list[tuple[str, Notch]]:

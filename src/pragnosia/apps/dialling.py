@@ -90,12 +90,19 @@ def as_wish(text: str) -> Wish:
 
 
 def set_to(speaker: Pragnosia, wishes: Wishes, wish: Wish | None = None) -> Setting:
-    """The setting for a wish, the only one there is unless given; that none is so cheap is told on stderr."""
+    """The setting for a wish, the only one there is unless given; that none is so cheap is told on stderr.
+
+    Raises ConfigError as `Pragnosia.turned`, and where tokens would leave early and speculate.
+    """
     alone = None if wishes.awake is None else replace(speaker.setting, awake=wishes.awake)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         setting = speaker.turned(wishes.energies[0] if wish is None else wish, alone)
     tell(told)
+    if setting.leave and wishes.early["speculate"]:
+        from pragnosia.errors import ConfigError
+
+        raise ConfigError(f"at this energy tokens leave early ({setting}), which excludes --speculate; leave it out")
     return setting
 
 
