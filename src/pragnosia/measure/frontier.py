@@ -92,7 +92,7 @@ def draw_frontier(points: Sequence[Point], path: Path, title: str) -> None:
     for one in ordered:
         named.setdefault(one.setting, []).append(f"{one.energy}")
     shown = list({one.setting: one for one in ordered}.values())
-    names = [", ".join(named[one.setting]) for one in shown]
+    names = [", ".join(dict.fromkeys(named[one.setting])) for one in shown]
     figure = Figure(figsize=(11, 7.5), layout="constrained", facecolor="white")
     panels = [
         ("operations_per_token", "operations per token", format_count),
