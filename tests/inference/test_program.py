@@ -65,6 +65,12 @@ CLOTHES: dict[str, dict[str, Any]] = {
         "attention": HEADS | {"sliding_window": 9, "sinks": True, "qk_norm": "head", "output_bias": True},
         "layer_types": ["full_attention", "sliding_attention"],
     },
+    "long-term memory": {
+        "experts": None,
+        "feed_forward": {"width": 37},
+        "feed_forwards": ["memory", "dense"],
+        "hippocampus": {"num_rows": 144, "num_heads": 3, "num_awake": 5, "key_width": 12},
+    },
     "tied, odd sizes": {"tie_word_embeddings": True, "hidden_size": 22, "vocab_size": 67},
 }
 

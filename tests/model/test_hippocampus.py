@@ -63,6 +63,12 @@ def test_queries_are_centred_between_steps(model: PragnosiaForCausalLM) -> None:
     query = layer.query(model.model.layers[0].feed_forward_norm(_stream_before_thinking(model, ids))).flatten(0, 1)
     torch.testing.assert_close(layer.center, query.mean(0))
     torch.testing.assert_close(layer.spread, query.std(0, correction=0))
+    model.eval()
+    by_late_steps = model(ids).logits
+    layer.center.zero_()
+    assert not torch.equal(model(ids).logits, by_late_steps)
+    model.train()
+    layer.center.copy_(query.mean(0))
     before = layer.center.clone()
     model.rebalance(model(ids, labels=ids).routings)
     torch.testing.assert_close(layer.center, 0.9 * before + 0.1 * query.mean(0))

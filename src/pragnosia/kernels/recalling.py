@@ -115,7 +115,12 @@ def step_rows(
     if _compiled(table, slopes):
         slopes = slopes.float().contiguous()
         found, order, bounds = grouped(named, len(table))
-        about = (table.data_ptr(), table.dtype is torch.bfloat16, table.shape[1], *map(_address, (first, second, recalled)))
+        about = (
+            table.data_ptr(),
+            table.dtype is torch.bfloat16,
+            table.shape[1],
+            *map(_address, (first, second, recalled)),
+        )
         step = _RowsStep(*about, rate, *betas, epsilon, torch.get_num_threads())
         told = slopes, order, found, bounds
         loaded_library().pragnosia_step_rows(ctypes.byref(step), *map(_address, told), len(found))

@@ -119,7 +119,9 @@ class CortexStack(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.positions = RotaryPositions(config)
-        self.hippocampus = None if config.hippocampus is None else Table(config.hippocampus.num_rows, config.hidden_size)
+        self.hippocampus = (
+            None if config.hippocampus is None else Table(config.hippocampus.num_rows, config.hidden_size)
+        )
         self.layers = nn.ModuleList(layer(config, number) for number in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 

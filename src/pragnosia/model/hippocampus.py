@@ -8,8 +8,8 @@ Product keys, Lample et al. 2019, arXiv 1907.05242: n rows are found by 2 sqrt(n
 that recall from it (Berges et al. 2024, arXiv 2412.09764), each by queries and keys of its own: a row costs nothing
 until it is recalled, so the table may be as large as the memory, or the disk, allows.
 
-Centre and spread of the queries make that many rows are asked for (batch normalisation, as in the paper). Here they
-are those of late steps and move in `rebalance`, between steps: a token's query hangs on nobody beside it.
+Centre and spread of the queries make that many rows are asked for: batch normalisation, as in the paper. In training
+they are the step's own, slopes and all; a speaking model has those of late steps, which move in `rebalance`.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ class Hippocampus(nn.Module):
         tokens = x.flatten(0, 1)
         with own_precision(x):  # a rounded score recalls another row
             query = self.query(tokens.to(self.query.weight.dtype)).float()
-            rows, strengths = self.recall(query)
+            asked = observed(query) if self.training else torch.stack([self.center, self.spread])
+            rows, strengths = self.recall((query - asked[0]) / asked[1])
             y = moment.table(rows, strengths).view_as(x)
-        return y.to(x.dtype), nobody(tokens, asked=observed(query)) if self.training else None
+        return y.to(x.dtype), nobody(tokens, asked=asked.detach()[None]) if self.training else None
 
     def recall(self, query: Float[Tensor, "T HK"]) -> tuple[Int[Tensor, "T HA"], Float[Tensor, "T HA"]]:
-        """The rows each token recalls, head by head and the strongest first, and how strongly."""
+        """The rows each normed query recalls, head by head and the strongest first, and how strongly."""
         heads, half, side = self.organ.num_heads, self.organ.key_width // 2, self.organ.side
-        query = (query - self.center) / self.spread
         keys = self.keys.view(heads, 2, side, half)
         rows, strengths = kernels.recall(query.view(-1, heads, 2, half), keys, awake=self.organ.num_awake)
         return rows.flatten(1), strengths.flatten(1)
@@ -83,10 +83,10 @@ class Hippocampus(nn.Module):
         pace = max(_PACE, 1 / float(self.num_observed))
         center, spread = asked.mean(0)
         self.center.lerp_(center.to(self.center.dtype), pace)
-        self.spread.lerp_(spread.to(self.spread.dtype), pace).clamp_(min=_LEAST)
+        self.spread.lerp_(spread.to(self.spread.dtype), pace)
 
 
-def observed(query: Float[Tensor, "T HK"]) -> Float[Tensor, "1 2 HK"]:
+def observed(query: Float[Tensor, "T HK"]) -> Float[Tensor, "2 HK"]:
     """Mean and spread of a step's queries."""
-    query = query.detach()
-    return torch.stack([query.mean(0), query.std(0, correction=0)])[None]
+    center = query.mean(0)
+    return torch.stack([center, ((query - center).square().mean(0) + _LEAST**2).sqrt()])

@@ -7,9 +7,7 @@
 // (i + 1) (j + 1) - 1 pairs before it, so that about A ln A pairs are looked at, not side^2.
 #pragma once
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <numeric>
 
 #include "route.hpp"
 
