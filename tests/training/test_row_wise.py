@@ -1,4 +1,4 @@
-"""Adam for rows: against Adam itself where a row is one number, compiled against plain, lazy, and without a table's cost."""
+"""Adam for rows: against Adam itself where a row is one number, compiled against plain, and lazy."""
 
 from __future__ import annotations
 

@@ -59,8 +59,10 @@ class _RowsStep(ctypes.Structure):
 
 
 def recall(query: Tensor, keys: Tensor, *, awake: int) -> tuple[Tensor, Tensor]:
-    """Rows (T, H, A), int64, and their strengths, which sum to 1 in each head; of `query` (T, H, 2, K) and `keys`
-    (H, 2, side, K). Raises ValueError where a half has fewer keys than are to be recalled."""
+    """Rows (T, H, A), int64, and strengths that sum to 1 in each head; of query (T, H, 2, K), keys (H, 2, side, K).
+
+    Raises ValueError where a half has fewer keys than are to be recalled.
+    """
     if awake > keys.shape[2]:
         raise ValueError(f"cannot recall {awake} rows by halves of {keys.shape[2]} keys; recall fewer")
     if not _compiled(query, keys):
@@ -218,8 +220,7 @@ class _Read(torch.autograd.Function):
 
 
 def grouped(rows: Tensor, table_rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which rows are named (R,), in order; the slots (S,) that name them, row by row; and where each row's begin
-    (R + 1,)."""
+    """Which rows are named (R,), in order; the slots (S,) that name them, row by row; where each row's begin (R + 1,)."""
     slots = rows.numel()
     counts = torch.empty(table_rows + 1, dtype=torch.long)
     most = min(slots, table_rows)

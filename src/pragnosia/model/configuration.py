@@ -225,7 +225,8 @@ class PragnosiaConfig(PreTrainedConfig):
         require(self.experts is None or self.columns is None,
                 "experts and columns are both configured; a model has units of one shape, leave one out")  # fmt: skip
         require(("memory" in self.feed_forwards) == (self.hippocampus is not None),
-                "feed_forwards name memory where hippocampus is configured, and only there; give both or none")  # fmt: skip
+                "feed_forwards name memory where a hippocampus is configured, and only there; give both or none",
+        )  # fmt: skip
         for layer in self.exits.layers if self.exits is not None else ():
             require(
                 layer < self.num_hidden_layers,

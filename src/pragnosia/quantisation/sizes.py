@@ -81,7 +81,8 @@ def resident_bytes(name: str, shape: Sequence[int], dtype: torch.dtype, entry: F
 def resident_format(name: str, shape: Sequence[int], dtype: torch.dtype, entry: Format) -> Format | None:
     """Of what is no unit, in a model whose units are in `entry`; None: as it is.
 
-    A rounded router wakes the wrong unit, a rounded key recalls the wrong row; a model's ends bear less rounding than its middle, and no pruning.
+    A rounded router wakes the wrong unit, a rounded key recalls the wrong row; a model's ends bear less rounding than
+    its middle, and no pruning.
     """
     if (
         len(shape) != 2

@@ -119,7 +119,7 @@ class Optimisers:
 
     @torch.no_grad()
     def step(self, factor: float) -> Tensor:
-        """Move every weight at `factor` times its peak rate; the norm of the gradient before clipping, a table's aside."""
+        """Move every weight at `factor` times its peak rate; the gradient's norm before clipping, a table's aside."""
         gradients = [w.grad for w in self.weights.values() if w.grad is not None and not w.grad.is_sparse]
         norm = _norm(gradients)
         scale = (norm / self.clip).clamp(min=1.0) if self.clip is not None else None
