@@ -220,7 +220,7 @@ class _Read(torch.autograd.Function):
 
 
 def grouped(rows: Tensor, table_rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which rows are named (R,), in order; the slots (S,) that name them, row by row; where each row begins (R + 1,)."""
+    """Which rows are named (R,), in order; the slots (S,) that name them, row by row; where each begins (R + 1,)."""
     slots = rows.numel()
     counts = torch.empty(table_rows + 1, dtype=torch.long)
     most = min(slots, table_rows)
