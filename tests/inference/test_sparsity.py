@@ -94,7 +94,7 @@ def test_compiled_modules_and_masked_agree(shape: str, make_model: Make) -> None
 
 @needs_library
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("activation", ["relu2", "reglu"])
+@pytest.mark.parametrize("activation", ["relu2", "reglu", "drelu"])
 def test_silent_neurons_cost_nothing(activation: str, dtype: torch.dtype, make_model: Make) -> None:
     shape = {"experts": None, "feed_forward": {"width": 90, "activation": activation}}
     model, laid = (make_model(**shape).to(dtype) for _ in range(2))
