@@ -83,11 +83,15 @@ def streamed(folder: Path, slots: int) -> PragnosiaForCausalLM:
     return build(shelf, replace(make_plan(shelf, GIB, interpreter=0), slots=slots))[0]
 
 
-@pytest.mark.parametrize("dress", [DENSE, SHARED], ids=["layers", "units"])
+@pytest.mark.parametrize(
+    "dress",
+    [DENSE, SHARED, {**DENSE, "dendrites": {}}, {**SHARED, "dendrites": {}}],
+    ids=["layers", "units", "layers with dendrites", "units beside dendrites"],
+)
 def test_from_disk_the_words_are_the_same(dress: dict[str, Any], make_model: Make, tmp_path: Path) -> None:
     model = gated(make_model, **dress)
     model.save_pretrained(tmp_path)
-    assert spoken(streamed(tmp_path, 12 if dress is SHARED else 3))[:2] == spoken(model)[:2]
+    assert spoken(streamed(tmp_path, 3 if "feed_forward" in dress else 12))[:2] == spoken(model)[:2]
 
 
 @torch.no_grad()
