@@ -371,7 +371,7 @@ def nano(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).write(folder)  # fmt: skip
     cheap = Setting(leave=((2, 1e-6),), memory="propagated")
     notches = [
-        Notch(setting=setting, bits_per_byte=bits, operations_per_token=cost, bytes_per_token=cost,
+        Notch(setting=setting, bits_per_byte=bits, agreed=1.0, operations_per_token=cost, bytes_per_token=cost,
               joules_per_token=cost, layers_used=layers, units_awake=1.0)
         for setting, bits, cost, layers in ((WHOLE, 2.0, 100.0, 6.0), (cheap, 2.2, 40.0, 2.0))
     ]  # fmt: skip
