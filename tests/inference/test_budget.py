@@ -236,3 +236,13 @@ def test_a_gpu_that_is_too_small_says_what_would_do() -> None:
     plan = make_plan(sizes, 16 * GIB, interpreter=400 * MIB, vram=enough * MIB)
     assert plan.vram_slots == plan.least_slots
     assert "give --memory" in offers(sizes, 500 * MIB, vram=8 * GIB), "memory can still be what is lacking"
+
+
+def test_a_budget_a_little_too_small_is_told_from_what_it_lacks() -> None:
+    sizes = described_preset("7b", "int4")
+    plan = make_plan(sizes, 1 << 60, interpreter=0)
+    needed = replace(plan, slots=plan.least_slots).total
+    with pytest.raises(BudgetError) as refused:
+        make_plan(sizes, needed - 4096, interpreter=0)
+    given, lacked = re.findall(r"^(\S+ \w+) are too little: .* = (\S+ \w+);", str(refused.value))[0]
+    assert given != lacked

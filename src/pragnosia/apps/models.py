@@ -88,15 +88,16 @@ def _check_outside(folder: Path) -> None:
 
 def _described(model: str) -> tuple[PragnosiaConfig, str]:
     """Configuration and precision of a directory or a preset."""
-    from pragnosia.errors import CheckpointError, unknown_name
+    from pragnosia.errors import CheckpointError
+    from pragnosia.inference.directory import neither
     from pragnosia.inference.loading import load_config
     from pragnosia.model.presets import PRESETS, preset
     from pragnosia.quantisation.index import is_packed, read_index
 
     if model in PRESETS:
         return preset(model), "bfloat16"
-    if not Path(model).exists() and "/" not in model:
-        raise CheckpointError(unknown_name("preset", model, PRESETS) + "; and there is no directory of that name")
+    if not Path(model).is_dir() and gguf_in(model) is None:
+        raise CheckpointError(neither(model, PRESETS))
     config = load_config(model)
     plain = str(config.dtype or "float32").removeprefix("torch.")
     if not is_packed(Path(model)):
