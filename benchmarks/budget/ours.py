@@ -1,4 +1,4 @@
-"""Worker: our engine on fixed tokens within a budget. usage: ours.py MODEL BYTES PROMPT NEW; prints a line of JSON.
+"""Worker: our engine on given tokens within a budget. usage: ours.py MODEL BYTES PROMPT NEW; prints a line of JSON.
 
 With 0 bytes there is no budget: the whole model is loaded before it speaks, packed units too.
 """
@@ -32,7 +32,7 @@ def main(folder: str, budget: int, prompt: int, new: int) -> None:
         pool.hold(number // units, number % units)
         pool.release(number // units, number % units)
     loaded = time.perf_counter() - started
-    given = tokens(prompt + new)
+    given = tokens(prompt + new, folder)
     decoder = Decoder(model, context)
     decoder.read(given[:prompt])
     begun = time.perf_counter()
