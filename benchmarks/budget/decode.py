@@ -7,7 +7,8 @@ the peer is left out.
 
 The cap counts the page cache, and is the budget that ours is told; files are dropped from it before each run. 32 tokens
 of prompt, then fixed random tokens; the first third warms up. The mixture that learned (_trained.py; WORK/mixture, made
-in some minutes) reads text that was held out, and llama.cpp does not know its family. "In memory" both load the whole model before they begin.
+in some minutes) reads text that was held out, and llama.cpp does not know its family. "In memory" both load the whole
+model before they begin.
 
 `of the limit` is ours over what the machine could do at best with the bytes that ours read: the longer of reading the
 units that were missing from the disk and of reading what wakes from memory, at rates measured before each round.
