@@ -35,6 +35,8 @@ from pragnosia.inference.split import by_layer, layer_of
 from pragnosia.inference.vram import cuda_bytes, vram_scratch, vram_tuning_scratch
 from pragnosia.units import MIB, parse_bytes
 
+PAGE_TABLES = 512
+"""Bytes that one byte of page tables is for."""
 CONTEXT = 4096
 """Tokens that a conversation has room for, unless it is said otherwise."""
 
@@ -227,7 +229,12 @@ def process_memory(budget: int) -> int:
 
     Page tables are charged to a control group as the pages are: eight bytes for each of 4 KiB.
     """
-    return resident_memory() + budget // 512
+    return resident_memory() + budget // PAGE_TABLES
+
+
+def budget_for(total: int) -> int:
+    """The least budget that leaves so much beside its page tables."""
+    return -(-total * PAGE_TABLES // (PAGE_TABLES - 1))
 
 
 def resident_memory() -> int:

@@ -44,7 +44,7 @@ def refusal(plan: Plan, sizes: Sizes, drafted: Draft) -> str:
     option, needed = "--vram" if on_gpu else "--memory", _needed(plan, on_gpu)
     given, all_of_it = told_apart(plan.vram if on_gpu else plan.budget, needed)
     given += " of the GPU's memory" if on_gpu else ""
-    enough = needed if on_gpu else needed + _VARIES
+    enough = needed if on_gpu else needed + needed // 511 + _VARIES  # and page tables of a larger budget
     ways = [f"give {option} {_whole(enough)} or more", *_shorter(plan, sizes, drafted), *_smaller(plan, sizes, drafted)]
     return f"{given} are too little: {' + '.join(filter(None, parts))} = {all_of_it}; {', or '.join(ways)}"
 

@@ -120,7 +120,7 @@ inline int64_t arrived(const Extent& extent) {
 }
 // Some of a matrix's numbers, of which `past` bytes come before, put where they belong once rows are columns.
 template <class T> void turn(const Extent& extent, const char* from, int64_t past, int64_t bytes, char* to) {
-    constexpr int64_t ROWS = 64 / sizeof(T), COLUMNS = 64;  // a line of cache is filled at once
+    constexpr int64_t ROWS = 128 / sizeof(T), COLUMNS = 16;  // two lines of cache are filled at once
     const int64_t depth = extent.row / int64_t(sizeof(T)), outs = extent.bytes / extent.row;
     const int64_t first = past / int64_t(sizeof(T)), last = first + bytes / int64_t(sizeof(T));
     const auto some = [&](int64_t row, int64_t to_row, int64_t column, int64_t to_column) {
