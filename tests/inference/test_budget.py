@@ -255,3 +255,13 @@ def test_a_budget_a_little_too_small_is_told_from_what_it_lacks() -> None:
         make_plan(sizes, needed - 4096, interpreter=0)
     given, lacked = re.findall(r"^(\S+ \w+) are too little: .* = (\S+ \w+);", str(refused.value))[0]
     assert given != lacked
+
+
+@pytest.mark.parametrize("budget", [GIB, 3 * GIB])
+def test_what_a_refusal_asks_for_is_enough_with_its_page_tables(budget: int) -> None:
+    """The process is measured, as whoever speaks does; a larger budget takes larger tables."""
+    sizes = described_preset("450b", "bf16")
+    with pytest.raises(BudgetError) as refused:
+        make_plan(sizes, budget)
+    memory = number(r"give --memory (\d+)MiB or more", str(refused.value))
+    assert make_plan(sizes, memory * MIB).fits

@@ -89,7 +89,9 @@ def make_plan(  # noqa: PLR0913  what a plan is made of
     plan = drafted(sizes, context)
     if not plan.fits:
         alone = bool(vram) and _filled(_bare(sizes, budget, context, process, tuning, reserve)).fits
-        raise BudgetError(refusal(plan, sizes, drafted) + (", or leave --vram out" if alone else ""))
+        raise BudgetError(
+            refusal(plan, sizes, drafted, tables=interpreter is None) + (", or leave --vram out" if alone else "")
+        )
     return plan
 
 
