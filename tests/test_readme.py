@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -37,3 +38,12 @@ def test_shown_commands_exist(command: str, capsys: pytest.CaptureFixture[str]) 
 
 def test_something_is_shown() -> None:
     assert len(SHOWN) >= 8
+
+
+def test_tables_are_those_of_the_json_beside_the_benchmarks() -> None:
+    script = ROOT / "benchmarks" / "budget" / "_tables.py"
+    tables = runpy.run_path(str(script))
+    page = tables["PAGE"].read_text("utf-8")
+    assert tables["written"](page) == page, f"run python {script.relative_to(ROOT)}"
+    for name in tables["TABLES"]:
+        assert page.count(f"<!-- {name} -->\n| ") == 1, name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pragnosia.units import format_bytes, format_count, format_duration, format_joules, parse_bytes
+from pragnosia.units import format_bytes, format_count, format_duration, format_joules, parse_bytes, told_apart
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,17 @@ def test_sizes_are_read(text: str, size: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="as a size"):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        (400 << 20, (400 << 20) + 4096, ("400 MiB", "400.004 MiB")),
+        (1023 << 20, (1023 << 20) - 1, ("1023 MiB", "1022.999999 MiB")),
+        (5 << 30, 6 << 30, ("5 GiB", "6 GiB")),
+        (7, 7, ("7 B", "7 B")),
+        ((9 << 40) + 1024, 9 << 40, ("9.000000001 TiB", "9 TiB")),
+    ],
+)
+def test_sizes_that_differ_are_told_apart(one: int, other: int, expected: tuple[str, str]) -> None:
+    assert told_apart(one, other) == expected

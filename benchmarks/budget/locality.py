@@ -13,7 +13,7 @@ too. The others are replayed on the same routes: `lru`, the longest unused goes;
 without fading; `best`, the one that is needed last of all goes, which takes knowledge of the future (Belady 1966). The
 first third of the tokens fills the slots and does not count.
 
-usage: locality.py WORK [KIND…]
+usage: locality.py WORK [KIND…]. The table goes into docs/budget.md, too (_tables.py).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from _bench import earlier, publish
 from _engines import make_checkpoint
 from _eviction import Routes, best, faded, lru
+from _tables import locality, write_page
 from _tokens import tokens
 from transformers import AutoTokenizer
 from transformers.utils import logging
@@ -46,7 +47,8 @@ from pragnosia.inference.stream import UNLIMITED, build, planned, pool_of
 from pragnosia.kernels.pool import HALF_LIFE, PoolStats
 
 ROOT = Path(__file__).parents[2]
-SHARES, IN_THE_MODEL, HALF_LIVES = (0.09, 0.12, 0.14, 0.26, 0.35, 0.52), (0.12, 0.35), (16.0, 64.0, 256.0)
+SHARES = (0.03, 0.06, 0.09, 0.12, 0.14, 0.2, 0.26, 0.35, 0.43, 0.52, 0.7)
+IN_THE_MODEL, HALF_LIVES = (0.12, 0.35), (16.0, 64.0, 256.0)
 LAYERS, UNITS, AWAKE = 12, 64, 4  # of the drawn routes, as of the random checkpoint
 # tokens read, and after how many the text begins anew
 READING = {"uniform": (420, 420), "zipf": (420, 420), "noise": (420, 420), "text": (420, 420), "trained": (2048, 256)}
@@ -164,7 +166,7 @@ def measure(work: Path, kind: str) -> dict[str, Any]:
     else:
         folder = folder_of(work, kind)
         plan = planned(folder, UNLIMITED)[1]
-        units = plan.num_units // plan.sparse_layers
+        units = plan.num_units // plan.streamed_layers
         for share in IN_THE_MODEL:
             routes, found["in_the_model"][f"{share}"] = read(folder, kind, round(share * plan.num_units))
             print(kind, share, "in the model", found["in_the_model"], flush=True)
@@ -192,14 +194,9 @@ def main(work: Path, kinds: list[str]) -> None:
     measured = {kind: measure(work, kind) for kind in kinds or READING}
     results = earlier(__file__, "kinds") | measured
     results = {kind: results[kind] for kind in READING if kind in results}
-    rows = [
-        [kind, f"{float(share):.0%}", *(f"{at[name]:.3f}" for name in ("ours", "lru", "lfu", "best")),
-         f"{found['in_the_model'][share]:.3f}" if share in found["in_the_model"] else ""]
-        for kind, found in results.items() for share, at in found["shares"].items()
-    ]  # fmt: skip
-    header = ["routing", "of units cached", "ours", "lru", "lfu", "best", "ours, in the model"]
     values = {"kinds": results, "half_life": HALF_LIFE, "warm_up": "a third", "seed": 7}
-    publish("How often is a woken unit in memory already?", header, rows, values, __file__)
+    publish("How often is a woken unit in memory already?", *locality(values), values, __file__)
+    write_page()
 
 
 if __name__ == "__main__":

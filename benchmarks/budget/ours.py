@@ -1,4 +1,4 @@
-"""Worker: our engine on fixed tokens within a budget. usage: ours.py MODEL BYTES PROMPT NEW; prints a line of JSON.
+"""Worker: our engine on given tokens within a budget. usage: ours.py MODEL BYTES PROMPT NEW; prints a line of JSON.
 
 With 0 bytes there is no budget: the whole model is loaded before it speaks, packed units too.
 """
@@ -32,14 +32,18 @@ def main(folder: str, budget: int, prompt: int, new: int) -> None:
         pool.hold(number // units, number % units)
         pool.release(number // units, number % units)
     loaded = time.perf_counter() - started
-    given = tokens(prompt + new)
+    given = tokens(prompt + new, folder)
     decoder = Decoder(model, context)
     decoder.read(given[:prompt])
-    begun = time.perf_counter()
+    seconds, none = [], PoolStats(0, 0, 0, 0, 0.0)
+    empty, begun = pool.stats() if pool else none, time.perf_counter()
     next(decoder.speak(1, Sampling()))
     first = time.perf_counter() - begun
-    seconds, none = [], PoolStats(0, 0, 0, 0, 0.0)
     before = pool.stats() if pool else none
+    prefill = {
+        "first_bytes_read": before.bytes_read - empty.bytes_read,
+        "first_share_waiting": (before.seconds_waiting - empty.seconds_waiting) / torch.get_num_threads() / first,
+    }
     with torch.inference_mode():
         program = Program(model, decoder.state)
         for number, token in enumerate(given[prompt:]):
@@ -58,6 +62,7 @@ def main(folder: str, budget: int, prompt: int, new: int) -> None:
         "share_waiting": (after.seconds_waiting - before.seconds_waiting) / torch.get_num_threads() / sum(steady),
         "seconds_to_load": loaded,
         "seconds_to_first_token": first,
+        **prefill,
     }
     if plan:
         result |= {

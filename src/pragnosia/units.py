@@ -12,15 +12,15 @@ _JOULES = {"": 1.0, "j": 1.0, "mj": 1e-3, "uj": 1e-6, "kj": 1e3}
 _SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*")
 
 
-def _digits(value: float) -> str:
-    """Three significant digits, never an exponent."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+def _digits(value: float, digits: int = 3) -> str:
+    """So many significant digits, three or more; never an exponent."""
+    return f"{value:.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 
-def _scaled(value: float, steps: list[tuple[float, str]]) -> str:
+def _scaled(value: float, steps: list[tuple[float, str]], digits: int = 3) -> str:
     """`value` in the largest step it reaches, or the smallest there is."""
     scale, name = next((step for step in steps if abs(value) >= step[0]), steps[-1])
-    return f"{_digits(value / scale)} {name}"
+    return f"{_digits(value / scale, digits)} {name}"
 
 
 def format_count(value: float) -> str:
@@ -30,9 +30,21 @@ def format_count(value: float) -> str:
     return _scaled(value, [(1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")])
 
 
-def format_bytes(value: float) -> str:
+def format_bytes(value: float, digits: int = 3) -> str:
     """`5368709120` -> `5 GiB`."""
-    return _scaled(value, [(1024.0**4, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"), (1, "B")])
+    return _scaled(value, [(1024.0**4, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"), (1, "B")], digits)
+
+
+def told_apart(one: int, other: int) -> tuple[str, str]:
+    """Two sizes beside each other, with as many digits as it takes to see that they differ.
+
+    `419430400, 419471360` -> `400 MiB`, `400.04 MiB`.
+    """
+    for digits in range(3, 20):
+        pair = format_bytes(one, digits), format_bytes(other, digits)
+        if pair[0] != pair[1] or one == other:
+            break
+    return pair
 
 
 def format_duration(seconds: float) -> str:

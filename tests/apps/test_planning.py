@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from pragnosia import kernels
 from pragnosia.inference.sizes import described_preset
+from pragnosia.kernels.formats import FORMATS
+from pragnosia.tuning.configuration import LoraConfig
+from pragnosia.tuning.peft_format import write_adapter
 from pragnosia.units import MIB
 
 Run = Callable[..., Any]
@@ -92,8 +96,56 @@ def test_wrong_words_are_told_before_anything_is_loaded(at_once: Run) -> None:
     at_once("plan", "7b", "--memory", "2GiB", "--rates", "disk=quick").refused("disk", "'quick'")
 
 
-def test_neither_a_preset_nor_a_directory(run: Run) -> None:
+def test_neither_a_preset_nor_a_directory(run: Run, tmp_path: Path) -> None:
     run("plan", "45b", "--memory", "2GiB").refused("unknown preset '45b'", "450b", "no directory of that name")
+    (tmp_path / "weights.bin").touch()
+    for command in (("plan", "--memory", "2GiB"), ("inspect",)):
+        run(*command, tmp_path / "nope").refused(f"no model directory at {tmp_path / 'nope'}; name one", "450b")
+        run(*command, tmp_path / "weights.bin").refused("weights.bin is a file, and no GGUF file")
+
+
+def test_help_names_every_format_there_is(run: Run) -> None:
+    for verb in ("plan", "pack"):
+        words = re.sub(r"[\s│]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", run(verb, "--help").out))
+        for name in FORMATS.keys() - {"fp32"}:
+            assert re.search(rf"[ :]{name}[,.; ]", words), (verb, name)
+            assert run("plan", "nano", "--memory", "2GiB", "--format", name, *RATES).code == 0
+
+
+@pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
+def test_what_runs_beside_a_model_is_counted(run: Run, model: Path, tmp_path: Path) -> None:
+    adapter, mixture = tmp_path / "adapter", tmp_path / "mixture"
+    write_adapter(
+        adapter,
+        {
+            f"model.layers.0.mixer.q_proj.lora_{part}": torch.ones(shape)
+            for part, shape in (("a", (2, 32)), ("b", (32, 2)))
+        },
+        LoraConfig(rank=2, alpha=4.0),
+        model,
+    )
+    MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            num_local_experts=4,
+            max_position_embeddings=256,
+        )
+    ).save_pretrained(mixture)
+    command = ("plan", "--memory", "4GiB", "--json", *RATES)
+    plain, laden = (run(*command, model, *more).values for more in ((), ("--adapter", adapter)))
+    assert laden["slots"] <= plain["slots"]
+    lighter, exact = (run(*command, mixture, *more).values for more in ((), ("--exact",)))
+    assert exact["scratch"] > lighter["scratch"]
+    assert exact["total"] <= 4096 * MIB
+    run("plan", mixture, "--memory", "4GiB", "--exact", "--format", "int4").refused("leave --format out, or --exact")
+    run("plan", "nano", "--memory", "4GiB", "--exact").refused("for a model that is there, and nano is not")
+    run("plan", model, "--memory", "4GiB", "--vram", "1GiB", "--adapter", adapter).refused("do not run within --vram")
+    run("plan", model, "--memory", "4GiB", "--adapter", mixture).refused("adapter")
 
 
 def test_rates_need_a_unit(run: Run, model: Path) -> None:

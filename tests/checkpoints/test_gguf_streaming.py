@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pragnosia import Pragnosia, kernels
+from pragnosia.apps.cli import main
 from pragnosia.errors import CheckpointError
 from pragnosia.inference.budget import make_plan
 from pragnosia.inference.loading import load_model
@@ -121,3 +122,10 @@ def test_a_file_cut_short_meanwhile(written) -> None:
         file.truncate(path.stat().st_size // 8)
     with pytest.raises(CheckpointError, match=r"cannot read unit .*model\.gguf: the file ends too soon"):
         model(torch.arange(20)[None])
+
+
+@pytest.mark.parametrize(("kind", "form"), [("Q4_0", "Q4_0 and F32, read as bf16"), ("F32", "fp32")])
+def test_the_plan_calls_it_what_it_is(written, kind: str, form: str, capfd: pytest.CaptureFixture[str]) -> None:
+    _, path = written("mixtral", kind)
+    assert main(["plan", str(path), "--memory", "4GiB", "--rates", "memory=20GB/s,disk=1GB/s"]) == 0
+    assert f"  as it lies, {form}\n" in capfd.readouterr().out

@@ -22,7 +22,9 @@ from pragnosia.inference.layers import OnDisk, coming_and_going
 from pragnosia.inference.program import Program, writable
 from pragnosia.inference.sampler import Sampling
 from pragnosia.inference.shelf import open_shelf
-from pragnosia.inference.stream import build, pool_of
+from pragnosia.inference.stream import build, load_streamed, pool_of
+from pragnosia.kernels.activations import ACTIVATIONS
+from pragnosia.kernels.awake import lies_by_input
 from pragnosia.quantisation.index import RESIDENT
 from pragnosia.quantisation.packing import pack_model
 from pragnosia.units import GIB
@@ -209,3 +211,48 @@ def test_what_learns_is_not_written_down(make_model: Make, tmp_path: Path) -> No
     weights = coming_and_going(model)[2]
     weights.take(weights.names[0])
     assert not writable(model, state)
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "bf16", "int8"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_whatever_the_neurons_do(activation: str, stored: str, make_model: Make, tmp_path: Path) -> None:
+    """Silent neurons are stepped over in memory; what passes sums in the same order."""
+    organ = {"width": 44, "bias": True, "activation": activation}
+    folder = saved(make_model, tmp_path, stored, feed_forward=organ)
+    here = Pragnosia.from_pretrained(folder).model
+    down = here.model.layers[0].feed_forward.down
+    laid = ACTIVATIONS[activation].silences and stored != "int8"
+    assert (stored != "int8" and lies_by_input(down.weight)) == laid
+    ids = torch.randint(0, 250, (1, 17))
+    for slots in (2, 4, LAYERS):
+        shelf = open_shelf(folder)
+        there = build(shelf, replace(make_plan(shelf, GIB, interpreter=0), slots=slots), speaks=True)[0]
+        with torch.inference_mode():
+            assert torch.equal(here(ids).logits, there(ids).logits)
+            assert torch.equal(here(ids[:, :1]).logits, there(ids[:, :1]).logits), "the modules alone, token by token"
+        program = program_of(there, ids[0, :9].tolist())
+        plain = program_of(here, ids[0, :9].tolist())
+        for token in ids[0, 9:].tolist():
+            assert plain(token) == program(token)
+            assert torch.equal(plain.logits, program.logits)
+            plain.length, program.length = plain.length + 1, program.length + 1
+        assert plain.logits.std() > 0.05, "a flat answer proves little"
+
+
+def test_who_speaks_within_a_budget_lies_as_who_speaks_without(make_model: Make, tmp_path: Path) -> None:
+    """Shared units of a mixture, too; what learns keeps the usual layout."""
+    experts = {"num_units": 8, "unit_width": 5, "num_shared": 2, "activation": "relu2"}
+    make_model(experts={**experts, "thalamus": {"kind": "softmax", "num_awake": 4}}).save_pretrained(tmp_path)
+    here, there = (Pragnosia.from_pretrained(tmp_path, memory=memory).model for memory in (None, "32GiB"))
+    for model in (here, there):
+        assert lies_by_input(model.model.layers[1].feed_forward.shared.down.weight)
+    ids = torch.randint(0, 250, (1, 17))
+    with torch.inference_mode():
+        assert torch.equal(here(ids).logits, there(ids).logits)
+    plain, program = (program_of(model, ids[0, :9].tolist()) for model in (here, there))
+    for token in ids[0, 9:].tolist():
+        assert plain(token) == program(token)
+        assert torch.equal(plain.logits, program.logits)
+        plain.length, program.length = plain.length + 1, program.length + 1
+    learner = load_streamed(tmp_path, 32 * GIB)[0]
+    assert not lies_by_input(learner.model.layers[1].feed_forward.shared.down.weight)  # type: ignore[union-attr]

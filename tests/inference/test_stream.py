@@ -164,6 +164,11 @@ def test_a_failed_read_leaves_the_talk_as_it_was(foreign: Callable[[str], Path],
         CheckpointError, match=r"(cannot read unit \d+ of sparse layer \d+ from|ends too soon).*what was said so far"
     ):
         said.extend(words)
+    silent = speaker.decoder(64)
+    silent.read([5, 6, 7])
+    with pytest.raises(CheckpointError) as nothing_yet:
+        next(silent.speak(20, Sampling()))
+    assert "said so far" not in str(nothing_yet.value)
     weights.write_bytes(content)
     said += decoder.speak(40 - len(said), Sampling())
     assert said == expected

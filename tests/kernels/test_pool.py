@@ -13,6 +13,7 @@ from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.kernels.blocks import Extent
 from pragnosia.kernels.formats import plain_format
 from pragnosia.kernels.pool import PooledBank, UnitPool
+from pragnosia.quantisation.index import checksums
 
 pytestmark = pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
 UNITS, WIDTH, INNER, AWAKE = 12, 48, 20, 3
@@ -180,3 +181,22 @@ def test_a_unit_that_moved_is_read_from_its_new_place(tmp_path: Path) -> None:
     assert torch.equal(pool.hold(0, 3), new)
     links = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
     assert not any("/48.bin" in link for link in links)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "depth"), [(70, 45_001), (300_007, 3), (1, 9), (33, 64)])
+def test_a_matrix_is_turned_on_its_way(rows: int, depth: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    """In pieces that end within rows, from anywhere in a file; its pieces sum up to what lies there."""
+    matrix = torch.randn(rows, depth, generator=torch.Generator().manual_seed(5)).to(dtype)
+    data = matrix.view(torch.uint8).numpy().tobytes()
+    (tmp_path / "matrix").write_bytes(b"?" * 37 + data + b"some more")
+    each = dtype.itemsize
+    extent = Extent(tmp_path / "matrix", 37, len(data), row_bytes=depth * each, turned=each)
+    pool = UnitPool(1, 2, len(data) + 16, 2)
+    pool.place(0, 0, [extent, Extent(tmp_path / "matrix", 37 + len(data), 9)], checksums(data))
+    record = pool.hold(0, 0)
+    assert torch.equal(record[: len(data)].view(dtype).view(depth, rows), matrix.t())
+    assert bytes(record[len(data) : len(data) + 9].tolist()) == b"some more"
+    pool.place(0, 1, [extent], [*checksums(data)[:-1], 0])
+    with pytest.raises(OSError, match="checksum is wrong"):
+        pool.hold(0, 1)

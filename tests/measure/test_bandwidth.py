@@ -1,10 +1,22 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
+from pragnosia.apps.rates import measured_rates
 from pragnosia.errors import UserError
-from pragnosia.measure.bandwidth import device_speed, disk_speed, link_bandwidth, matrix_throughput, memory_bandwidth
+from pragnosia.measure.bandwidth import (
+    device_speed,
+    disk_speed,
+    link_bandwidth,
+    matrix_throughput,
+    memory_bandwidth,
+    reading_speed,
+)
 from pragnosia.units import MIB
 
 CPU = torch.device("cpu")
@@ -42,3 +54,34 @@ def test_a_gpu_is_faster_in_bf16():
     assert speed.operations_per_second["bfloat16"] > speed.operations_per_second["float32"]
     assert speed.memory_bytes_per_second > 1e11
     assert 1e9 < link_bandwidth(torch.device("cuda"), seconds=0.1) < speed.memory_bytes_per_second
+
+
+@pytest.mark.parametrize("size", [5 << 20, (300 << 20) + 4097])
+def test_what_lies_there_is_read_past_the_cache(size: int, tmp_path: Path) -> None:
+    """A file of holes takes no room; every stretch of it is read, and none beyond its end."""
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(size)
+    read: list[tuple[int, int]] = []
+    real = os.preadv
+
+    def preadv(descriptor: int, buffers: list[Any], offset: int) -> int:
+        got = real(descriptor, buffers, offset)
+        read.append((offset, got))
+        return got
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "preadv", preadv)
+        assert reading_speed(tmp_path / "model.safetensors", seconds=0.2) > 0
+    assert read
+    assert all(offset + got <= size for offset, got in read)
+    assert {got for _, got in read} == {1 << 20}
+
+
+def test_the_disk_is_measured_by_the_weights_that_lie_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pragnosia.measure.bandwidth.reading_speed", lambda file: float(file.stat().st_size))
+    given = {"memory": 1e9}
+    with (tmp_path / "b.gguf").open("wb") as file:
+        file.truncate(300 << 20)
+    (tmp_path / "a.safetensors").write_bytes(b"?")
+    assert measured_rates(tmp_path, given).disk == 300 << 20
+    assert not measured_rates(tmp_path, given).assumed

@@ -17,7 +17,8 @@ from pragnosia.checkpoints.blueprint import blueprint
 from pragnosia.errors import CheckpointError
 from pragnosia.inference.loading import load_model
 from pragnosia.inference.sampling import Sampling
-from pragnosia.inference.shelf import AsPacked
+from pragnosia.inference.shelf import AsPacked, open_shelf
+from pragnosia.inference.sizes import as_if_packed
 from pragnosia.inference.stream import load_streamed, pool_of
 from pragnosia.kernels.formats import pack, unpack
 from pragnosia.quantisation.calibration import Calibration
@@ -143,8 +144,9 @@ def test_packing_goes_on_where_it_was_stopped(after: int, source: Path, tmp_path
 
 
 def test_another_format_does_not_go_on_with_it(source: Path, tmp_path: Path) -> None:
-    def stop(done: int, total: int) -> NoReturn:
-        raise StoppedError
+    def stop(done: int, total: int) -> None:
+        if done == total:
+            raise StoppedError
 
     with pytest.raises(StoppedError):
         pack_model(blueprint(source), tmp_path / "packed", "int4", progress=stop)
@@ -285,9 +287,31 @@ def test_no_room_and_impossible_wishes(source: Path, tmp_path: Path, monkeypatch
         pack_model(print_, tmp_path / "taken", "int4")
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))  # type: ignore[attr-defined]
-        with pytest.raises(CheckpointError, match=r"needs .*, the disk has 0 B free"):
+        with pytest.raises(
+            CheckpointError, match=r"needs .*, the disk has 0 B free; nothing was written: make room"
+        ) as no:
+            pack_model(print_, tmp_path / "packed", "int4")
+        assert "--format" not in str(no.value), "no format is small enough"
+        room = as_if_packed(open_shelf(source), "int3").on_disk
+        patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(room, 0, room))  # type: ignore[attr-defined]
+        with pytest.raises(CheckpointError, match="or take --format int3, which needs"):
             pack_model(print_, tmp_path / "packed", "int4")
     assert not (tmp_path / "packed").exists()
+    assert not (tmp_path / "packed.partial").exists(), "the next try finds nothing in its way"
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match=r"cannot make the folder .*packed\.partial: Not a directory; choose"):
+        pack_model(print_, tmp_path / "file" / "packed", "int4")
+
+
+def test_what_was_begun_and_holds_nothing_is_in_nobodys_way(source: Path, tmp_path: Path) -> None:
+    """As a kill leaves it between making the folder and the first layer."""
+    (tmp_path / "packed.partial").mkdir()
+    (tmp_path / "packed.partial" / "progress.json").write_text(json.dumps({"format": "int8", "sums": []}))
+    (tmp_path / "packed.partial" / ".lock").touch()
+    assert not pack_model(blueprint(source), tmp_path / "packed", "int4").resumed
+    assert pack_model(blueprint(source), tmp_path / "again", "int4").num_bytes
+    for file in ("units.bin", "resident.bin"):
+        assert (tmp_path / "packed" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
 
 
 def test_a_full_disk_keeps_what_is_done(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +322,7 @@ def test_a_full_disk_keeps_what_is_done(source: Path, tmp_path: Path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(_Work, "append", full)
-        with pytest.raises(CheckpointError, match="No space left on device; what is done stays"):
+        with pytest.raises(CheckpointError, match=r"No space left .*; what is done stays there: .* goes on where it"):
             pack_model(blueprint(source), tmp_path / "packed", "int4")
     progress = json.loads((tmp_path / "packed.partial" / "progress.json").read_text())
     assert len(progress["sums"]) == 12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from pragnosia.training.log import LOG, read_log
 from pragnosia.training.optimisers import OptimiserConfig
 from pragnosia.training.progress import Silent
 from pragnosia.training.tuner import tune
-from pragnosia.training.tuning import TuneConfig
+from pragnosia.training.tuning import TuneConfig, open_tuning
 from pragnosia.tuning.configuration import LoraConfig
 
 
@@ -203,3 +204,21 @@ def test_a_file_cut_while_it_is_read(
     weights.write_bytes(whole)
     monkeypatch.undo()
     assert tune(config, out=tmp_path / "out", resume=True, reporter=Silent()).steps == 6
+
+
+def test_a_run_goes_on_however_its_files_are_named(
+    configure: Callable[..., TuneConfig], folder: Path, chat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other.jsonl"
+    other.write_bytes(chat.read_bytes())
+    (tmp_path / "deeper").mkdir()
+    monkeypatch.chdir(chat.parent)
+    config = configure(data=[chat.name])
+    assert open_tuning(out, config, resume=False) is None
+    for again in (f"./{chat.name}", str(chat), f"../{chat.parent.name}/{chat.name}"):
+        open_tuning(out, replace(config, data=[again]), resume=True)
+    open_tuning(out, replace(config, model=os.path.relpath(folder)), resume=True)
+    monkeypatch.chdir(tmp_path / "deeper")
+    open_tuning(out, replace(config, data=[os.path.relpath(chat)]), resume=True)
+    with pytest.raises(ConfigError, match=r"cannot resume .*: data changed since"):
+        open_tuning(out, replace(config, data=["../other.jsonl"]), resume=True)

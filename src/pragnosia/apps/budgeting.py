@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
-from pragnosia.units import format_bytes, format_duration
+from pragnosia.units import format_bytes, format_duration, told_apart
 
 if TYPE_CHECKING:
     from pragnosia.inference.speaker import Pragnosia
 
 Amount = TypeVar("Amount", int, float)
+PACKED = "bf16, int8, int4, int3, int2, nf4, bf16-2:4 or int8-2:4"
+"""What one can pack into; in words, for help is told before torch is loaded."""
 
 Memory = Annotated[
     str | None,
@@ -113,7 +115,8 @@ def _warn_of_limits(budget: int) -> None:
 
     most = read_limits().memory_total
     if budget > most:
-        words = f"--memory is {format_bytes(budget)}, and this process may have {format_bytes(most)}"
+        asked, most_words = told_apart(budget, most)
+        words = f"--memory is {asked}, and this process may have {most_words}"
         print(f"pragnosia: {words}: it may be ended if it needs more", file=sys.stderr)
 
 

@@ -94,7 +94,8 @@ def _check_outside(folder: Path) -> None:
 
 def _described(model: str) -> tuple[PragnosiaConfig, str]:
     """Configuration and precision of a directory, a preset, or a model that a YAML file would train."""
-    from pragnosia.errors import CheckpointError, unknown_name
+    from pragnosia.errors import CheckpointError
+    from pragnosia.inference.directory import neither
     from pragnosia.inference.loading import load_config
     from pragnosia.model.presets import PRESETS, preset
     from pragnosia.quantisation.index import is_packed, read_index
@@ -103,8 +104,8 @@ def _described(model: str) -> tuple[PragnosiaConfig, str]:
         return preset(model), "bfloat16"
     if Path(model).suffix in (".yaml", ".yml") and not Path(model).is_dir():
         return _to_be_trained(Path(model)), "float32"
-    if not Path(model).exists() and "/" not in model:
-        raise CheckpointError(unknown_name("preset", model, PRESETS) + "; and there is no directory of that name")
+    if not Path(model).is_dir() and gguf_in(model) is None:
+        raise CheckpointError(neither(model, PRESETS))
     config = load_config(model)
     plain = str(config.dtype or "float32").removeprefix("torch.")
     if not is_packed(Path(model)):

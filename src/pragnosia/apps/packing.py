@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
-from pragnosia.apps.budgeting import bar, check_memory
+from pragnosia.apps.budgeting import PACKED, bar, check_memory
 from pragnosia.apps.dialling import left_behind, left_behind_rows
 from pragnosia.errors import UserError
 from pragnosia.units import GIB, KIB, format_bytes
@@ -31,7 +31,7 @@ def pack(
         Path, typer.Argument(metavar="SOURCE", help="A model directory, ours or a supported family's, or a GGUF file.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A directory to make.")],
-    format: Annotated[str, typer.Option(help="bf16, int8, int4, int3, int2, nf4, bf16-2:4 or int8-2:4.")] = "int4",  # noqa: A002
+    format: Annotated[str, typer.Option(help=f"{PACKED}.")] = "int4",  # noqa: A002
     data: Annotated[
         list[str] | None,
         typer.Option("--data", help="Texts on which to measure what packing lost; a little of `default` unless given."),

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, answering
-from pragnosia.apps.budgeting import Context, size_of
+from pragnosia.apps.budgeting import PACKED, Adapter, Context, Exact, size_of
 from pragnosia.apps.rates import given_rates, measured_rates, rates_line
 from pragnosia.checkpoints.gguf_header import gguf_in
-from pragnosia.units import format_bytes
+from pragnosia.units import format_bytes, told_apart
 
 if TYPE_CHECKING:
     from pragnosia.inference.plan import Plan, Rates
@@ -34,30 +34,33 @@ def plan(
     ] = None,
     format: Annotated[  # noqa: A002
         str | None,
-        typer.Option(help="Plan as if packed: bf16, int8, int4, int3, int2 or nf4; default int4 for a preset."),
+        typer.Option(help=f"Plan as if packed: {PACKED}; default {DEFAULT_FORMAT} for a preset."),
     ] = None,
     rates: Annotated[
         str | None,
         typer.Option(help="Instead of measuring, as in memory=20GB/s,disk=1GB/s,vram=300GB/s,link=12GB/s."),
     ] = None,
     context: Context = None,
+    adapter: Adapter = None,
+    exact: Exact = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
     """Say what of a model would be in memory, on the GPU and on disk, and how fast it would speak on this machine.
 
-    A model that does not exist yet can be named by its preset; --format says what packing would change.
+    A model that does not exist yet can be named by its preset; --format says what packing would change. With --adapter
+    or --exact the plan counts what these take, as `generate` with the same options will.
     """
     budget, gpu = size_of("--memory", memory), size_of("--vram", vram) if vram is not None else 0
+    _check_choices(model, exact=exact, **{"--adapter": adapter, "--vram": vram, "--format": format})
     given, room, folder = given_rates(rates), *_room(disk)
     sizes = _sizes(model, format)
     _check_room(sizes, room, disk)
-    from pragnosia.inference.budget import longest_context, make_plan
-
-    planned = make_plan(sizes, budget, context=context, vram=gpu)
-    longest = longest_context(sizes, budget, vram=gpu)
+    learned = _learned(adapter, model)  # before the plan, which counts what is there already
+    planned, longest = _planned(sizes, budget, gpu, context, exact=exact)
+    del learned
     found = measured_rates(folder or _folder(model), given, gpu=bool(gpu))
-    note = f"{'packed as' if _is_packed(sizes) else 'as it lies,'} {sizes.format.name}"
+    note = f"{'packed as' if _is_packed(sizes) else 'as it lies,'} {_form(sizes)}"
     note += " (the default)" if format is None and not Path(model).exists() else ""
     note += f", of {format_bytes(room)}" if room is not None else ""
     first = f"  {'on disk':<26}{format_bytes(sizes.on_disk):>10}  {note}"
@@ -92,9 +95,57 @@ def plan_values(planned: Plan, rates: Rates) -> dict[str, Any]:
     }
 
 
+def _check_choices(model: str, *, exact: bool, **options: object) -> None:
+    """Raise ConfigError for what cannot be together."""
+    from pragnosia.errors import ConfigError
+
+    odd = [name for name, value in options.items() if value is not None]
+    if exact and odd:
+        raise ConfigError(f"exact mode runs a model as it lies, on the CPU: leave {', '.join(odd)} out, or --exact")
+    if options["--adapter"] is not None and options["--vram"] is not None:
+        raise ConfigError("adapters do not run within --vram yet; leave it out, or merge the adapter into the model")
+    if (exact or options["--adapter"] is not None) and not Path(model).exists():
+        raise ConfigError(f"--exact and --adapter are for a model that is there, and {model} is not; leave them out")
+
+
+def _learned(adapter: Path | None, model: str) -> object:
+    """What an adapter holds, or nothing."""
+    if adapter is None:
+        return None
+    from pragnosia.tuning.peft_config import check_adapter
+
+    check_adapter(adapter)
+    from pragnosia.tuning.lora import attach_tensors  # noqa: F401  (as whoever speaks with it imports)
+    from pragnosia.tuning.peft_format import read_adapter
+
+    return read_adapter(adapter, model)
+
+
+def _planned(sizes: Sizes, budget: int, vram: int, context: int | None, *, exact: bool) -> tuple[Plan, int]:
+    """The plan, and the longest context that fits."""
+    if exact:
+        from pragnosia.inference.exact_loading import plan_exact
+
+        return plan_exact(sizes.name, budget, context=context)
+    from pragnosia.inference.budget import longest_context, make_plan
+
+    return make_plan(sizes, budget, context=context, vram=vram), longest_context(sizes, budget, vram=vram)
+
+
+def _form(sizes: Sizes) -> str:
+    """What the weights are: `bf16`, or of a GGUF file `Q4_0 and Q6_K, read as bf16`."""
+    from pragnosia.inference.shelf import AsItLies
+
+    name, kinds = sizes.format.name, sizes.kinds if isinstance(sizes, AsItLies) else []
+    if not kinds or [kind.lower() for kind in kinds] in (["bf16"], ["f32"]):
+        return name
+    return f"{' and '.join(kinds)}, read as {name}"
+
+
 def _sizes(model: str, format_name: str | None) -> Sizes:
     """A directory or file as it lies or as if it were packed, or a preset. Raises CheckpointError."""
-    from pragnosia.errors import CheckpointError, unknown_name
+    from pragnosia.errors import CheckpointError
+    from pragnosia.inference.directory import neither
     from pragnosia.model.presets import PRESETS
 
     if Path(model).is_dir() or gguf_in(model) is not None:
@@ -103,7 +154,7 @@ def _sizes(model: str, format_name: str | None) -> Sizes:
 
         return open_shelf(model) if format_name is None else as_if_packed(shelf_of(model), format_name)
     if model not in PRESETS:
-        raise CheckpointError(unknown_name("preset", model, PRESETS) + "; and there is no directory of that name")
+        raise CheckpointError(neither(model, PRESETS))
     from pragnosia.inference.sizes import described_preset
 
     return described_preset(model, format_name or DEFAULT_FORMAT)
@@ -150,7 +201,5 @@ def _check_room(sizes: Sizes, room: int | None, disk: str | None) -> None:
             break
     else:
         way = f"{SMALLER[-1]}, the smallest format, takes {format_bytes(smaller)}"
-    raise BudgetError(
-        f"{sizes.name} as {sizes.format.name} takes {format_bytes(sizes.on_disk)} on disk, "
-        f"--disk {disk} has {format_bytes(room)}; {way}"
-    )
+    takes, has = told_apart(sizes.on_disk, room)
+    raise BudgetError(f"{sizes.name} as {sizes.format.name} takes {takes} on disk, --disk {disk} has {has}; {way}")

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pragnosia.errors import ConfigError, UserError, unknown_name
-from pragnosia.units import format_bytes, parse_bytes
+from pragnosia.units import MIB, format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from pragnosia.inference.plan import Rates
 
 NAMES = ("memory", "disk", "vram", "link")
+_WEIGHTS, _LARGE = ("*.safetensors", "*.bin", "*.gguf"), 256 * MIB
 _DISK = 1e9  # what is assumed where nothing may be written: the slower half of the NVMe disks on sale
 
 
@@ -39,19 +40,20 @@ def given_rates(text: str | None) -> dict[str, float]:
 def measured_rates(folder: Path, given: Mapping[str, float] | None = None, *, gpu: bool = False) -> Rates:
     """What is not given is measured: memory, the disk that holds `folder`, and the GPU's two where `gpu` asks for them.
 
-    Where there is no GPU, or nothing may be written into the folder, it is assumed and said so.
+    The disk by the weights that lie there, or a file made for it. Where there is no GPU, or nothing may be written into
+    the folder, it is assumed and said so.
     """
     import torch
 
     from pragnosia.inference.plan import Rates
-    from pragnosia.measure.bandwidth import disk_speed, link_bandwidth, memory_bandwidth
+    from pragnosia.measure.bandwidth import link_bandwidth, memory_bandwidth
 
     found, assumed = dict(given or {}), []
     if "memory" not in found:
         found["memory"] = memory_bandwidth(torch.device("cpu"))
     if "disk" not in found:
         try:
-            found["disk"] = disk_speed(folder).read_bytes_per_second
+            found["disk"] = _disk(folder)
         except UserError:
             found["disk"] = _DISK
             assumed.append("disk")
@@ -63,6 +65,17 @@ def measured_rates(folder: Path, given: Mapping[str, float] | None = None, *, gp
         else:
             assumed.append(name)
     return Rates(**found, assumed=tuple(assumed))
+
+
+def _disk(folder: Path) -> float:
+    """Of the weights that lie there, if they are large enough to time; else of a file made for it. Raises UserError."""
+    from pragnosia.measure.bandwidth import disk_speed, reading_speed
+
+    files = [file for pattern in _WEIGHTS for file in folder.glob(pattern)]
+    largest = max(files, key=lambda file: file.stat().st_size, default=None)
+    if largest is not None and largest.stat().st_size >= _LARGE:
+        return reading_speed(largest)
+    return disk_speed(folder).read_bytes_per_second
 
 
 def rates_line(rates: Rates, given: Mapping[str, float], *, gpu: bool) -> str:

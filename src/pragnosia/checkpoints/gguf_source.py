@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,6 +88,14 @@ class GgufSource:
         """The model's config.json."""
         values = config_json(self._header, self.path, self._exactly)
         return values | {"dtype": str(self._dtype).removeprefix("torch.")}
+
+    @property
+    def kinds(self) -> list[str]:
+        """The types its numbers lie in, the one that takes most bytes first; without those that take next to none."""
+        sizes = Counter[str]()
+        for tensor in self._header.tensors.values():
+            sizes[tensor.kind] += tensor.num_bytes
+        return [kind for kind, size in sizes.most_common() if size > sizes.total() / 64]
 
     @property
     def names(self) -> Collection[str]:

@@ -100,7 +100,7 @@ class AcceleratorBank(nn.Module):
         try:
             return self._sum(x, units, strengths)
         except OSError as error:
-            raise CheckpointError(f"{error}; what was said so far stays") from error
+            raise CheckpointError(f"{error}") from error
 
     def row(self, unit: int) -> None:
         """Nothing of a unit learns."""

@@ -18,7 +18,7 @@ place of keys and values.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,6 +35,8 @@ from pragnosia.inference.split import by_layer, layer_of
 from pragnosia.inference.vram import cuda_bytes, vram_scratch, vram_tuning_scratch
 from pragnosia.units import MIB, parse_bytes
 
+PAGE_TABLES = 512
+"""Bytes that one byte of page tables is for."""
 CONTEXT = 4096
 """Tokens that a conversation has room for, unless it is said otherwise."""
 
@@ -78,7 +80,7 @@ def make_plan(  # noqa: PLR0913  what a plan is made of
     most = sizes.config.max_position_embeddings
     if context is not None and context > most:
         raise BudgetError(f"--context is {context} tokens; the model holds at most {most}")
-    process = resident_memory() if interpreter is None else interpreter
+    process = process_memory(budget) if interpreter is None else interpreter
 
     def drafted(sizes: Sizes, context: int | None) -> Plan:
         plan = _bare(sizes, budget, context, process, tuning, reserve)
@@ -87,16 +89,28 @@ def make_plan(  # noqa: PLR0913  what a plan is made of
     plan = drafted(sizes, context)
     if not plan.fits:
         alone = bool(vram) and _filled(_bare(sizes, budget, context, process, tuning, reserve)).fits
-        raise BudgetError(refusal(plan, sizes, drafted) + (", or leave --vram out" if alone else ""))
+        raise BudgetError(
+            refusal(plan, sizes, drafted, tables=interpreter is None) + (", or leave --vram out" if alone else "")
+        )
     return plan
 
 
-def longest_context(sizes: Sizes, budget: int, *, vram: int = 0, interpreter: int | None = None) -> int:
-    """The most tokens that a plan within these budgets [bytes] has room for; 0 where none fits."""
-    process = resident_memory() if interpreter is None else interpreter
+def longest_context(
+    sizes: Sizes,
+    budget: int,
+    *,
+    vram: int = 0,
+    interpreter: int | None = None,
+    besides: Callable[[int], int] | None = None,
+) -> int:
+    """The most tokens that a plan within these budgets [bytes] has room for; 0 where none fits.
+
+    `besides` says what so many tokens take of the budget beside the plan.
+    """
+    process = process_memory(budget) if interpreter is None else interpreter
 
     def fits(context: int) -> bool:
-        plan = _bare(sizes, budget, context, process, None)
+        plan = _bare(sizes, budget - (besides(context) if besides else 0), context, process, None)
         return _filled(_on_gpu(plan, sizes, vram, None) if vram else plan).fits
 
     most = int(sizes.config.max_position_embeddings)
@@ -210,6 +224,19 @@ def as_bytes(memory: int | str) -> int:
     if size <= 0:
         raise BudgetError(f"the memory budget is {memory}; it must be more than nothing, as in 4GiB")
     return size
+
+
+def process_memory(budget: int) -> int:
+    """Bytes of this process now, and those that the kernel will take to know where a whole budget lies.
+
+    Page tables are charged to a control group as the pages are: eight bytes for each of 4 KiB.
+    """
+    return resident_memory() + budget // PAGE_TABLES
+
+
+def budget_for(total: int) -> int:
+    """The least budget that leaves so much beside its page tables."""
+    return -(-total * PAGE_TABLES // (PAGE_TABLES - 1))
 
 
 def resident_memory() -> int:

@@ -136,10 +136,12 @@ class Decoder:
         self._fold()  # the model may have changed since we last spoke
         single = writable(self.model, self._state)
         self.decoding = self._kind(single)
-        for _ in range(min(max_new_tokens, limit - len(self.ids))):
+        for said in range(min(max_new_tokens, limit - len(self.ids))):
             try:
                 chosen = self._step(sampler, single)
             except CheckpointError as error:
+                if not said:
+                    raise
                 raise CheckpointError(f"{error}; what was said so far stays") from error
             self.ids.append(chosen)
             if chosen in stop_tokens:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pragnosia.checkpoints.admission import FAMILIES, check_readable, unsupporte
 from pragnosia.checkpoints.gguf_config import known_architecture
 from pragnosia.checkpoints.gguf_header import gguf_in, has_vocabulary, read_header
 from pragnosia.data import vocabulary_digest
-from pragnosia.errors import CheckpointError
+from pragnosia.errors import CheckpointError, unknown_name
 from pragnosia.quantisation.index import is_packed, read_index
 
 _FAMILY = "pragnosia"
@@ -159,6 +160,15 @@ def check_vocabulary(directory: str | Path, digest: Any) -> None:
             f"the tokenizer in {directory} belongs to another model: its vocabulary is not the one the model was saved "
             "with; put the model's own tokenizer.json back"
         )
+
+
+def neither(model: str, presets: Collection[str]) -> str:
+    """What to say of a name that is no model directory, no GGUF file and no preset."""
+    if Path(model).is_file():
+        return f"{model} is a file, and no GGUF file; name the directory of a model, or a preset"
+    if Path(model).name != model:  # somebody meant a path
+        return f"no model directory at {model}; name one, a GGUF file or a preset ({', '.join(presets)})"
+    return unknown_name("preset", model, presets) + "; and there is no directory of that name"
 
 
 def first_line(error: BaseException) -> str:

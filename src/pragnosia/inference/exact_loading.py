@@ -7,6 +7,7 @@ plan is the stream's, with scratch for what transformers' eager modules take bes
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pragnosia.checkpoints.gguf_header import gguf_in
 from pragnosia.checkpoints.places import Extents, Place, read_place, unit_extents
 from pragnosia.checkpoints.rules import PerUnit, same
 from pragnosia.errors import BudgetError, CheckpointError, ConfigError
-from pragnosia.inference.budget import make_plan
+from pragnosia.inference.budget import longest_context, make_plan
 from pragnosia.inference.directory import check_weights, is_foreign
 from pragnosia.inference.exact import ExactExperts, ExactModel, Reader
 from pragnosia.inference.plan import Plan
@@ -43,7 +44,28 @@ def load_exact(
     reserve: int = 0,
 ) -> tuple[ExactModel, Plan | None]:
     """Another family's model, sparse within `budget` bytes if there is one. Raises BudgetError, CheckpointError."""
-    folder = Path(folder)
+    shelf, theirs = _opened(Path(folder), budget)
+    plan, reader, table = None, None, None if budget is None else shelf.table
+    if not shelf.is_dense:
+        shared = _shared(shelf, budget, context, reserve)
+        plan = None if budget is None else shared
+        reader = _put_experts(theirs, shelf, shared)
+    if table is not None:
+        theirs.set_input_embeddings(table)
+    _fill(theirs, shelf.print_, progress)
+    return ExactModel(shelf.config, theirs, reader).eval(), plan
+
+
+def plan_exact(folder: str | Path, budget: int, *, context: int | None = None) -> tuple[Plan, int]:
+    """What `load_exact` would do within a budget, told by a process as heavy as its own; and the longest context."""
+    shelf, theirs = _opened(Path(folder), budget)
+    plan = _shared(shelf, budget, context, 0)
+    del theirs
+    return plan, longest_context(shelf, budget, besides=partial(_besides, shelf.config, shelf.dtype.itemsize))
+
+
+def _opened(folder: Path, budget: int | None) -> tuple[AsItLies, Any]:
+    """Where the weights lie, and transformers' model without them."""
     _check(folder)
     shelf = AsItLies(blueprint(folder))
     if shelf.is_dense and budget is not None:
@@ -53,19 +75,15 @@ def load_exact(
             f"the weights in {folder} are {shelf.dtype}; exact mode streams experts of float32 or bfloat16, and "
             "converts nothing; leave --exact out"
         )
-    theirs = _theirs(folder, shelf.print_)
-    plan, reader, table = None, None, None if budget is None else shelf.table
-    if not shelf.is_dense:
-        room = min(shelf.config.max_position_embeddings, context or PROMPT_PIECE)
-        besides = 0 if budget is None else reserve + _besides(shelf.config, room, shelf.dtype.itemsize)
-        shared = make_plan(shelf, (budget or UNLIMITED) - besides, context=room)
-        shared = replace(shared, budget=shared.budget + besides, scratch=shared.scratch + besides)
-        plan = None if budget is None else shared
-        reader = _put_experts(theirs, shelf, shared)
-    if table is not None:
-        theirs.set_input_embeddings(table)
-    _fill(theirs, shelf.print_, progress)
-    return ExactModel(shelf.config, theirs, reader).eval(), plan
+    return shelf, _theirs(folder, shelf.print_)
+
+
+def _shared(shelf: AsItLies, budget: int | None, context: int | None, reserve: int) -> Plan:
+    """The plan, with what transformers' modules take beside ours."""
+    room = min(shelf.config.max_position_embeddings, context or PROMPT_PIECE)
+    besides = 0 if budget is None else reserve + _besides(shelf.config, shelf.dtype.itemsize, room)
+    shared = make_plan(shelf, (budget or UNLIMITED) - besides, context=room)
+    return replace(shared, budget=shared.budget + besides, scratch=shared.scratch + besides)
 
 
 def _check(folder: Path) -> None:
@@ -155,7 +173,7 @@ def _place(print_: Blueprint, name: str) -> Place:
     raise CheckpointError(f"{print_.folder} holds no {name}, which transformers' model wants; leave --exact out")
 
 
-def _besides(config: PragnosiaConfig, tokens: int, itemsize: int) -> int:
+def _besides(config: PragnosiaConfig, itemsize: int, tokens: int) -> int:
     """Bytes that transformers' modules take beside what ours do, while a prompt of so many tokens is read at once.
 
     The eager attention's scores, their softmax in single precision and the mask; keys and values of the state before

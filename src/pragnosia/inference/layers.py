@@ -165,7 +165,8 @@ class LayerWeights:
             else:
                 there = torch.empty(part.shape, dtype=part.dtype, device="meta") if record is None else None
                 if record is not None:
-                    there = record[at : at + part.num_bytes].view(part.dtype).view(part.shape)
+                    numbers = record[at : at + part.num_bytes].view(part.dtype)
+                    there = numbers.view(part.shape[::-1]).t() if part.by_input else numbers.view(part.shape)
                 attribute = part.name.rpartition(".")[2]
                 owner._parameters[attribute] = nn.Parameter(there, requires_grad=False)  # type: ignore[arg-type]
             at += part.num_bytes

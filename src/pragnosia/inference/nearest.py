@@ -15,7 +15,7 @@ from pragnosia.inference.sizes import Described, Sizes, as_if_packed
 from pragnosia.kernels.formats import FORMATS
 from pragnosia.quantisation.index import is_packed
 from pragnosia.quantisation.sizes import SMALLER
-from pragnosia.units import MIB, format_bytes
+from pragnosia.units import MIB, format_bytes, told_apart
 
 if TYPE_CHECKING:
     from pragnosia.inference.plan import Plan
@@ -25,8 +25,11 @@ Draft = Callable[[Sizes, int | None], "Plan"]
 """A plan for a model and a context, whether or not it fits."""
 
 
-def refusal(plan: Plan, sizes: Sizes, drafted: Draft) -> str:
-    """One line: the arithmetic, and what would do. `drafted(sizes, context)` are plans of the same budgets."""
+def refusal(plan: Plan, sizes: Sizes, drafted: Draft, *, tables: bool = False) -> str:
+    """One line: the arithmetic, and what would do. `drafted(sizes, context)` are plans of the same budgets.
+
+    `tables` says that the plan counts the budget's page tables.
+    """
     on_gpu = _on_gpu(plan)
     least, each = plan.least_slots, plan.vram_each if on_gpu else plan.each
     parts = [_part("CUDA", plan.driver) if on_gpu else f"interpreter {format_bytes(plan.interpreter)}"]
@@ -41,11 +44,13 @@ def refusal(plan: Plan, sizes: Sizes, drafted: Draft) -> str:
         parts.append(_part("CUDA's share and staging", plan.buffers))
         parts.append(_part(f"the last {plan.host.count} layers", plan.host.total))
     parts.append(f"{least} slots of {format_bytes(each)}")
-    given = f"{format_bytes(plan.vram)} of the GPU's memory" if on_gpu else format_bytes(plan.budget)
     option, needed = "--vram" if on_gpu else "--memory", _needed(plan, on_gpu)
-    enough = needed if on_gpu else needed + _VARIES
+    given, all_of_it = told_apart(plan.vram if on_gpu else plan.budget, needed)
+    given += " of the GPU's memory" if on_gpu else ""
+    larger = (needed - plan.budget) // 511 if tables else 0  # what page tables of a larger budget take beside
+    enough = needed if on_gpu else needed + larger + _VARIES
     ways = [f"give {option} {_whole(enough)} or more", *_shorter(plan, sizes, drafted), *_smaller(plan, sizes, drafted)]
-    return f"{given} are too little: {' + '.join(filter(None, parts))} = {format_bytes(needed)}; {', or '.join(ways)}"
+    return f"{given} are too little: {' + '.join(filter(None, parts))} = {all_of_it}; {', or '.join(ways)}"
 
 
 def _shorter(plan: Plan, sizes: Sizes, drafted: Draft) -> Iterator[str]:

@@ -44,6 +44,8 @@ class Stored:
     """Of packed rows; None for plain numbers of `dtype`."""
     sums: tuple[int, ...] = ()
     """Of its pieces, where they are known."""
+    by_input: bool = False
+    """Whether a matrix of plain numbers comes to lie input by input (kernels/awake.py)."""
 
 
 class Shelf(Sizes):
@@ -121,6 +123,11 @@ class AsItLies(Shelf):
         if isinstance(self.print_.source, GgufSource):
             return self.folder.stat().st_size
         return sum(self.print_.num_bytes(name) for name in self.shapes)
+
+    @property
+    def kinds(self) -> list[str]:
+        """The types of a GGUF file's numbers, which become `format` as they are read; none of other files."""
+        return self.print_.source.kinds if isinstance(self.print_.source, GgufSource) else []
 
     @property
     def record_read(self) -> int:

@@ -9,8 +9,8 @@ A model of ReLU neurons needs no thresholds: what is exactly zero sleeps at no c
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,17 @@ from pragnosia.checkpoints.travel import carry
 from pragnosia.checkpoints.writer import Entry, new_directory, write_json, write_weights
 from pragnosia.data import vocabulary_digest
 from pragnosia.errors import CheckpointError
+from pragnosia.inference.shelf import Stored
+from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.kernels.awake import by_input
 from pragnosia.model.awake_linear import AwakeLinear
+from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.cortex import Cortex
 from pragnosia.model.feed_forward import FeedForward
 from pragnosia.model.linear import Linear
 
 VERSION = 1
+_DOWN = ".feed_forward.down.weight"
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,25 @@ def lay_silent(model: Cortex) -> None:
     """
     for module in model.modules():
         if isinstance(module, FeedForward) and module.activation.silences and isinstance(module.down, Linear):
-            module.down.weight.data = by_input(module.down.weight.data)
+            weight = module.down.weight  # on "meta" where it comes from disk
+            weight.data = weight.data if weight.is_meta else by_input(weight.data)
+
+
+def silent_layers(config: PragnosiaConfig, layers: Sequence[Sequence[Stored]]) -> list[list[Stored]]:
+    """The same for layers that come from disk: their `down` is turned as it is read, so that sums run alike."""
+    organ = config.feed_forward
+    if organ is None or not ACTIVATIONS[organ.activation].silences:
+        return [list(parts) for parts in layers]
+    return [[_turned(part) if part.name.endswith(_DOWN) else part for part in parts] for parts in layers]
+
+
+def _turned(part: Stored) -> Stored:
+    """A matrix of plain numbers, input by input; packed rows stay as they are."""
+    if part.format is not None:
+        return part
+    (extent,) = part.extents
+    each = part.dtype.itemsize
+    return replace(part, by_input=True, extents=[extent._replace(row_bytes=part.shape[1] * each, turned=each)])
 
 
 def write_sparsified(print_: Blueprint, out: Path, sparsity: Sparsity) -> int:

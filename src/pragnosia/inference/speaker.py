@@ -155,6 +155,7 @@ class Pragnosia:
                 progress=progress,
                 vram=0 if vram is None else as_bytes(vram),
                 reserve=reserve,
+                speaks=learned is None,
                 device=None if place == "cpu" else torch.device(place),
             )
         elif bits is not None:

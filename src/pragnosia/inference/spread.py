@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from pragnosia.errors import UserError
+from pragnosia.inference import budget
 from pragnosia.inference.budget import make_plan
 from pragnosia.inference.shelf import Shelf, open_shelf
 from pragnosia.units import MIB
@@ -43,12 +44,14 @@ def spread_budgets(directory: str | Path, places: Mapping[str, str], context: in
     sizes = _sizes(shelf, places)
     gpu = next((place for place in places.values() if place not in ("cpu", "disk")), None)
     device = None if gpu is None else torch.device(gpu)
-    plan = make_plan(shelf, _NO_LIMIT, context=context, vram=_NO_LIMIT if gpu else 0, device=device)
+    there = budget.resident_memory()
+    limit = _NO_LIMIT if gpu else 0
+    plan = make_plan(shelf, _NO_LIMIT, context=context, vram=limit, device=device, interpreter=there)
     slots = {place: -(-size // plan.record) for place, size in sizes.items()}
     if gpu is not None:
         plan = replace(plan, vram_slots=min(max(slots.get(gpu, 0), plan.least_slots), plan.num_units))
     plan = replace(plan, slots=min(max(slots.get("cpu", 0), plan.least_slots), plan.most_slots))
-    return Spread(plan.total + _SLACK, plan.vram_total, gpu)
+    return Spread(budget.budget_for(plan.total) + _SLACK, plan.vram_total, gpu)
 
 
 def _sizes(shelf: Shelf, places: Mapping[str, str]) -> dict[str, int]:

@@ -23,6 +23,7 @@ from pragnosia.inference.device_units import UnitsOnDevice
 from pragnosia.inference.layers import Layers, LayersOnDisk, OnDisk, put_layers
 from pragnosia.inference.plan import Plan
 from pragnosia.inference.shelf import EMBEDDING, AsItLies, Shelf, open_shelf
+from pragnosia.inference.sparsity import lay_silent, silent_layers
 from pragnosia.inference.split import HOST, cross_over, layer_of
 from pragnosia.inference.vram import accelerator
 from pragnosia.kernels.activations import ACTIVATIONS, Activation
@@ -85,7 +86,7 @@ def load_whole(
     return model
 
 
-def load_streamed(
+def load_streamed(  # noqa: PLR0913  what a plan is made of, and what for
     folder: str | Path,
     budget: int,
     *,
@@ -94,10 +95,11 @@ def load_streamed(
     vram: int = 0,
     device: torch.device | None = None,
     reserve: int = 0,
+    speaks: bool = False,
 ) -> tuple[Cortex, Plan]:
     """A model within `budget` bytes of host memory and `vram` bytes of a device, by default the GPU that is there.
 
-    `reserve` bytes of the budget are for what the caller does with it.
+    `reserve` bytes of the budget are for what the caller does with it; `speaks` as for `build`.
 
     Raises BudgetError, CheckpointError or ConfigError.
     """
@@ -105,7 +107,7 @@ def load_streamed(
         device = accelerator()
     shelf = open_shelf(folder)
     plan = make_plan(shelf, budget, context=context, vram=vram, device=device, reserve=reserve)
-    return build(shelf, plan, progress=progress, device=device)
+    return build(shelf, plan, progress=progress, device=device, speaks=speaks)
 
 
 def planned(
@@ -117,12 +119,21 @@ def planned(
 
 
 def build(
-    shelf: Shelf, plan: Plan, *, progress: Progress | None = None, device: torch.device | None = None
+    shelf: Shelf,
+    plan: Plan,
+    *,
+    progress: Progress | None = None,
+    device: torch.device | None = None,
+    speaks: bool = False,
 ) -> tuple[Cortex, Plan]:
-    """The model of a plan; `device` is the accelerator of a plan that has one."""
+    """The model of a plan; `device` is the accelerator of a plan that has one.
+
+    One that `speaks`, and learns nothing, lies on the CPU as a model does that is loaded whole to speak.
+    """
     device = device if plan.vram and device is not None else torch.device("cpu")
     table = shelf.table
     layers = shelf.layers() if plan.dense else []
+    lies_silent = speaks and not plan.vram
     names = {name: size for name, size in shelf.resident.items() if table is None or name != EMBEDDING}
     slots = plan.vram_slots if plan.vram else plan.slots
     if slots >= plan.num_units:  # nothing has to go: the layers are as resident as the rest
@@ -135,6 +146,9 @@ def build(
     if table is not None:
         table.device = device
         model.model.embed_tokens = table
+    if lies_silent:
+        lay_silent(model)
+        layers = silent_layers(shelf.config, layers)
     if layers:
         pool = UnitPool(len(layers), 1, plan.record, plan.slots)
         on_device = LayersOnDevice(pool, layers, plan.vram_slots, device) if plan.vram else None

@@ -43,6 +43,9 @@ class Extent(NamedTuple):
     head: int = 0
     """Rows of a head whose rotary pairs lie as neighbours, of `row_bytes` each, and are put apart; 0: rows stay."""
 
+    turned: int = 0
+    """Bytes of a plain number of a matrix with rows of `row_bytes` that become columns on their way; 0: rows stay."""
+
     @property
     def size(self) -> int:
         """Bytes once they are here."""
@@ -54,4 +57,4 @@ class Extent(NamedTuple):
     def words(self) -> tuple[int, ...]:
         """As the compiled code has it, but for the file."""
         code = -1 if self.blocks is None else self.blocks.code
-        return self.offset, self.num_bytes, code, self.row_bytes, self.head
+        return self.offset, self.num_bytes, code, self.row_bytes, self.head, self.turned

@@ -25,6 +25,7 @@ from pragnosia.measure.limits import read_limits
 from pragnosia.units import GIB, MIB
 
 _BLOCK = 4 * MIB
+_PIECE, _STRETCH = MIB, 128 * MIB  # what a pool reads at once; what is timed at once
 _READERS = 4
 # Larger than the last-level cache of the large servers of 2026 (hundreds of MiB on some).
 _BUFFER = GIB
@@ -147,6 +148,33 @@ def disk_speed(folder: Path, *, num_bytes: int = 256 * MIB, seconds: float = 1.5
     )
 
 
+def reading_speed(file: Path, *, seconds: float = 1.5) -> float:
+    """Bytes per second of a large file that lies there already, read as a pool reads it: past the page cache.
+
+    Stretch after stretch, of which the middle one counts. Nothing is written. Raises UserError where it cannot be read.
+    """
+    try:
+        size = file.stat().st_size
+        descriptor, direct = _open_direct(file)
+        try:
+            deadline, rates, start = time.perf_counter() + seconds, list[float](), 0
+            while not rates or time.perf_counter() < deadline:
+                stretch = min(_STRETCH, size - start)
+                began = time.perf_counter()
+                got = _read(descriptor, start + stretch, deadline, start=start, block=_PIECE)
+                rates.append(got / (time.perf_counter() - began))
+                start += stretch
+                if size - start < _STRETCH:
+                    if not direct:  # a second pass would find the page cache
+                        break
+                    start = 0
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}; copy it again") from error
+    return median(rates[:-1] or rates)  # the last was cut short
+
+
 def _write(descriptor: int, num_bytes: int, seconds: float) -> tuple[int, float]:
     """Whole blocks until done or out of time; (bytes, seconds) with the final flush."""
     block = os.urandom(_BLOCK)  # incompressible: some disks and file systems compress
@@ -172,15 +200,15 @@ def _passes(path: Path, size: int, seconds: float) -> tuple[list[float], bool]:
         os.close(descriptor)
 
 
-def _read(descriptor: int, size: int, deadline: float) -> int:
-    """Bytes of one pass, by several readers: one alone leaves an NVMe disk idle."""
+def _read(descriptor: int, end: int, deadline: float, *, start: int = 0, block: int = _BLOCK) -> int:
+    """Bytes of one pass from `start` to `end`, by several readers: one alone leaves an NVMe disk idle."""
 
     def read_share(reader: int) -> int:
-        got, offset = 0, reader * _BLOCK
-        with mmap.mmap(-1, _BLOCK) as buffer:  # page-aligned, as direct reading demands
-            while offset + _BLOCK <= size and time.perf_counter() < deadline:
+        got, offset = 0, start + reader * block
+        with mmap.mmap(-1, block) as buffer:  # page-aligned, as direct reading demands
+            while offset + block <= end and time.perf_counter() < deadline:
                 got += os.preadv(descriptor, [buffer], offset)
-                offset += _READERS * _BLOCK
+                offset += _READERS * block
         return got
 
     with ThreadPoolExecutor(_READERS) as readers:

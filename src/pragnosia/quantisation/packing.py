@@ -26,8 +26,8 @@ from pragnosia.errors import CheckpointError
 from pragnosia.kernels.formats import FORMATS, Format, pack
 from pragnosia.quantisation.calibration import STATISTICS, Calibration, Importance, importance_in, unit_importance
 from pragnosia.quantisation.index import INDEX, LINE, METHOD, RESIDENT, UNITS, Packed, PackedIndex, checksums, stride_of
-from pragnosia.quantisation.sizes import packed_sizes, packing_format, resident_format, sparse_banks
-from pragnosia.units import format_bytes
+from pragnosia.quantisation.sizes import SMALLER, packed_sizes, packing_format, resident_format, sparse_banks
+from pragnosia.units import format_bytes, told_apart
 
 _PROGRESS, _LOCK = "progress.json", ".lock"
 Progress = Callable[[int, int], None]
@@ -71,7 +71,8 @@ def pack_model(
         work.finish()
     except OSError as error:
         raise CheckpointError(
-            f"cannot write {partial}: {error.strerror}; what is done stays: make room and run the same command again"
+            f"cannot write {partial}: {error.strerror}; what is done stays there: make room, and the same command "
+            "goes on where it stopped"
         ) from error
     finally:
         work.let_go()
@@ -126,8 +127,8 @@ class _Work:
 
     def begin(self) -> bool:
         """Make the folder, or take up what lies there; True for the latter. Nobody else may until it is done."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        made = self._make_folder()
+        assert self.lock is not None
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -141,15 +142,44 @@ class _Work:
             if {key: known.get(key) for key in what} == what:
                 self.sums = known["sums"]
                 return True
-            raise CheckpointError(
-                f"{self.folder} was begun from another model, format or calibration; remove it, or choose another OUT"
-            )
-        needed = self.sizes.total
+            if known["sums"] or (self.folder / STATISTICS).exists():
+                raise CheckpointError(
+                    f"{self.folder} was begun from another model, format or calibration; remove it, or choose another "
+                    "OUT"
+                )
         free = shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise CheckpointError(f"{self.folder} needs {format_bytes(needed)}, the disk has {format_bytes(free)} free")
+        if self.sizes.total > free:
+            if made:  # nothing was begun: nothing is left behind
+                shutil.rmtree(self.folder)
+            needed, there = told_apart(self.sizes.total, free)
+            raise CheckpointError(
+                f"{self.folder} needs {needed}, the disk has {there} free; nothing was written: make room and run the "
+                f"same command again{self._smaller(free)}"
+            )
         self.note()
         return False
+
+    def _make_folder(self) -> bool:
+        """The folder and its lock; whether it was not there before. Raises CheckpointError where neither can be."""
+        there = self.folder.is_dir()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot make the folder {self.folder}: {error.strerror}; choose an OUT in a folder that you may "
+                "write to"
+            ) from error
+        return not there
+
+    def _smaller(self, free: int) -> str:
+        """The largest format that the disk has room for, if there is a smaller one."""
+        dtypes = {name: self.print_.dtype(name) for name in self.print_.shapes}
+        for name in SMALLER:
+            total = packed_sizes(self.print_.config, self.print_.shapes, dtypes, FORMATS[name]).total
+            if total <= free:
+                return f", or take --format {name}, which needs {format_bytes(total)}"
+        return ""
 
     def let_go(self) -> None:
         """Others may go on with it."""

@@ -23,6 +23,8 @@ from pragnosia.tuning.configuration import LoraConfig
 
 METHODS = ("lora", "blocks")
 SETTINGS = "tune.json"
+_HOME = "begun_in"
+"""The folder from which relative names of model and data lead to them."""
 # What a resumed run may see differently without becoming another run.
 _FREE = ("memory", "vram", "steps", "epochs", "checkpoint", "log_every", "validate_every")
 
@@ -118,7 +120,8 @@ def open_tuning(out: Path, config: TuneConfig, *, resume: bool) -> Path | None:
         if latest is None:
             shutil.rmtree(out / BLOCKS, ignore_errors=True)  # of a run that never came to a checkpoint
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(settings, json.dumps(config.write(), indent=1, ensure_ascii=False))
+        settled = {**config.write(), _HOME: str(Path.cwd())}
+        write_whole(settings, json.dumps(settled, indent=1, ensure_ascii=False))
     except OSError as error:
         raise ConfigError(f"cannot write the run folder {out}: {error.strerror}; choose another --out") from error
     except ValueError as error:
@@ -128,9 +131,17 @@ def open_tuning(out: Path, config: TuneConfig, *, resume: bool) -> Path | None:
     return latest
 
 
+def _leads_to(values: Mapping[str, Any], home: Path) -> list[Path]:
+    """Where the names of model and data lead from a folder."""
+    return [(home / name).resolve() for name in (values["model"], *values["data"])]
+
+
 def _check_same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     now = json.loads(json.dumps(now))
     before = {"method": "lora", "blocks": now["blocks"], **before}  # as older runs were
+    home = Path(before.pop(_HOME, "."))
+    if _leads_to(before, home) == _leads_to(now, Path()):  # by whatever way they are named
+        before |= {key: now[key] for key in ("model", "data")}
     old, new = dict(flat(before)), dict(flat(now))
     different = {key for key in old | new if old.get(key) != new.get(key)}
     changed = sorted(key for key in different if key.partition(".")[0] not in _FREE)

@@ -15,6 +15,7 @@ struct Extent {
     int64_t file, offset, bytes;
     int64_t kind;       // of numbers, as ggml counts them; PLAIN: as they are computed with
     int64_t row, head;  // bytes of a row there; rows of a head in which the two of a pair are neighbours, 0: none
+    int64_t turned;     // bytes of a plain number of a matrix whose rows become columns; 0: rows they stay
 };
 constexpr int64_t PLAIN = -1;
 
@@ -104,10 +105,10 @@ template <class Work> bool of(int64_t kind, Work work) {
 }  // namespace blocks
 
 // Whether an extent's bytes are not simply copied.
-inline bool changes(const Extent& extent) { return extent.kind != PLAIN || extent.head; }
-// The bytes of it that stay together: a block, or a row that only changes its place.
+inline bool changes(const Extent& extent) { return extent.kind != PLAIN || extent.head || extent.turned; }
+// The bytes of it that stay together: a block, a row that only changes its place, or a number.
 inline int64_t together(const Extent& extent) {
-    int64_t bytes = extent.head ? extent.row : 1;
+    int64_t bytes = extent.head ? extent.row : extent.turned ? extent.turned : 1;
     blocks::of(extent.kind, [&](auto block) { bytes = decltype(block)::BYTES; });
     return bytes;
 }
@@ -117,8 +118,29 @@ inline int64_t arrived(const Extent& extent) {
     blocks::of(extent.kind, [&](auto block) { bytes = bytes / decltype(block)::BYTES * decltype(block)::NUMBERS * sizeof(bf16); });
     return bytes;
 }
+// Some of a matrix's numbers, of which `past` bytes come before, put where they belong once rows are columns.
+template <class T> void turn(const Extent& extent, const char* from, int64_t past, int64_t bytes, char* to) {
+    constexpr int64_t ROWS = 128 / sizeof(T), COLUMNS = 16;  // two lines of cache are filled at once
+    const int64_t depth = extent.row / int64_t(sizeof(T)), outs = extent.bytes / extent.row;
+    const int64_t first = past / int64_t(sizeof(T)), last = first + bytes / int64_t(sizeof(T));
+    const auto some = [&](int64_t row, int64_t to_row, int64_t column, int64_t to_column) {
+        for (int64_t c = column; c < to_column; ++c)
+            for (int64_t r = row; r < to_row; ++r) std::memcpy(to + (c * outs + r) * sizeof(T), from + (r * depth + c - first) * sizeof(T), sizeof(T));
+    };
+    for (int64_t row = first / depth; row * depth < last;) {
+        if (row * depth < first || (row + 1) * depth > last) {  // begun in the piece before, or ends in the next one
+            some(row, row + 1, std::max<int64_t>(first - row * depth, 0), std::min(depth, last - row * depth));
+            ++row;
+            continue;
+        }
+        const int64_t to_row = std::min(last / depth, (row / ROWS + 1) * ROWS);
+        for (int64_t c = 0; c < depth; c += COLUMNS) some(row, to_row, c, std::min(depth, c + COLUMNS));
+        row = to_row;
+    }
+}
 // Some of its bytes, of which `past` come before, to where they belong from `to` on.
 inline void put_changed(const Extent& extent, const char* from, int64_t past, int64_t bytes, char* to) {
+    if (extent.turned) return extent.turned == 2 ? turn<uint16_t>(extent, from, past, bytes, to) : turn<uint32_t>(extent, from, past, bytes, to);
     const int64_t step = together(extent), in_row = extent.head ? extent.row / step : 1, half = extent.head / 2;
     const auto place = [&](int64_t number) {
         if (!extent.head) return number;

@@ -3,7 +3,7 @@
 // A unit is a record of the same size as all others, made of one or more extents of files. Reads are direct (they leave
 // nothing in the page cache) and cut into pieces that several threads fetch at once; a piece that lies aligned in the
 // file goes straight into its slot, another through a small buffer; numbers that lie in blocks (blocks.hpp) are made plain
-// on their way. Whoever needs a unit `request`s it, which starts
+// on their way, and matrices turned. Whoever needs a unit `request`s it, which starts
 // the read, `wait`s for it, having computed others between, and `release`s it. The slot given up is worth least:
 //
 //   worth = uses, each fading by half in `half_life` ticks of the clock (one tick is one token)
@@ -279,7 +279,7 @@ class Pool {
             const File file = files[job.file];  // the list may grow meanwhile
             guard.unlock();
             int error = buffer ? fetch_piece(job, file, buffer) : ENOMEM;
-            if (!error && job.sum && crc32(job.to, job.bytes) != *job.sum) error = -2;
+            if (!error && job.sum && !changes(job.from) && crc32(job.to, job.bytes) != *job.sum) error = -2;
             guard.lock();
             Unit& unit = all[job.unit];
             if (error) {
@@ -298,8 +298,10 @@ class Pool {
     static int fetch_piece(const Job& job, const File& file, char* buffer) {
         const auto aligned = [](int64_t value) { return value % PAGE == 0; };
         const auto put = [&](const char* from) {
-            if (changes(job.from)) put_changed(job.from, from, job.offset - job.from.offset, job.bytes, job.to);
-            else std::memcpy(job.to, from, job.bytes);
+            if (!changes(job.from)) return std::memcpy(job.to, from, job.bytes), 0;
+            if (job.sum && crc32(from, job.bytes) != *job.sum) return -2;
+            put_changed(job.from, from, job.offset - job.from.offset, job.bytes, job.to);
+            return 0;
         };
         if (file.direct >= 0) {
             if (!changes(job.from) && aligned(job.offset) && aligned(job.bytes) && aligned(int64_t(job.to))) {
@@ -307,15 +309,14 @@ class Pool {
             } else {
                 const int64_t start = job.offset / PAGE * PAGE, skip = job.offset - start;
                 if (read_all(file.direct, buffer, skip + job.bytes, round_up(skip + job.bytes, PAGE), start) == 0) {
-                    put(buffer + skip);
-                    return 0;
+                    return put(buffer + skip);
                 }
             }
         }
         // a file system without direct reads, or a file that ends inside the last page
         char* straight = changes(job.from) ? buffer : job.to;
-        const int error = read_all(file.plain, straight, job.bytes, job.bytes, job.offset);
-        if (!error && changes(job.from)) put(buffer);
+        int error = read_all(file.plain, straight, job.bytes, job.bytes, job.offset);
+        if (!error && changes(job.from)) error = put(buffer);
 #ifdef POSIX_FADV_DONTNEED
         posix_fadvise(file.plain, job.offset / PAGE * PAGE, round_up(job.bytes, PAGE) + PAGE, POSIX_FADV_DONTNEED);
 #endif
