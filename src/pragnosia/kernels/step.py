@@ -119,6 +119,7 @@ class Step(ctypes.Structure):
         ("logits", ADDRESS),
         ("pool", ADDRESS),
         ("passing", WHOLE),
+        ("hidden", ADDRESS),
     )
 
 
