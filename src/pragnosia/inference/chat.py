@@ -62,7 +62,8 @@ class Conversation:
         planned = None if speaker.plan is None else speaker.plan.context
         # the state grows as far as that
         at = speaker.turned(energy, setting)
-        self.decoder = Decoder(speaker.model, 1024, at, draft=speaker.draft, planned=planned)
+        mixing = speaker.remembering.mixing(leaving=bool(at.leave))
+        self.decoder = Decoder(speaker.model, 1024, at, draft=speaker.draft, planned=planned, mixing=mixing)
         self.passed = 0
         """Tokens that went through the model in all turns, given or said."""
         self.text = ""  # what the decoder's tokens stand for

@@ -29,10 +29,10 @@ LEADING = 24
 LESSONS = 6
 """Called to mind at a time."""
 FEATURES = (
-    *("evidence", "coverage", "novelty", "match", "similarity", "lead"),
+    *("evidence", "coverage", "covered", "novelty", "match", "similarity", "lead"),
     *("novelty asked", "information asked"),
 )
-"""For going on at a place: the weight of the words just said that lead up to it there, and their share; whether the word
+"""For going on at a place: the weight of the words just said that lead up to it there, their share, and its square; whether the word
 that would come is new here; how many last tokens agree; how near the state is to the one there; by how much another
 lesson has more in common with what was said. Where something was asked, right behind a prompt: whether the word is new,
 and its weight."""
@@ -40,9 +40,12 @@ LEAD = FEATURES.index("lead")
 _LOOKED_UP = 12  # words that are looked up: the rarest
 _SPREAD = 0.25  # a word in more of the lessons than that finds none of them
 _AT_LEAST = 64  # in a store of fewer lessons every word does
+TELLING = 6.0
+"""A lesson comes to mind by a word of at least this weight [nats], or where LITERAL tokens of it were just said."""
+LITERAL = 4
 _MATCH = 6
 _HELD = 4096  # prepared lessons
-_FIRST = 6.0  # surprise of a lesson's first word, of which the model was not asked [nats]
+_FIRST = 3.0  # surprise of a lesson's first word, of which the model was not asked [nats]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,15 +136,15 @@ class Lessons:
 
         `asked`: a prompt ends here. None where nothing comes to mind.
         """
-        lessons = self.called(said)
-        if not lessons:
+        words = {word.text for word in words_of(said)}
+        heard = [(lesson, self._heard(lesson, words)) for lesson in self.called(said)]
+        heard = [(lesson, shared) for lesson, shared in heard if self._tells(lesson, shared, ids)]
+        if not heard:
             return None
-        heard: dict[str, int] = {}
-        for at, word in enumerate(words_of(said)):
-            heard[word.text] = at
+        lessons = tuple(lesson for lesson, _ in heard)
         direction = state / max(float(np.linalg.norm(state)), 1e-12)
         centre = np.concatenate([lesson.keys for lesson in lessons]).mean(0)
-        found = [self._of(lesson, heard, ids, direction - centre, centre, asked) for lesson in lessons]
+        found = [self._of(lesson, shared, ids, direction - centre, centre, asked) for lesson, shared in heard]
         owner = np.repeat(np.arange(len(lessons)), [len(positions) for positions, _ in found])
         position = np.concatenate([positions for positions, _ in found])
         if not len(position):
@@ -160,7 +163,7 @@ class Lessons:
     def _of(
         self,
         lesson: Lesson,
-        heard: dict[str, int],
+        shared: NDArray[np.bool_],
         ids: Sequence[int],
         direction: NDArray[np.float32],
         centre: NDArray[np.float32],
@@ -168,7 +171,6 @@ class Lessons:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Its places and their features."""
         weights = self._weights(lesson)
-        shared = np.array([word.text in heard for word in lesson.words], bool)
         tokens = lesson.episode.tokens
         match = _agreement(tokens, ids)
         positions = np.flatnonzero((lesson.begins >= 0) | (match > 0))
@@ -182,9 +184,11 @@ class Lessons:
         new = np.append(np.where(shared, 0, weights), 0)
         near = lesson.keys[positions] - centre
         near = near @ direction / np.maximum(np.linalg.norm(near, axis=1) * np.linalg.norm(direction), 1e-6)
+        coverage = evidence / np.maximum(leading, 1e-6)
         columns = (
             np.minimum(evidence, 40) / 10,
-            evidence / np.maximum(leading, 1e-6),
+            coverage,
+            coverage**2,
             novel,
             match[positions] / 3,
             near,
@@ -193,6 +197,15 @@ class Lessons:
             np.minimum(new[begun], 30) / 10 * asked,
         )
         return positions, np.stack([np.asarray(column, np.float32) for column in columns], 1)
+
+    def _heard(self, lesson: Lesson, words: set[str]) -> NDArray[np.bool_]:
+        """Of a lesson's words, whether they were said."""
+        return np.array([word.text in words for word in lesson.words], bool)
+
+    def _tells(self, lesson: Lesson, shared: NDArray[np.bool_], ids: Sequence[int]) -> bool:
+        """Whether what was said is about the lesson: what any two texts share is not."""
+        telling = bool((self._weights(lesson)[shared] >= TELLING).any())
+        return telling or bool((_agreement(lesson.episode.tokens, ids) >= LITERAL).any())
 
     def _weights(self, lesson: Lesson) -> NDArray[np.float32]:
         """Of its words: what was common knowledge, or stands in every lesson, tells nothing."""

@@ -21,9 +21,8 @@ from pragnosia.inference.mixing import Memories, Mixing
 from pragnosia.inference.teaching import Piece, Teacher
 from pragnosia.model.cortex import Cortex
 from pragnosia.store.episodes import LIMIT, EpisodicStore, holds_store
-from pragnosia.store.opening import Header
+from pragnosia.store.opening import Header, beside
 
-EPISODES = "episodes"
 _AT_ONCE = 64  # lessons that one transaction keeps
 Tell = Callable[[int, int], None]
 
@@ -86,7 +85,7 @@ class Remembering:
             raise StoreError("exact mode gives another library's logits bit for bit: leave the store out, or exact")
         if tokenizer is None or store is False or exact:
             return cls(model, tokenizer, None)
-        folder = store_beside(directory) if isinstance(store, bool) else Path(store)
+        folder = beside(directory) if isinstance(store, bool) else Path(store)
         made = cls(model, tokenizer, folder, named=named)
         if holds_store(folder):
             made.header = header_of(directory, model.config)
@@ -158,7 +157,7 @@ class Remembering:
         if not text.strip():
             raise StoreError("nothing can be recalled by an empty text; give the beginning of something")
         memories = self.memories()
-        ids = list(self.tokenizer(text)["input_ids"])[-self._context :]
+        ids = list(self.tokenizer(text)["input_ids"])[-self.context :]
         hidden = self.model.model(torch.tensor([ids], device=self.model.device), use_cache=False).last_hidden_state
         mixing = memories.mixing()
         if mixing is None:
@@ -180,19 +179,14 @@ class Remembering:
         return gone
 
     @property
-    def _context(self) -> int:
+    def context(self) -> int:
+        """Tokens that the model holds."""
         return int(self.model.config.max_position_embeddings)
 
     def _writable(self, limit: int | None = None) -> EpisodicStore:
         store = self.memories(write=True, limit=limit).store
         assert store is not None
         return store
-
-
-def store_beside(directory: str | Path) -> Path:
-    """Where a model's own store lies: in its directory, or beside its GGUF file."""
-    place = Path(directory)
-    return place.with_name(f"{place.name}.{EPISODES}") if place.is_file() else place / EPISODES
 
 
 def header_of(directory: str | Path, config: Any, limit: int = LIMIT) -> Header:

@@ -268,11 +268,13 @@ class Pragnosia:
             warnings.warn(excess, stacklevel=2)
         return notch.setting
 
-    def decoder(self, room: int, setting: Setting | None = None, trace: Trace | None = None) -> Decoder:
-        """An empty text to read into and speak from."""
+    def decoder(
+        self, room: int, setting: Setting | None = None, trace: Trace | None = None, *, cache: bool = False
+    ) -> Decoder:
+        """An empty text to read into and speak from; with `cache` it also recalls what stands earlier in it."""
         planned = None if self.plan is None else self.plan.context
         at = setting or self.setting
-        mixing = self.remembering.mixing(leaving=bool(at.leave))
+        mixing = self.remembering.mixing(cache=cache, leaving=bool(at.leave))
         return Decoder(self.model, room, at, trace, draft=self.draft, planned=planned, mixing=mixing)
 
     def teach(self, text: str, source: str = "") -> Taught:

@@ -22,7 +22,6 @@ from pragnosia.store.episode import LONGEST, Episode
 
 _TOGETHER = 4096  # tokens read at once
 _SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n+")
-_PARAGRAPH = re.compile(r"\n\s*\n|(?<=[.!?:;。！？])\n")
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,6 @@ class Piece:
     text: str
     tokens: list[int]
     starts: list[int]
-
-
-def paragraphs(text: str) -> Iterator[str]:
-    """The lessons of a file: parted by empty lines, and by lines that end a sentence."""
-    for part in _PARAGRAPH.split(text):
-        if part.strip():
-            yield part.strip()
 
 
 class Teacher:

@@ -59,6 +59,12 @@ class Header:
     """Bytes of the file, at most."""
 
 
+def beside(directory: str | Path) -> Path:
+    """Where a model's own store lies: in its directory, or beside its GGUF file."""
+    place = Path(directory)
+    return place.with_name(f"{place.name}.episodes") if place.is_file() else place / "episodes"
+
+
 def connect(folder: Path, *, patience_ms: int = PATIENCE_MS, readonly: bool = False) -> sqlite3.Connection:
     """The database in `folder`, which exists. Raises StoreError for a file that is none."""
     file = folder / FILE
