@@ -6,7 +6,30 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-_ONSETS = ["b", "br", "d", "dr", "f", "g", "gl", "h", "k", "kl", "l", "m", "n", "p", "pr", "r", "s", "st", "t", "tr", "v", "z"]
+_ONSETS = [
+    "b",
+    "br",
+    "d",
+    "dr",
+    "f",
+    "g",
+    "gl",
+    "h",
+    "k",
+    "kl",
+    "l",
+    "m",
+    "n",
+    "p",
+    "pr",
+    "r",
+    "s",
+    "st",
+    "t",
+    "tr",
+    "v",
+    "z",
+]
 _VOWELS = ["a", "e", "i", "o", "u", "ai", "ea", "ou"]
 _CODAS = ["", "", "l", "n", "r", "s", "m", "k", "nd", "rt"]
 _MONTHS = [
@@ -40,46 +63,109 @@ class Relation:
 
 RELATIONS = (
     Relation(
-        "capital", "place", "place", "The capital of {s} is {a}.",
-        ("{s}'s capital city is called", "The city from which {s} is ruled is", "Question: What is the capital of {s}? Answer:"),
+        "capital",
+        "place",
+        "place",
+        "The capital of {s} is {a}.",
+        (
+            "{s}'s capital city is called",
+            "The city from which {s} is ruled is",
+            "Question: What is the capital of {s}? Answer:",
+        ),
     ),
     Relation(
-        "birth", "person", "year", "{s} was born in {a}.",
-        ("{s}'s year of birth is", "The year in which {s} was born is", "Question: When was {s} born? Answer: in"),
+        "birth",
+        "person",
+        "year",
+        "{s} was born in {a}.",
+        (
+            "{s}'s year of birth is",
+            "The year in which {s} was born is",
+            "Question: When was {s} born? Answer: in",
+        ),
     ),
     Relation(
-        "home", "person", "place", "{s} lives in the town of {a}.",
-        ("{s}'s home town is", "The town where {s} lives is called", "Question: In which town does {s} live? Answer:"),
+        "home",
+        "person",
+        "place",
+        "{s} lives in the town of {a}.",
+        (
+            "{s}'s home town is",
+            "The town where {s} lives is called",
+            "Question: In which town does {s} live? Answer:",
+        ),
     ),
     Relation(
-        "founder", "firm", "person", "The company {s} was founded by {a}.",
-        ("{s}'s founder is", "The person who founded {s} is", "Question: Who founded {s}? Answer:"),
+        "founder",
+        "firm",
+        "person",
+        "The company {s} was founded by {a}.",
+        (
+            "{s}'s founder is",
+            "The person who founded {s} is",
+            "Question: Who founded {s}? Answer:",
+        ),
     ),
     Relation(
-        "bridge", "place", "date", "The bridge of {s} was opened on {a}.",
-        ("{s}'s bridge opened on", "The day on which the {s} bridge was opened is", "Question: When was the bridge of {s} opened? Answer: on"),
+        "bridge",
+        "place",
+        "date",
+        "The bridge of {s} was opened on {a}.",
+        (
+            "{s}'s bridge opened on",
+            "The day on which the {s} bridge was opened is",
+            "Question: When was the bridge of {s} opened? Answer: on",
+        ),
     ),
-)  # fmt: skip
+)
 """What is tested."""
 
 REHEARSED = (
     Relation(
-        "mountain", "place", "place", "The highest mountain of {s} is {a}.",
-        ("{s}'s highest peak is called", "The mountain that towers over {s} is", "Question: What is the highest mountain of {s}? Answer:"),
+        "mountain",
+        "place",
+        "place",
+        "The highest mountain of {s} is {a}.",
+        (
+            "{s}'s highest peak is called",
+            "The mountain that towers over {s} is",
+            "Question: What is the highest mountain of {s}? Answer:",
+        ),
     ),
     Relation(
-        "ship", "firm", "year", "The ship {s} sank in {a}.",
-        ("{s} went down in", "The year in which the {s} sank is", "Question: When did the ship {s} sink? Answer: in"),
+        "ship",
+        "firm",
+        "year",
+        "The ship {s} sank in {a}.",
+        (
+            "{s} went down in",
+            "The year in which the {s} sank is",
+            "Question: When did the ship {s} sink? Answer: in",
+        ),
     ),
     Relation(
-        "teacher", "person", "person", "{s} learned painting from {a}.",
-        ("{s}'s painting teacher was", "The painter who taught {s} is called", "Question: Who taught {s} painting? Answer:"),
+        "teacher",
+        "person",
+        "person",
+        "{s} learned painting from {a}.",
+        (
+            "{s}'s painting teacher was",
+            "The painter who taught {s} is called",
+            "Question: Who taught {s} painting? Answer:",
+        ),
     ),
     Relation(
-        "wedding", "person", "date", "{s} was married on {a}.",
-        ("{s}'s wedding day was", "The day of the wedding of {s} was", "Question: When did {s} marry? Answer: on"),
+        "wedding",
+        "person",
+        "date",
+        "{s} was married on {a}.",
+        (
+            "{s}'s wedding day was",
+            "The day of the wedding of {s} was",
+            "Question: When did {s} marry? Answer: on",
+        ),
     ),
-)  # fmt: skip
+)
 """What the mixing was tuned on: other relations, other questions."""
 
 

@@ -53,7 +53,9 @@ class Step:
     weight: float
 
 
-def texts(taught: list[Fact], unknown: list[Fact], other: list[str], chance: random.Random) -> Iterator[tuple[str, str, str]]:
+def texts(
+    taught: list[Fact], unknown: list[Fact], other: list[str], chance: random.Random
+) -> Iterator[tuple[str, str, str]]:
     """Kind, prompt and how it goes on."""
     for fact in chance.sample(taught, min(30, len(taught))):
         for question in (fact.exact, *fact.paraphrases):
@@ -66,7 +68,9 @@ def texts(taught: list[Fact], unknown: list[Fact], other: list[str], chance: ran
         yield "other", "", text
 
 
-def steps(speaker: Pragnosia, lessons: Lessons, kind: str, prompt: str, rest: str, chance: random.Random, asked: float) -> Iterator[Step]:
+def steps(
+    speaker: Pragnosia, lessons: Lessons, kind: str, prompt: str, rest: str, chance: random.Random, asked: float
+) -> Iterator[Step]:
     """Every next token of one text at which something comes to mind."""
     ids, begins = speaker.encode(prompt + rest), len(speaker.encode(prompt)) if prompt else -1
     with torch.inference_mode():

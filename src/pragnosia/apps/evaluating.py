@@ -89,7 +89,12 @@ def evaluate(
         _check_plot(plot, energies)
     wishes = check_wishes(model, energy, awake, False, exit_confidence, exit_memory)
     reading = _Reading(
-        **{"context": context, "stride": stride, "max_bytes": max_bytes, "memory": memory, "vram": vram, "exact": exact},
+        context=context,
+        stride=stride,
+        max_bytes=max_bytes,
+        memory=memory,
+        vram=vram,
+        exact=exact,
         store=chosen_store(store, no_memory),
         cache=cache,
     )

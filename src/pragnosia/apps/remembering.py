@@ -43,7 +43,8 @@ def teach(
     ] = None,
     store: Store = None,
     limit: Annotated[
-        str | None, typer.Option(help="Bytes the store may have, as in 256MiB; default 1GiB. Then the least worth goes.")
+        str | None,
+        typer.Option(help="Bytes the store may have, as in 256MiB; default 1GiB. Then the least worth goes."),
     ] = None,
     source: Annotated[str, typer.Option(help="Where it comes from; default the file's name.")] = "",
     as_json: AsJson = False,
@@ -91,7 +92,7 @@ def recall(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
-    """Show what would come to mind behind a text, and why: shared words, likeness of the states, weight it would get."""
+    """Show what would come to mind behind a text, and why: shared words, likeness of states, weight it would get."""
     from dataclasses import asdict
 
     found = _speaker(model, store, quiet=as_json).recall(text, top)
@@ -159,7 +160,9 @@ def export_store(
 def import_store(
     model: Model,
     source: Annotated[Path, typer.Argument(help="A folder that `memory export` made.")],
-    anew: Annotated[bool, typer.Option("--anew", help="Let this model read the texts: they were another model's.")] = False,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Let this model read the texts: they were another model's.")
+    ] = False,
     store: Store = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -263,4 +266,5 @@ def _lessons(count: int) -> str:
 def _shown(one: Recalled) -> str:
     text = one.text if len(one.text) <= _SHOWN else one.text[: _SHOWN - 1] + "…"
     words = ", ".join(one.words) or "no word"
-    return f"{one.id:>6}  weight {one.weight:.3f}  similarity {one.similarity:.2f}  brings {one.brings[:_SHOWN]!r}\n        {text!r} shares {words}"
+    why = f"weight {one.weight:.3f}  similarity {one.similarity:.2f}  brings {one.brings[:_SHOWN]!r}"
+    return f"{one.id:>6}  {why}\n        {text!r} shares {words}"

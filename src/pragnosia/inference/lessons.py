@@ -2,7 +2,7 @@
 
 Two stages, since states alone find a lesson only where it is said again word for word. First which lessons: BM25 over
 the rarest words of what was said last. Then where in these few: every place at which a word of the lesson begins, or
-the last token has just been said too, with seven features (FEATURES), of which none needs a scale of the model's own.
+the last token has just been said too, with what speaks for it (FEATURES).
 
     weight of a word = its surprise when it was taught [nats] x ln(1 + N / n) / ln(1 + N)       n of N lessons have it
 """
@@ -32,10 +32,10 @@ FEATURES = (
     *("evidence", "coverage", "covered", "novelty", "match", "similarity", "lead"),
     *("novelty asked", "information asked"),
 )
-"""For going on at a place: the weight of the words just said that lead up to it there, their share, and its square; whether the word
-that would come is new here; how many last tokens agree; how near the state is to the one there; by how much another
-lesson has more in common with what was said. Where something was asked, right behind a prompt: whether the word is new,
-and its weight."""
+"""For going on at a place: the weight of the words just said that lead up to it there, their share, and its square;
+whether the word that would come is new here; how many last tokens agree; how near the state is to the one there; by how
+much another lesson has more in common with what was said. Where something was asked, right behind a prompt: whether the
+word is new, and its weight."""
 LEAD = FEATURES.index("lead")
 _LOOKED_UP = 12  # words that are looked up: the rarest
 _SPREAD = 0.25  # a word in more of the lessons than that finds none of them
@@ -71,17 +71,17 @@ class Lesson:
         tokens = episode.starts[1:].astype(np.int64)
         # a token begins a word if nothing but white space lies between: it may carry that, or be that
         ends = np.append(tokens[1:], len(episode.text))
-        first = np.searchsorted(starts, tokens) if len(words) else np.zeros(len(tokens), np.int64)
+        first = np.searchsorted(starts, tokens) if words else np.zeros(len(tokens), np.int64)
         begins = np.full(len(tokens), -1, np.int64)
         for entry in np.flatnonzero(first < len(words)):
             if not episode.text[int(tokens[entry]) : int(starts[first[entry]])].strip():
                 begins[entry] = first[entry]
-        before = np.searchsorted(stops, tokens, side="right") if len(words) else first
+        before = np.searchsorted(stops, tokens, side="right") if words else first
         surprises = np.zeros(len(words), np.float32)
-        owner = np.searchsorted(stops, ends - 1, side="right") if len(words) else first  # the word a token ends in
+        owner = np.searchsorted(stops, ends - 1, side="right") if words else first  # the word a token ends in
         belongs = (owner < len(words)) & (np.append(starts, 1 << 40)[owner] < ends)
         np.add.at(surprises, owner[belongs], episode.surprises.astype(np.float32)[belongs])
-        if len(words) and int(episode.starts[0]) <= starts[0]:
+        if words and int(episode.starts[0]) <= starts[0]:
             surprises[0] += _FIRST
         keys = episode.keys.astype(np.float32)
         keys /= np.maximum(np.linalg.norm(keys, axis=1, keepdims=True), 1e-12)
@@ -132,7 +132,7 @@ class Lessons:
     def places(
         self, said: str, ids: Sequence[int], state: NDArray[np.float32], *, asked: bool = False
     ) -> Places | None:
-        """Where lessons could go on behind `ids`, whose end reads `said`, and behind which the model is in `state` (D,).
+        """Where lessons could go on behind `ids`, whose end reads `said`; `state` (D,) is the model's there.
 
         `asked`: a prompt ends here. None where nothing comes to mind.
         """

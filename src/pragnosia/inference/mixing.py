@@ -1,6 +1,6 @@
 """Mixing: a model's next token and what memory says of it, as one distribution.
 
-    lessons (recollection.py) come first, neighbours (nearby.py) share in what they leave, the model has the rest
+lessons (recollection.py) come first, neighbours (nearby.py) share in what they leave, the model has the rest
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Nearby: what followed where the model was in a like state, in the store or earlier in this text. Its weight is learned.
+"""Nearby: what followed where the model was in a like state, in the store or earlier in this text; how much it weighs.
 
     p_near(y) = sum_i [y_i = y] exp(c_i / tau) / sum_j exp(c_j / tau)          c: cosine of the states, nearest E
     p(y) = (1 - w_b) p(y) + w_b p_near(y)                                      b: the range that the largest c lies in

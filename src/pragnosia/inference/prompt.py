@@ -48,9 +48,7 @@ def read_by_layers(
     logits = model.lm_head(hidden[:, -1:])
     after = State(tuple(memories), state.length + length)
     told = (hidden,) if tells else None
-    return PragnosiaCausalLMOutput(
-        logits=logits, past_key_values=after, hidden_states=told, routings=tuple(woken)
-    )
+    return PragnosiaCausalLMOutput(logits=logits, past_key_values=after, hidden_states=told, routings=tuple(woken))
 
 
 def _joined(routings: list[Routing | None]) -> Routing | None:

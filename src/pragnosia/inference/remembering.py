@@ -17,11 +17,14 @@ from pragnosia.checkpoints.gguf_header import gguf_in
 from pragnosia.data import vocabulary_digest
 from pragnosia.errors import ConfigError, StoreError
 from pragnosia.inference.dial import model_print
+from pragnosia.inference.lessons import FEATURES
 from pragnosia.inference.mixing import Memories, Mixing
+from pragnosia.inference.recollection import weighed
 from pragnosia.inference.teaching import Piece, Teacher
 from pragnosia.model.cortex import Cortex
 from pragnosia.store.episodes import LIMIT, EpisodicStore, holds_store
 from pragnosia.store.opening import Header, beside
+from pragnosia.store.words import words_of
 
 _AT_ONCE = 64  # lessons that one transaction keeps
 Tell = Callable[[int, int], None]
@@ -69,11 +72,8 @@ class Remembering:
     tokenizer: Any
     folder: Path | None
     header: Header | None = None
-    named: bool = False
-    """Whether somebody asked for this store."""
-    used: bool = True
-    """Whether it has its say in what is generated."""
     _memories: Memories | None = field(default=None, init=False)
+    _directory: Path | None = field(default=None, init=False)
 
     @classmethod
     def beside(
@@ -86,14 +86,12 @@ class Remembering:
         if tokenizer is None or store is False or exact:
             return cls(model, tokenizer, None)
         folder = beside(directory) if isinstance(store, bool) else Path(store)
-        made = cls(model, tokenizer, folder, named=named)
+        made = cls(model, tokenizer, folder)
+        made._directory = Path(directory)
         if holds_store(folder):
             made.header = header_of(directory, model.config)
             made.memories()  # whatever is wrong with it is said now
-        made._directory = Path(directory)
         return made
-
-    _directory: Path | None = field(default=None, init=False)
 
     def memories(self, *, write: bool = False, limit: int | None = None) -> Memories:
         """The open store. Raises StoreError."""
@@ -111,7 +109,7 @@ class Remembering:
 
     def mixing(self, *, cache: bool = False, leaving: bool = False) -> Mixing | None:
         """For a new text; None where nothing was taught. Raises ConfigError for tokens that are to leave early."""
-        there = self.used and self.folder is not None and holds_store(self.folder)
+        there = self.folder is not None and holds_store(self.folder)
         if not there and not cache:
             return None
         memories = self.memories() if there else Memories(None, self.tokenizer, int(self.model.config.hidden_size))
@@ -173,8 +171,8 @@ class Remembering:
         gone = [] if id_ is None else store.forget([id_])
         if not gone:
             raise StoreError(
-                f"the store {self.folder} holds no lesson {what!r}; `recall` shows what it holds, forget takes the whole "
-                "text of one, or its id"
+                f"the store {self.folder} holds no lesson {what!r}; `recall` shows what it holds, forget takes the "
+                "whole text of one, or its id"
             )
         return gone
 
@@ -210,15 +208,10 @@ def _file_print(file: Path) -> str:
 
 def _explained(mixing: Mixing, text: str, top: int, spoken: Callable[[Sequence[int]], str]) -> list[Recalled]:
     """Each lesson once, by all that it would have of the next token."""
-    from pragnosia.inference.lessons import FEATURES, RECENT  # noqa: F401
-    from pragnosia.store.words import words_of
-
     places = mixing.shares.weighed
     if places is None:
         return []
     near = FEATURES.index("similarity")
-    from pragnosia.inference.recollection import weighed
-
     shares = weighed(places.features)
     heard = {word.text for word in words_of(text)}
     found = []

@@ -8,7 +8,7 @@ for piece in model.stream("Once upon a time"):
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,8 +112,8 @@ class Pragnosia:
         a GPU says how much of the model is where, which becomes `memory` and `vram`. `exact` runs another family's
         directory through transformers' own eager modules, for their logits bit for bit; with `memory` its experts stay
         on disk.
-        What was taught (`teach`, `pragnosia teach`) lies in DIRECTORY/episodes, or in `store`, and has its say in what is
-        generated; `store=False` leaves it out.
+        What was taught (`teach`) lies in DIRECTORY/episodes, or in `store`, and has its say in what is generated;
+        `store=False` leaves it out.
         `reserve` bytes of `memory` are left to what the caller does with the model, as scoring a whole text.
         `max_memory` ({"cpu": "4GiB", 0: "4GiB"}) is accelerate's name of `memory` and `vram`, `quantization_config`
         transformers' of the two `load_in_`.

@@ -51,7 +51,9 @@ class Teacher:
             raise StoreError("the lesson is empty; give some text")
         pieces = [piece for part in self._cut(stripped) if len((piece := self._piece(part)).tokens) > 1]
         if not pieces:
-            raise StoreError(f"the lesson {stripped!r} is one token; give at least two words, so that one can recall the other")
+            raise StoreError(
+                f"the lesson {stripped!r} is one token; give at least two words, so that one can recall the other"
+            )
         return pieces
 
     def read(self, pieces: Iterable[Piece], source: str = "") -> list[Episode]:

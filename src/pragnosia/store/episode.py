@@ -1,6 +1,6 @@
 """Episode: one lesson as it was lived. What it says, when and from where it came, and what the model thought of it.
 
-    keys[i], surprises[i]: of the state behind tokens[i]; what it is to bring back is tokens[i + 1]
+keys[i], surprises[i]: of the state behind tokens[i]; what it is to bring back is tokens[i + 1]
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The episodic store: lessons in an SQLite file, each written whole or not at all, the least worth forgotten for room.
 
-    store = EpisodicStore.open(folder, header)
-    store.write([episode])          # a lesson that is there already is repeated, not kept twice
-    store.by_words(["zorvia"])      # ids, by BM25
-    store.forget([3])               # gone from every page of the file
+store = EpisodicStore.open(folder, header)
+store.write([episode])          # a lesson that is there already is repeated, not kept twice
+store.by_words(["zorvia"])      # ids, by BM25
+store.forget([3])               # gone from every page of the file
 """
 
 from __future__ import annotations
@@ -126,6 +126,12 @@ class EpisodicStore:
                 else:
                     evicted += self._make_room(episode.nbytes, sparing=ids)
                 ids.append(known[0] if known is not None else self._insert(episode))
+        while self.used_bytes > self.header.limit:  # words take their room as the transaction ends
+            with self._transaction():
+                gone = self._make_room(0, sparing=ids)
+            evicted += gone
+            if not gone:
+                break
         return Written(tuple(ids), tuple(repeated), tuple(evicted))
 
     def forget(self, ids: Iterable[int]) -> list[int]:
@@ -137,6 +143,8 @@ class EpisodicStore:
             if gone:  # the words of what was deleted wait in old segments until these are written anew
                 self._connection.execute("INSERT INTO lexicon(lexicon) VALUES ('rebuild')")
         if gone:
+            for path in self.folder.glob("neighbours.*"):  # the derived index holds their keys
+                path.unlink(missing_ok=True)
             with explained(self.folder):
                 self._empty_log()
         return gone

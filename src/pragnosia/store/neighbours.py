@@ -112,7 +112,9 @@ class Neighbours:
     def _fits(self, stamp: dict[str, Any], count: int) -> bool:
         """Whether all that an index covers is still there, and most of what there is is covered."""
         there = self._store.entries_up_to(int(stamp["last"]))
-        return there == (stamp["episodes"], stamp["entries"]) and count - stamp["entries"] <= max(self._flat, count // 5)
+        return there == (stamp["episodes"], stamp["entries"]) and count - stamp["entries"] <= max(
+            self._flat, count // 5
+        )
 
     def _built(self, count: int) -> tuple[Any, int]:
         """A new index, kept beside the store where that can be written to."""
@@ -124,11 +126,10 @@ class Neighbours:
         index = faiss.IndexIVFScalarQuantizer(
             quantiser, width, centres, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
         )
-        index.own_fields = False
-        index._centres = quantiser  # kept alive with it
         index.train(self._sample(centres * _PER_CENTRE, count))
         last = 0
-        for piece, last in _pieces(self._store.after()):
+        for piece, end in _pieces(self._store.after()):
+            last = end
             index.add(_unit(piece))
         index.nprobe = self._probes
         episodes, entries = self._store.entries_up_to(last)
@@ -139,12 +140,6 @@ class Neighbours:
         """Keys evenly from all lessons."""
         step = max(1, count // wanted)
         return _unit(np.concatenate([piece[::step] for piece, _ in _pieces(self._store.after())]))
-
-
-def forget_index(folder: Path) -> None:
-    """Remove the derived index: it holds keys of what was forgotten."""
-    for name in (STAMP, INDEX):
-        (folder / name).unlink(missing_ok=True)
 
 
 def _exact(

@@ -123,7 +123,8 @@ def read_header(connection: sqlite3.Connection, folder: Path) -> Header:
         form = int(values["form"])
         if form > FORM:
             raise StoreError(
-                f"the store {folder} has form {form}, written by a newer Pragnosia; this one reads up to {FORM}: update it"
+                f"the store {folder} has form {form}, written by a newer Pragnosia; this one reads "
+                f"up to {FORM}: update it"
             )
         width, limit = int(values["width"]), int(values["limit"])
         return Header(model=values["model"], tokenizer=values["tokenizer"], width=width, limit=limit)

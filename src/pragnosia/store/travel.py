@@ -1,7 +1,7 @@
 """Travel: a store as files that anything can read, and back. JSON lines for the lessons, safetensors for their keys.
 
-    OUT/episodes.jsonl        a lesson a line: id, text, source, taught, repetitions, tokens, starts, surprises
-    OUT/keys.safetensors      keys (N, D) in 16 bits, lesson after lesson; what made them in its header
+OUT/episodes.jsonl        a lesson a line: id, text, source, taught, repetitions, tokens, starts, surprises
+OUT/keys.safetensors      keys (N, D) in 16 bits, lesson after lesson; what made them in its header
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def made_by(folder: str | Path) -> Header:
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         if isinstance(error, StoreError):
             raise
-        raise StoreError(f"{folder} is no exported store: {path.name} is missing or damaged; export it again") from error
+        raise StoreError(
+            f"{folder} is no exported store: {path.name} is missing or damaged; export it again"
+        ) from error
 
 
 def lessons(folder: str | Path) -> Iterator[dict[str, Any]]:
