@@ -170,7 +170,7 @@ REHEARSED = (
 
 
 def facts(count: int, seed: int, relations: tuple[Relation, ...] = RELATIONS) -> list[Fact]:
-    """`count` facts, as many of each relation; relations about persons share theirs, so a name alone does not answer."""
+    """`count` facts, as many of each relation; those about one kind share subjects: a name alone does not answer."""
     chance = random.Random(seed)
     each = -(-count // len(relations))
     names = _names(chance)

@@ -222,5 +222,5 @@ def test_what_was_written_outlives_kill_9(tmp_path: Path, header: Header) -> Non
     with EpisodicStore.open(tmp_path, header) as store:
         found = [episode.id for episode in store.after()]
         assert found[:12] == told
-        assert store._row("PRAGMA integrity_check") == ("ok",)
+        assert store.damage() == "ok"
         assert all(episode.text == f"lesson {episode.id - 1} of many" for episode in store.after())

@@ -208,6 +208,11 @@ class EpisodicStore:
         row: Any = self._row("SELECT ifnull(sum(entries), 0) FROM episodes")
         return int(row[0])
 
+    def damage(self) -> str:
+        """What SQLite finds wrong with the file; `ok` where nothing is."""
+        row: Any = self._row("PRAGMA integrity_check")
+        return str(row[0])
+
     def entries_up_to(self, last: int) -> tuple[int, int]:
         """Lessons with ids up to `last`, and entries of theirs."""
         row: Any = self._row("SELECT count(*), ifnull(sum(entries), 0) FROM episodes WHERE id <= ?", last)
@@ -322,7 +327,7 @@ class EpisodicStore:
         busy = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         if busy:
             raise StoreError(
-                f"it is gone from the store {self.folder}, but another process is reading there and its log still holds "
+                f"it is gone from {self.folder}, but another process is reading there, and the log still holds "
                 "the old pages; run `memory compact` when that one has left"
             )
 

@@ -98,6 +98,7 @@ class Neighbours:
         """The index, and the id of the last lesson it covers."""
         import faiss
 
+        index: Any
         stamp, folder = _stamp(self._store.folder), self._store.folder
         if stamp is not None and self._fits(stamp, count):
             try:
