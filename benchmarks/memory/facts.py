@@ -66,6 +66,7 @@ def one_run(asked: argparse.Namespace, seed: int) -> dict[str, float]:
         before = recalled(speaker, some[::4])
         read, written = taught(speaker, given)
         after = recalled(speaker, some)
+        intruded = intrusions(speaker, given, facts(len(some), 9000 + seed))
         plain, mixed = elsewhere(speaker, asked.elsewhere)
         store: Any = speaker.remembering.memories().store
         stats = store.stats()
@@ -76,6 +77,7 @@ def one_run(asked: argparse.Namespace, seed: int) -> dict[str, float]:
         "paraphrases [%]": 100 * statistics.mean(of_paraphrases),
         "paraphrases answered with the first word [%]": 100 * after["at once"],
         **{f"{name} [%]": 100 * value for name, value in after.items() if name.startswith(("paraphrase", "of "))},
+        "questions about others, answered with a taught one's [%]": 100 * intruded,
         "exact without the store [%]": 100 * before["exact"],
         "perplexity elsewhere, without": plain,
         "perplexity elsewhere, change [%]": 100 * (mixed / plain - 1),
@@ -113,6 +115,19 @@ def recalled(speaker: Pragnosia, some: list[Fact]) -> dict[str, float]:
             right["at once"].append(answer.strip().startswith(fact.answer))
             right[f"of {fact.relation}"].append(hit)
     return {name: statistics.mean(hits) for name, hits in right.items()}
+
+
+def intrusions(speaker: Pragnosia, given: list[Fact], unknown: list[Fact]) -> float:
+    """Share of the questions about subjects that were never taught to which some lesson's answer is given."""
+    answers: dict[str, set[str]] = defaultdict(set)
+    for fact in given:
+        answers[fact.relation].add(fact.answer)
+    wrong = []
+    for number, fact in enumerate(unknown):
+        question = (fact.exact, *fact.paraphrases)[number % 4]
+        said = speaker.generate(question, max_new_tokens=WITHIN)
+        wrong.append(any(answer in said for answer in answers[fact.relation]))
+    return statistics.mean(wrong)
 
 
 def elsewhere(speaker: Pragnosia, size: int) -> tuple[float, float]:

@@ -54,7 +54,7 @@ def test_a_file_is_several_lessons(run: Run, own: Path, tmp_path: Path) -> None:
     assert values["lessons"] == 3
     stats = run("memory", "stats", own, "--store", tmp_path / "shared", "--json").values
     assert (stats["episodes"], stats["sources"]) == (3, 1)
-    assert "3, taught 3 times" in run("memory", "stats", own, "--store", tmp_path / "shared").out
+    assert "3, taught 3 time(s)" in run("memory", "stats", own, "--store", tmp_path / "shared").out
     assert not (own / "episodes").exists()
 
 

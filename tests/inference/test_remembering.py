@@ -138,7 +138,7 @@ def test_another_models_store_is_refused(
     other = Path(shutil.copytree(model, tmp_path / "other"))
     make_model(initializer_range=0.31).save_pretrained(other)
     with pytest.raises(StoreError, match="made by another model"):
-        Pragnosia.from_pretrained(other)
+        Pragnosia.from_pretrained(other).generate(OTHER)
     Pragnosia.from_pretrained(other, store=False)
     Pragnosia.from_pretrained(other, store=tmp_path / "its-own").teach(LESSON)
 

@@ -114,7 +114,7 @@ def forget(
 
     if (text is None) == (id is None):
         raise ConfigError("forget takes the text of a lesson or --id N, one of them")
-    with _opened(model, store) as held:
+    with _opened(model, store, readonly=False) as held:
         number = id if id is not None else held.find(text or "")
         gone = [] if number is None else held.forget([number])
     if not gone:
@@ -131,7 +131,7 @@ def stats(model: Model, store: Store = None, as_json: AsJson = False, debug: Deb
     day = [time.strftime("%Y-%m-%d", time.localtime(values[name])) for name in ("oldest", "newest")]
     rows = [
         ("store", values["store"]),
-        ("lessons", f"{format_count(values['episodes'])}, taught {format_count(values['lessons_taught'])} times"),
+        ("lessons", f"{format_count(values['episodes'])}, taught {format_count(values['lessons_taught'])} time(s)"),
         ("entries", f"{format_count(values['entries'])} of {format_bytes(values['bytes_per_entry'])} each"),
         ("size", f"{format_bytes(values['bytes'])} of {format_bytes(values['limit'])}"),
         ("surprise", f"{values['mean_surprise']:.2f} nats per token, mean"),
@@ -195,7 +195,7 @@ def import_store(
 @answering
 def compact(model: Model, store: Store = None, as_json: AsJson = False, debug: Debug = False) -> Answer:
     """Give back the room of what was forgotten."""
-    with _opened(model, store) as held:
+    with _opened(model, store, readonly=False) as held:
         before, after = held.compact()
     values = {"store": str(held.folder), "bytes_before": before, "bytes": after}
     return Answer(values, [f"{held.folder}: {format_bytes(before)} before, {format_bytes(after)} now"])
@@ -246,11 +246,11 @@ def _speaker(model: Path, store: Path | None, *, quiet: bool) -> Pragnosia:
     return open_speaker(model, None, None, quiet=quiet, speculate=False, store=chosen_store(store, False))
 
 
-def _opened(model: Path, store: Path | None) -> EpisodicStore:
+def _opened(model: Path, store: Path | None, *, readonly: bool = True) -> EpisodicStore:
     """The store by itself: no model is loaded."""
     from pragnosia.store.episodes import EpisodicStore
 
-    return EpisodicStore.peek(_folder(model, store))
+    return EpisodicStore.peek(_folder(model, store), readonly=readonly)
 
 
 def _folder(model: Path, store: Path | None) -> Path:

@@ -44,7 +44,8 @@ TELLING = 6.0
 """A lesson comes to mind by a word of at least this weight [nats], or where LITERAL tokens of it were just said."""
 LITERAL = 4
 _MATCH = 6
-_HELD = 4096  # prepared lessons
+HELD = 1024
+"""Lessons that are kept ready."""
 _FIRST = 3.0  # surprise of a lesson's first word, of which the model was not asked [nats]
 
 
@@ -219,7 +220,7 @@ class Lessons:
             return self._held[id_]
         lesson = Lesson.of(self.store.get([id_])[0])
         self._held[id_] = lesson
-        if len(self._held) > _HELD:
+        if len(self._held) > HELD:
             self._held.popitem(last=False)
         return lesson
 

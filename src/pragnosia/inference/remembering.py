@@ -17,15 +17,18 @@ from pragnosia.checkpoints.gguf_header import gguf_in
 from pragnosia.data import vocabulary_digest
 from pragnosia.errors import ConfigError, StoreError
 from pragnosia.inference.dial import model_print
-from pragnosia.inference.lessons import FEATURES
+from pragnosia.inference.lessons import FEATURES, HELD
 from pragnosia.inference.mixing import Memories, Mixing
 from pragnosia.inference.recollection import weighed
 from pragnosia.inference.teaching import Piece, Teacher
 from pragnosia.model.cortex import Cortex
 from pragnosia.store.episodes import LIMIT, EpisodicStore, holds_store
+from pragnosia.store.neighbours import FLAT
 from pragnosia.store.opening import Header, beside
 from pragnosia.store.words import words_of
+from pragnosia.units import MIB
 
+_FAISS = 48 * MIB  # its code
 _AT_ONCE = 64  # lessons that one transaction keeps
 Tell = Callable[[int, int], None]
 
@@ -79,7 +82,7 @@ class Remembering:
     def beside(
         cls, model: Cortex, tokenizer: Any, directory: str | Path, store: str | Path | bool, *, exact: bool
     ) -> Remembering:
-        """Of a model that was loaded from `directory`. Raises StoreError for a store that is not this model's."""
+        """Of a model that was loaded from `directory`. Raises StoreError for a store that is named in exact mode."""
         named = not isinstance(store, bool)
         if exact and named:
             raise StoreError("exact mode gives another library's logits bit for bit: leave the store out, or exact")
@@ -88,9 +91,6 @@ class Remembering:
         folder = beside(directory) if isinstance(store, bool) else Path(store)
         made = cls(model, tokenizer, folder)
         made._directory = Path(directory)
-        if holds_store(folder):
-            made.header = header_of(directory, model.config)
-            made.memories()  # whatever is wrong with it is said now
         return made
 
     def memories(self, *, write: bool = False, limit: int | None = None) -> Memories:
@@ -185,6 +185,18 @@ class Remembering:
         store = self.memories(write=True, limit=limit).store
         assert store is not None
         return store
+
+
+def room_of(directory: str | Path, store: str | Path | bool) -> int:
+    """Bytes of memory that a store takes once it is asked: keys that are compared one by one, lessons made ready."""
+    folder = beside(directory) if isinstance(store, bool) else Path(store)
+    if store is False or not holds_store(folder):
+        return 0
+    with EpisodicStore.peek(folder) as held:
+        entries, width = held.num_entries, held.header.width
+        lessons = min(held.version[0], HELD) * entries // max(held.version[0], 1)
+    index = 2 * (width + 16) * entries + _FAISS if entries > FLAT else 0
+    return 4 * width * (2 * min(entries, FLAT) + lessons) + 24 * entries + index
 
 
 def header_of(directory: str | Path, config: Any, limit: int = LIMIT) -> Header:

@@ -36,7 +36,7 @@ from pragnosia.inference.ladder import climbable
 from pragnosia.inference.loading import load_model, load_tokenizer
 from pragnosia.inference.plan import Plan
 from pragnosia.inference.program import writable
-from pragnosia.inference.remembering import Recalled, Remembering, Taught
+from pragnosia.inference.remembering import Recalled, Remembering, Taught, room_of
 from pragnosia.inference.sampling import Sampling, check_room, check_text
 from pragnosia.inference.sparsity import lay_silent
 from pragnosia.inference.spread import budgets_of
@@ -124,6 +124,7 @@ class Pragnosia:
         Raises CheckpointError, ConfigError, BudgetError, UserError.
         """
         memory, vram = chosen_budgets(memory, vram, max_memory)
+        reserve += room_of(directory, store) if memory is not None else 0
         bits = chosen_bits(load_in_8bit, load_in_4bit, quantization_config)
         memory, vram, device_map = budgets_of(directory, device_map, memory, vram, context)
         if vram is not None:

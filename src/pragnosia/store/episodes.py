@@ -79,12 +79,12 @@ class EpisodicStore:
         return store
 
     @classmethod
-    def peek(cls, folder: str | Path) -> EpisodicStore:
-        """The store in `folder`, whoever made it, to look at or take away. Raises StoreError."""
+    def peek(cls, folder: str | Path, *, readonly: bool = True) -> EpisodicStore:
+        """The store in `folder`, whoever made it. Raises StoreError."""
         place = Path(folder)
         if not holds_store(place):
             raise StoreError(f"there is no store at {place}; teach something first (pragnosia teach)")
-        connection = connect(place)
+        connection = connect(place, readonly=readonly)
         try:
             with explained(place):
                 return cls(place, connection, read_header(connection, place))

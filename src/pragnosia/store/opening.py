@@ -84,7 +84,9 @@ def connect(folder: Path, *, patience_ms: int = PATIENCE_MS, readonly: bool = Fa
 
 def _reader(file: Path) -> sqlite3.Connection:
     """To read alone: also where nothing can be written, as in a folder that belongs to somebody else."""
-    for how in ("mode=ro", "immutable=1"):
+    log = file.with_name(file.name + "-wal")
+    whole = not log.exists() or not log.stat().st_size  # what lies in the log alone would not be seen
+    for how in ("mode=ro", "immutable=1") if whole else ("mode=ro",):
         connection = sqlite3.connect(f"{file.absolute().as_uri()}?{how}", uri=True, isolation_level=None)
         try:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
