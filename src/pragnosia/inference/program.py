@@ -22,12 +22,13 @@ from pragnosia.inference.table import TableOnDisk
 from pragnosia.kernels import step as steps
 from pragnosia.kernels.awake import lies_by_input
 from pragnosia.kernels.formats import Format, plain_format
-from pragnosia.kernels.step import Step, StepFeedForward, StepLinear, StepMixer, Stored
+from pragnosia.kernels.step import Step, StepDendrites, StepFeedForward, StepLinear, StepMixer, Stored
 from pragnosia.model.attention import Attention, RotaryPositions
 from pragnosia.model.awake_linear import AwakeLinear
 from pragnosia.model.bank import Bank
 from pragnosia.model.columns import Columns
 from pragnosia.model.cortex import Cortex, CortexLayer, CortexStack
+from pragnosia.model.dendrites import Dendrites, DendriticAttention, Hearing, Speaking
 from pragnosia.model.experts import Experts
 from pragnosia.model.feed_forward import FeedForward
 from pragnosia.model.gates import TokenGate, routing_of_scores
@@ -42,7 +43,8 @@ from pragnosia.quantisation.layers import PackedEmbedding, PackedLinear
 _ROUTERS: dict[type, str] = {SoftmaxThalamus: "softmax", SigmoidThalamus: "sigmoid", ThresholdThalamus: "threshold"}
 _WRITABLE = {
     *(nn.ModuleList, nn.Embedding, nn.Identity, Linear, AwakeLinear, RMSNorm),
-    *(Attention, RotaryPositions, TokenGate, FeedForward, Experts, Columns, Bank, *_ROUTERS),
+    *(Attention, DendriticAttention, Hearing, Speaking, RotaryPositions, TokenGate),
+    *(FeedForward, Experts, Columns, Bank, *_ROUTERS),
     *(StreamedBank, PackedLinear, PackedEmbedding, TableOnDisk, OnDisk),
 }
 
@@ -245,9 +247,10 @@ class Pen:
         self.has_bf16 = self.has_bf16 or entry.name == "bf16"
         self.has_packed = self.has_packed or (entry.plain_dtype is None and not entry.pruned)
 
-    def _gated(self, number: int, layer: Any, mixer: Attention, memory: KeyValues, setting: Setting) -> StepMixer:
+    def _gated(self, number: int, layer: Any, mixer: Any, memory: KeyValues, setting: Setting) -> StepMixer:
         """A layer's mixer, and its gate where it has one."""
-        written = self._mixer(layer.mixer_norm, mixer, memory)
+        heads: Attention = mixer.attention if isinstance(mixer, DendriticAttention) else mixer
+        written = self._mixer(layer.mixer_norm, heads, memory)
         if layer.gate is not None:
             self.cutoffs[number] = written.cutoff = float(layer.gate.threshold(setting.gates))
             written.gate = self.stored(layer.gate.weight)
@@ -260,8 +263,8 @@ class Pen:
             norm=self.stored(norm.weight),
             query=self.linear(mixer.q_proj),
             key=self.linear(mixer.k_proj),
-            value=self.linear(mixer.v_proj),
-            out=self.linear(mixer.o_proj),
+            **self._linear_or_dendrites("value", "hearing", mixer.v_proj),
+            **self._linear_or_dendrites("out", "speaking", mixer.o_proj),
             query_norm=self.stored(getattr(mixer.q_norm, "weight", None)),
             key_norm=self.stored(getattr(mixer.k_norm, "weight", None)),
             sinks=self.stored(mixer.sinks),
@@ -276,6 +279,16 @@ class Pen:
             memory_is_bf16=memory.keys.dtype is torch.bfloat16,
             room=memory.keys.shape[2],
         )
+
+    def _linear_or_dendrites(self, plain: str, driven: str, organ: nn.Module) -> dict[str, Any]:
+        """One matrix for every token, or those of the dendrites that are driven most."""
+        if not isinstance(organ, Dendrites):
+            return {plain: self.linear(organ)}
+        weight, gate = self.stored(organ.weight), self.linear(organ.gate)
+        self.bytes_read += organ.weight.nbytes * organ.num_awake // organ.each
+        self._note(plain_format(organ.weight.dtype))
+        shape = organ.heads, organ.each, organ.num_awake, *organ.weight.shape[1:]
+        return {driven: StepDendrites(gate, weight, *shape)}
 
     def _always(self, layer: FeedForward | None) -> dict[str, Any]:
         """Who never sleeps."""

@@ -35,9 +35,20 @@ struct StepLinear {
     int64_t by_input;  // plain numbers lie (depth, outs), and those of inputs asleep are not read (awake.hpp)
     double threshold;  // by_input: inputs up to this magnitude sleep
 };
+// A thread's place in the team, and its share of a count of rows.
+struct Member {
+    int64_t id, team;
+    int64_t from(int64_t count, int64_t step) const { return std::min(count, (count + step - 1) / step * id / team * step); }
+    int64_t to(int64_t count, int64_t step) const { return Member{id + 1, team}.from(count, step); }
+};
+// One piece of machine code for a token alone and for a token among others (span.hpp): their bits agree.
+#define ONE_CODE __attribute__((noinline, noclone))
+
+#include "dendrites.hpp"
+
 struct StepMixer {
     Stored norm;
-    StepLinear query, key, value, out;
+    StepLinear query, key, value, out;  // no value and no output where dendrites stand for them
     Stored query_norm, key_norm, sinks;
     int64_t heads, key_heads, head_dim, norm_heads, window;  // window 0: all that was seen
     double clip;                                              // 0: none
@@ -46,6 +57,7 @@ struct StepMixer {
     Stored gate;      // (D,): scores tokens, of which not all pass the layer (model/gates.py); absent: all do
     double cutoff;    // scores up to this do not
     float* out_gate;  // the score, told to whoever asks
+    StepDendrites hearing, speaking;
 };
 struct StepFeedForward {
     Stored norm;
@@ -80,15 +92,6 @@ struct Step {
     int64_t passing;  // layers from here on are records of the pool, and pass (passing.hpp); `layers` where none is
     float* hidden;    // (width): where the state that the head reads is told; null: nowhere
 };
-
-// A thread's place in the team, and its share of a count of rows.
-struct Member {
-    int64_t id, team;
-    int64_t from(int64_t count, int64_t step) const { return std::min(count, (count + step - 1) / step * id / team * step); }
-    int64_t to(int64_t count, int64_t step) const { return Member{id + 1, team}.from(count, step); }
-};
-// One piece of machine code for a token alone and for a token among others (span.hpp): their bits agree.
-#define ONE_CODE __attribute__((noinline, noclone))
 
 inline void meet() {
 #pragma omp barrier
@@ -130,9 +133,9 @@ class StepRun {
     friend class SpanRun;
     const Step& step;
     const int64_t token, position;
-    int64_t most_keys = 0, most_queries = 0, most_units = 0, most_slots = 0, most_hidden = 0, most_resting = 0, most_unit = 0, most_gist = 0, most_parts = 0, most_group = 1, head_dim = 2;
+    int64_t most_keys = 0, most_queries = 0, most_units = 0, most_slots = 0, most_hidden = 0, most_resting = 0, most_unit = 0, most_gist = 0, most_parts = 0, most_group = 1, most_drives = 0, most_voices = 0, head_dim = 2;
     // shared by the team
-    float *x, *before, *query, *key, *value, *scores, *gist, *active, *peaks, *sums, *mixed;
+    float *x, *before, *query, *key, *value, *drive, *scores, *gist, *active, *peaks, *sums, *mixed;
     int64_t* best;
     mutable std::atomic<bool> failed{false};  // a unit cannot be read
     // one of each per thread, laid end to end
@@ -145,6 +148,8 @@ class StepRun {
         int64_t* units;
         Stored *up, *down;  // the woken units' weights
         Said* said;         // by their neurons
+        Driven driven;      // the dendrites awake in a layer
+        float *voices, *voice;
     };
 
     static int64_t chunks(const StepMixer& mixer, int64_t seen, int64_t threads) {
@@ -168,6 +173,8 @@ class StepRun {
             most_hidden = std::max(most_hidden, f.slots * round_up(f.unit_width, 16) + round_up(f.always_down.depth, 16));
             most_resting = std::max(most_resting, f.always_down.depth), most_unit = std::max(most_unit, f.unit_width);
             most_gist = std::max(most_gist, f.gist.outs);
+            for (const StepDendrites* d : {&m.hearing, &m.speaking})
+                most_drives = std::max(most_drives, d->gate.outs), most_voices = std::max(most_voices, d->speaking());
         }
     }
 
@@ -192,14 +199,15 @@ class StepRun {
                     most_slots * (Scratch::size<Vector>(1) + Vector::bytes(most_unit)) + floats(most_keys) +
                     floats(2 * head_dim) + floats(most_group * pitch) + floats(most_group * ROW) + 2 * floats(most_units) +
                     floats(most_slots) + Scratch::size<int64_t>(most_slots) + 2 * Scratch::size<Stored>(most_slots) +
-                    Scratch::size<Said>(most_slots * most_unit);
-        return 2 * floats(step.width) + floats(most_queries) + 2 * floats(most_keys) + floats(most_units) + floats(most_gist) + floats(most_hidden) +
+                    Scratch::size<Said>(most_slots * most_unit) + Scratch::size<int64_t>(most_voices) + floats(most_voices) +
+                    floats(most_voices * pitch) + floats(head_dim);
+        return 2 * floats(step.width) + floats(most_queries) + 2 * floats(most_keys) + floats(most_drives) + floats(most_units) + floats(most_gist) + floats(most_hidden) +
                2 * floats(most_parts) + floats(most_parts * head_dim) + Scratch::size<int64_t>(step.threads) + own_bytes * step.threads;
     }
     void take(Scratch& memory) {
         x = memory.take<float>(step.width), before = memory.take<float>(step.width), query = memory.take<float>(most_queries);
         key = memory.take<float>(most_keys), value = memory.take<float>(most_keys);
-        scores = memory.take<float>(most_units), gist = memory.take<float>(most_gist), active = memory.take<float>(most_hidden);
+        drive = memory.take<float>(most_drives), scores = memory.take<float>(most_units), gist = memory.take<float>(most_gist), active = memory.take<float>(most_hidden);
         peaks = memory.take<float>(most_parts), sums = memory.take<float>(most_parts);
         mixed = memory.take<float>(most_parts * head_dim), best = memory.take<int64_t>(step.threads);
         own_memory = memory.take<char>(own_bytes * step.threads);
@@ -243,7 +251,10 @@ class StepRun {
         mine.units = reinterpret_cast<int64_t*>(at), at += Scratch::size<int64_t>(most_slots);
         mine.up = reinterpret_cast<Stored*>(at), at += Scratch::size<Stored>(most_slots);
         mine.down = reinterpret_cast<Stored*>(at), at += Scratch::size<Stored>(most_slots);
-        mine.said = reinterpret_cast<Said*>(at);
+        mine.said = reinterpret_cast<Said*>(at), at += Scratch::size<Said>(most_slots * most_unit);
+        mine.driven.units = reinterpret_cast<int64_t*>(at), at += Scratch::size<int64_t>(most_voices);
+        mine.driven.loudness = take(most_voices);
+        mine.voices = take(most_voices * round_up(head_dim, 16)), mine.voice = take(head_dim);
         return mine;
     }
     // Sums of a thread's outputs as packed rows deal them, and of each group's zero points.
@@ -375,7 +386,8 @@ class StepRun {
     // Key and value alone, for later tokens to find.
     void only_remember(const StepMixer& m, Member me, Own& mine) const {
         product(m.key, mine.normed, me, key);
-        product(m.value, mine.normed, me, value);
+        if (m.hearing) hear_alone(m.hearing, me, mine);
+        else product(m.value, mine.normed, me, value);
         meet();
         angles(m.head_dim, mine.rotation);
         prepare(m, key, m.key_norm, m.key_heads, mine, mine.keys);
@@ -387,7 +399,8 @@ class StepRun {
     void mix(const StepMixer& m, Member me, Own& mine) const {
         product(m.query, mine.normed, me, query);
         product(m.key, mine.normed, me, key);
-        product(m.value, mine.normed, me, value);
+        if (m.hearing) hear_alone(m.hearing, me, mine);
+        else product(m.value, mine.normed, me, value);
         meet();
         const int64_t first = first_seen(m, position), seen = position + 1 - first, parts = chunks(m, seen, step.threads);
         angles(m.head_dim, mine.rotation);
@@ -403,8 +416,33 @@ class StepRun {
         meet();
         for (int64_t h = 0; h < m.heads; ++h) merge(m, h, parts, mine.heads.plain + h * m.head_dim);
         mine.heads.lay_out(m.query.outs, step);
-        product<true>(m.out, mine.heads, me, x);
+        if (m.speaking) {
+            product(m.speaking.gate, mine.heads, me, drive);
+            meet();
+            speak_driven(m.speaking, me, mine);
+        } else product<true>(m.out, mine.heads, me, x);
         meet();
+    }
+
+    // Values by dendrites, of which the whole team has to know how much they are driven.
+    void hear_alone(const StepDendrites& d, Member me, Own& mine) const {
+        product(d.gate, mine.normed, me, drive);
+        meet();
+        hear_driven(d, me, mine);
+    }
+    // The same two when that lies in `drive`.
+    void hear_driven(const StepDendrites& d, Member me, const Own& mine) const {
+        most_driven(d, drive, mine.driven);
+        if (d.weight.format == BF16) hear<bf16>(d, mine.driven, mine.normed.wide.split, me, value);
+        else hear<float>(d, mine.driven, mine.normed.plain, me, value);
+    }
+    void speak_driven(const StepDendrites& d, Member me, const Own& mine) const {
+        most_driven(d, drive, mine.driven);
+        d.weight.typed([&](auto* w) {
+            using W = std::decay_t<decltype(*w)>;
+            raise_voices<W>(d, mine.driven, mine.heads.plain, mine.voice, mine.voices);
+            speak_to<W>(d, mine.driven, mine.voices, me, x);
+        });
     }
 
     // cos and sin of this position.
