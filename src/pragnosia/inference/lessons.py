@@ -109,6 +109,7 @@ class Lessons:
     def __init__(self, store: EpisodicStore) -> None:
         self.store = store
         self._held: OrderedDict[int, Lesson] = OrderedDict()
+        self._weighed: dict[int, NDArray[np.float32]] = {}
         self._asked: tuple[tuple[str, ...], tuple[int, ...]] = ((), ())
         self.refresh()
 
@@ -118,6 +119,7 @@ class Lessons:
         self.count = self._version[0]
         self._spread: dict[str, int] = {}
         self._held.clear()
+        self._weighed.clear()
         self._asked = ((), ())
 
     def called(self, said: str) -> tuple[Lesson, ...]:
@@ -128,7 +130,8 @@ class Lessons:
         asked = tuple(word for _, word in sorted(known)[:_LOOKED_UP])
         if asked != self._asked[0]:
             self._asked = asked, tuple(id_ for id_, _ in self.store.by_words(asked, LESSONS))
-        return tuple(self._ready(id_) for id_ in self._asked[1])
+        ready = (self._ready(id_) for id_ in self._asked[1])
+        return tuple(lesson for lesson in ready if lesson is not None)
 
     def places(
         self, said: str, ids: Sequence[int], state: NDArray[np.float32], *, asked: bool = False
@@ -210,18 +213,23 @@ class Lessons:
 
     def _weights(self, lesson: Lesson) -> NDArray[np.float32]:
         """Of its words: what was common knowledge, or stands in every lesson, tells nothing."""
-        count = max(self.count, 1)
-        rare = [math.log1p(count / max(self.spread(word.text), 1)) / math.log1p(count) for word in lesson.words]
-        return lesson.surprises * np.array(rare, np.float32)
+        id_, count = lesson.episode.id, max(self.count, 1)
+        if id_ not in self._weighed:
+            rare = [math.log1p(count / max(self.spread(word.text), 1)) / math.log1p(count) for word in lesson.words]
+            self._weighed[id_] = lesson.surprises * np.array(rare, np.float32)
+        return self._weighed[id_]
 
-    def _ready(self, id_: int) -> Lesson:
+    def _ready(self, id_: int) -> Lesson | None:
+        """None where another process has just made it forgotten."""
         if id_ in self._held:
             self._held.move_to_end(id_)
             return self._held[id_]
-        lesson = Lesson.of(self.store.get([id_])[0])
-        self._held[id_] = lesson
+        found = self.store.get([id_])
+        if not found:
+            return None
+        lesson = self._held[id_] = Lesson.of(found[0])
         if len(self._held) > HELD:
-            self._held.popitem(last=False)
+            self._weighed.pop(self._held.popitem(last=False)[0], None)
         return lesson
 
 

@@ -87,7 +87,9 @@ def _reader(file: Path) -> sqlite3.Connection:
     log = file.with_name(file.name + "-wal")
     whole = not log.exists() or not log.stat().st_size  # what lies in the log alone would not be seen
     for how in ("mode=ro", "immutable=1") if whole else ("mode=ro",):
-        connection = sqlite3.connect(f"{file.absolute().as_uri()}?{how}", uri=True, isolation_level=None)
+        connection = sqlite3.connect(
+            f"{file.absolute().as_uri()}?{how}", uri=True, isolation_level=None, check_same_thread=False
+        )
         try:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.OperationalError:
