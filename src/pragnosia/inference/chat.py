@@ -62,8 +62,8 @@ class Conversation:
         planned = None if speaker.plan is None else speaker.plan.context
         # the state grows as far as that
         at = speaker.turned(energy, setting)
-        mixing = speaker.remembering.mixing(leaving=bool(at.leave))
-        self.decoder = Decoder(speaker.model, 1024, at, draft=speaker.draft, planned=planned, mixing=mixing)
+        self.decoder = Decoder(speaker.model, 1024, at, draft=speaker.draft, planned=planned)
+        self.decoder.mixing = speaker.remembering.mixing(leaving=bool(at.leave))
         self.passed = 0
         """Tokens that went through the model in all turns, given or said."""
         self.text = ""  # what the decoder's tokens stand for

@@ -168,7 +168,7 @@ class Decoder:
                     self._settle(self._modules(piece), piece)
                 output = self._modules(unread)
         logits = output.logits[:, -1]
-        told = None if output.hidden_states is None else output.hidden_states[-1][0]
+        told = None if self.mixing is None else output.hidden_states[-1][0]
         chosen = self._choose(sampler, logits, int(logits.argmax()), told)
         self._settle(output, unread)
         return chosen

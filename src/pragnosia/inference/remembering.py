@@ -77,6 +77,7 @@ class Remembering:
     header: Header | None = None
     _memories: Memories | None = field(default=None, init=False)
     _directory: Path | None = field(default=None, init=False)
+    _exact: bool = field(default=False, init=False)
 
     @classmethod
     def beside(
@@ -87,7 +88,9 @@ class Remembering:
         if exact and named:
             raise StoreError("exact mode gives another library's logits bit for bit: leave the store out, or exact")
         if tokenizer is None or store is False or exact:
-            return cls(model, tokenizer, None)
+            nowhere = cls(model, tokenizer, None)
+            nowhere._exact = exact
+            return nowhere
         folder = beside(directory) if isinstance(store, bool) else Path(store)
         made = cls(model, tokenizer, folder)
         made._directory = Path(directory)
@@ -109,6 +112,8 @@ class Remembering:
 
     def mixing(self, *, cache: bool = False, leaving: bool = False) -> Mixing | None:
         """For a new text; None where nothing was taught. Raises ConfigError for tokens that are to leave early."""
+        if cache and self._exact:
+            raise ConfigError("exact mode gives another library's logits bit for bit: leave the cache out, or exact")
         there = self.folder is not None and holds_store(self.folder)
         if not there and not cache:
             return None
