@@ -66,6 +66,12 @@ CLOTHES: dict[str, dict[str, Any]] = {
         "attention": HEADS | {"sliding_window": 9, "sinks": True, "qk_norm": "head", "output_bias": True},
         "layer_types": ["full_attention", "sliding_attention"],
     },
+    "long-term memory": {
+        "experts": None,
+        "feed_forward": {"width": 37},
+        "feed_forwards": ["memory", "dense"],
+        "hippocampus": {"num_rows": 144, "num_heads": 3, "num_awake": 5, "key_width": 12},
+    },
     "dendrites": {"dendrites": {"num_dendrites": 3, "num_awake": 2}},
     "one dendrite of four, clipped, behind gates": {
         "attention": HEADS | {"qk_norm": "head", "clip_qkv": 0.7},

@@ -22,16 +22,17 @@ from pragnosia.inference.table import TableOnDisk
 from pragnosia.kernels import step as steps
 from pragnosia.kernels.awake import lies_by_input
 from pragnosia.kernels.formats import Format, plain_format
-from pragnosia.kernels.step import Step, StepDendrites, StepFeedForward, StepLinear, StepMixer, Stored
+from pragnosia.kernels.step import Step, StepDendrites, StepFeedForward, StepLinear, StepMixer, StepRecall, Stored
 from pragnosia.model.attention import Attention, RotaryPositions
 from pragnosia.model.awake_linear import AwakeLinear
-from pragnosia.model.bank import Bank
+from pragnosia.model.bank import Bank, Table
 from pragnosia.model.columns import Columns
 from pragnosia.model.cortex import Cortex, CortexLayer, CortexStack
 from pragnosia.model.dendrites import Dendrites, DendriticAttention, Hearing, Speaking
 from pragnosia.model.experts import Experts
 from pragnosia.model.feed_forward import FeedForward
 from pragnosia.model.gates import TokenGate, routing_of_scores
+from pragnosia.model.hippocampus import Hippocampus
 from pragnosia.model.linear import Linear
 from pragnosia.model.norm import RMSNorm
 from pragnosia.model.setting import WHOLE, Setting
@@ -44,7 +45,7 @@ _ROUTERS: dict[type, str] = {SoftmaxThalamus: "softmax", SigmoidThalamus: "sigmo
 _WRITABLE = {
     *(nn.ModuleList, nn.Embedding, nn.Identity, Linear, AwakeLinear, RMSNorm),
     *(Attention, DendriticAttention, Hearing, Speaking, RotaryPositions, TokenGate),
-    *(FeedForward, Experts, Columns, Bank, *_ROUTERS),
+    *(FeedForward, Experts, Columns, Bank, Hippocampus, Table, *_ROUTERS),
     *(StreamedBank, PackedLinear, PackedEmbedding, TableOnDisk, OnDisk),
 }
 
@@ -115,6 +116,8 @@ def writable(model: Cortex, state: State) -> bool:
     away = coming_and_going(model)
     if not all(weights.in_reach for weights in away):
         return False
+    if any(isinstance(module, OnDisk) and isinstance(module.piece, Hippocampus) for module in model.modules()):
+        return False
     tensors = (*model.parameters(), *model.buffers())
     # the types of matrices that lie on disk are known, and they lie there in order
     return all(_readable(tensor) or (away and tensor.is_meta and tensor.dtype in steps.STORED) for tensor in tensors)
@@ -162,7 +165,10 @@ class Pen:
                 feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, **always))
                 continue
             mixers.append(self._gated(number, layer, layer.mixer, memory, setting))
-            if shape is None:
+            if isinstance(organ, Hippocampus):
+                recall = self._recall(organ, model.model.hippocampus)
+                feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, recall=recall))
+            elif shape is None:
                 feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, **self._always(organ)))
             else:
                 told = [self.told[0][0, slot:], self.told[1][0, slot:], self.told[2][0, unit:]]
@@ -299,6 +305,20 @@ class Pen:
             "always_down": self.linear(layer.down),
             "always_activation": layer.activation.code,
         }
+
+    def _recall(self, organ: Hippocampus, table: Table) -> StepRecall:
+        """Long-term memory."""
+        self.bytes_read += organ.keys.nbytes + organ.recalled * table.rows[0].nbytes
+        return StepRecall(
+            asks=self.linear(organ.query),
+            center=self.address(organ.center.float()),
+            spread=self.address(organ.spread.float()),
+            keys=self.stored(organ.keys),
+            table=self.stored(table.rows),
+            heads=organ.organ.num_heads,
+            side=organ.organ.side,
+            awake=organ.organ.num_awake,
+        )
 
     def _experts(self, experts: SparseFeedForward, awake: float, told: list[Tensor]) -> dict[str, Any]:
         bank: Any = experts.bank

@@ -93,6 +93,17 @@ class StepMixer(ctypes.Structure):
     )
 
 
+class StepRecall(ctypes.Structure):
+    """x += the recalled rows; no `asks` where a layer recalls nothing."""
+
+    _fields_ = (
+        ("asks", StepLinear),
+        *((name, ADDRESS) for name in ("center", "spread")),
+        *((name, Stored) for name in ("keys", "table")),
+        *((name, WHOLE) for name in ("heads", "side", "awake")),
+    )
+
+
 class StepFeedForward(ctypes.Structure):
     """x += who woke + who never sleeps; either may be absent."""
 
@@ -112,6 +123,7 @@ class StepFeedForward(ctypes.Structure):
         ("pool_layer", WHOLE),
         ("gist", StepLinear),
         ("most", WHOLE),
+        ("recall", StepRecall),
     )
 
 

@@ -199,11 +199,13 @@ class SpanRun {
 
     // False where a unit cannot be read: every thread sees it, since it met the others.
     bool think(const StepFeedForward& f, Member me, Each& each) const {
-        if (f.router == DENSE && !f.always_up.by_input) return think_densely(f, me, each), true;
+        if (f.router == DENSE && !f.always_up.by_input && !f.recall.asks.outs) return think_densely(f, me, each), true;
         for (int64_t t = 0; t < span.count; ++t) {
             StepFeedForward told = f;
-            told.out_units += t * span.told_slots, told.out_strengths += t * span.told_slots;
-            told.out_scores += t * span.told_units;
+            if (f.router != DENSE) {
+                told.out_units += t * span.told_slots, told.out_strengths += t * span.told_slots;
+                told.out_scores += t * span.told_units;
+            }
             if (each.loudness[t] == 0.f) {
                 if (me.id == 0) StepRun::tell_nobody(told);
                 continue;

@@ -11,6 +11,7 @@
 #include "packed.hpp"
 #include "packing.hpp"
 #include "pool.hpp"
+#include "recall.hpp"
 #include "route.hpp"
 
 // Numbers as they lie in memory; `base` is null where a part is absent.
@@ -59,6 +60,13 @@ struct StepMixer {
     float* out_gate;  // the score, told to whoever asks
     StepDendrites hearing, speaking;
 };
+// Long-term memory (model/hippocampus.py): queries, keys of both halves and the table.
+struct StepRecall {
+    StepLinear asks;
+    const float *center, *spread;  // of the queries
+    Stored keys, table;            // (H, 2, side, K/2), (rows, D)
+    int64_t heads, side, awake;    // `awake` of a head
+};
 struct StepFeedForward {
     Stored norm;
     int64_t router, activation;
@@ -76,6 +84,7 @@ struct StepFeedForward {
     int64_t pool_layer;  // where the bank lies in the step's pool, and `up` and `down` are null; else -1
     StepLinear gist;     // what a router of low rank reads instead of x; no rows where there is none
     int64_t most;        // neurons of a unit that may speak; 0: all
+    StepRecall recall;   // instead of all this: long-term memory; no `asks` where there is none
 };
 struct Step {
     int64_t width, layers, threads;
@@ -134,9 +143,10 @@ class StepRun {
     const Step& step;
     const int64_t token, position;
     int64_t most_keys = 0, most_queries = 0, most_units = 0, most_slots = 0, most_hidden = 0, most_resting = 0, most_unit = 0, most_gist = 0, most_parts = 0, most_group = 1, most_drives = 0, most_voices = 0, head_dim = 2;
+    int64_t most_asks = 0, most_halves = 0, most_recalled = 0;
     // shared by the team
-    float *x, *before, *query, *key, *value, *drive, *scores, *gist, *active, *peaks, *sums, *mixed;
-    int64_t* best;
+    float *x, *before, *query, *key, *value, *drive, *scores, *gist, *active, *peaks, *sums, *mixed, *asked, *halves, *shares;
+    int64_t *best, *rows;
     mutable std::atomic<bool> failed{false};  // a unit cannot be read
     // one of each per thread, laid end to end
     char* own_memory;
@@ -173,6 +183,9 @@ class StepRun {
             most_hidden = std::max(most_hidden, f.slots * round_up(f.unit_width, 16) + round_up(f.always_down.depth, 16));
             most_resting = std::max(most_resting, f.always_down.depth), most_unit = std::max(most_unit, f.unit_width);
             most_gist = std::max(most_gist, f.gist.outs);
+            const StepRecall& r = f.recall;
+            most_asks = std::max(most_asks, r.asks.outs), most_halves = std::max(most_halves, 2 * r.heads * r.side);
+            most_recalled = std::max(most_recalled, r.heads * r.awake);
             for (const StepDendrites* d : {&m.hearing, &m.speaking})
                 most_drives = std::max(most_drives, d->gate.outs), most_voices = std::max(most_voices, d->speaking());
         }
@@ -202,6 +215,7 @@ class StepRun {
                     Scratch::size<Said>(most_slots * most_unit) + Scratch::size<int64_t>(most_voices) + floats(most_voices) +
                     floats(most_voices * pitch) + floats(head_dim);
         return 2 * floats(step.width) + floats(most_queries) + 2 * floats(most_keys) + floats(most_drives) + floats(most_units) + floats(most_gist) + floats(most_hidden) +
+               floats(most_asks) + floats(most_halves) + floats(most_recalled) + Scratch::size<int64_t>(most_recalled) +
                2 * floats(most_parts) + floats(most_parts * head_dim) + Scratch::size<int64_t>(step.threads) + own_bytes * step.threads;
     }
     void take(Scratch& memory) {
@@ -210,6 +224,8 @@ class StepRun {
         drive = memory.take<float>(most_drives), scores = memory.take<float>(most_units), gist = memory.take<float>(most_gist), active = memory.take<float>(most_hidden);
         peaks = memory.take<float>(most_parts), sums = memory.take<float>(most_parts);
         mixed = memory.take<float>(most_parts * head_dim), best = memory.take<int64_t>(step.threads);
+        asked = memory.take<float>(most_asks), halves = memory.take<float>(most_halves);
+        shares = memory.take<float>(most_recalled), rows = memory.take<int64_t>(most_recalled);
         own_memory = memory.take<char>(own_bytes * step.threads);
     }
     // The likeliest of this thread's words; a NaN is likelier than anything.
@@ -537,6 +553,7 @@ class StepRun {
 
     ONE_CODE void think(const StepFeedForward& f, Member me, Own& mine) const {
         normalise(x, f.norm, step.width, mine.normed);
+        if (f.recall.asks.outs) return recollect(f.recall, me, mine);
         if (f.router != DENSE) {
             if (f.gist.outs) {
                 product(f.gist, mine.normed, me, gist);
@@ -572,6 +589,45 @@ class StepRun {
         if (step.pool && f.pool_layer >= 0 && me.id == 0)
             for (int64_t a = 0; a < f.slots; ++a)
                 if (mine.units[a] >= 0) step.pool->release(f.pool_layer, mine.units[a]);
+    }
+    // The rows that this token recalls, weighted and summed into the stream.
+    void recollect(const StepRecall& r, Member me, const Own& mine) const {
+        const int64_t half = r.asks.outs / (2 * r.heads), keys = 2 * r.heads * r.side;
+        product(r.asks, mine.normed, me, asked);
+        meet();
+        const auto number = [&](int64_t k) { return (asked[k] - r.center[k]) / r.spread[k]; };
+        r.keys.typed([&](auto* key) {
+            std::vector<float> query(half);
+            int64_t of = -1;
+            for (int64_t i = me.from(keys, LINES), to = me.to(keys, LINES); i < to; ++i) {
+                if (i / r.side != of) {
+                    of = i / r.side;
+                    for (int64_t k = 0; k < half; ++k) query[k] = number(of * half + k);
+                }
+                float sum = 0;
+                const auto* __restrict its = key + i * half;
+#pragma omp simd reduction(+ : sum)
+                for (int64_t k = 0; k < half; ++k) sum += query[k] * widen(its[k]);
+                halves[i] = sum;
+            }
+        });
+        meet();
+        static thread_local Scratch memory;
+        memory.reset(Best::bytes(r.awake));
+        Best found(memory, r.awake);
+        for (int64_t h = me.id; h < r.heads; h += me.team)
+            found.find(halves + 2 * h * r.side, halves + (2 * h + 1) * r.side, r.side, r.awake, rows + h * r.awake, shares + h * r.awake);
+        meet();
+        const int64_t from = me.from(step.width, LINES), to = me.to(step.width, LINES), recalled = r.heads * r.awake;
+        r.table.typed([&](auto* table) {
+            for (int64_t a = 0; a < recalled; ++a) {
+                const auto* __restrict row = table + rows[a] * step.width;
+                if (a + 2 < recalled)
+                    for (int64_t d = from; d < to; d += LINES) __builtin_prefetch(table + rows[a + 2] * step.width + d);
+                for (int64_t d = from; d < to; ++d) x[d] += shares[a] * widen(row[d]);
+            }
+        });
+        meet();
     }
     void think_from_memory(const StepFeedForward& f, Member me, const Own& mine, int64_t pitch) const {
         const int64_t blocks = (f.unit_width + BLOCK - 1) / BLOCK;
