@@ -17,6 +17,7 @@ from pragnosia.inference.mixing import Mixing
 from pragnosia.inference.nearby import PRIOR, Nearby
 from pragnosia.inference.program import Program
 from pragnosia.inference.recollection import weighed
+from pragnosia.inference.remembering import Remembering, room_of
 from pragnosia.inference.sampling import Sampling
 from pragnosia.inference.teaching import Teacher
 from pragnosia.measure.evaluation import evaluate
@@ -259,3 +260,20 @@ def test_a_text_can_be_taken_back(model: Path) -> None:
     assert decoder.mixing.nearby.length < mark.length
     decoder.read(speaker.encode(" Again"))
     assert len(list(decoder.speak(3, Sampling()))) == 3
+
+
+def test_exact_mode_has_no_memory(model: Path, speaker: Pragnosia) -> None:
+    inner, tokenizer = speaker.model, speaker.tokenizer
+    exact = Remembering.beside(inner, tokenizer, model, True, exact=True)
+    assert exact.mixing() is None
+    with pytest.raises(ConfigError, match="leave the cache out"):
+        exact.mixing(cache=True)
+    with pytest.raises(StoreError, match="leave the store out"):
+        Remembering.beside(inner, tokenizer, model, model / "named", exact=True)
+
+
+def test_a_store_takes_its_room_of_a_budget(model: Path) -> None:
+    assert room_of(model, True) == 0
+    Pragnosia.from_pretrained(model).teach(LESSON)
+    assert room_of(model, True) > 0
+    assert room_of(model, False) == 0
