@@ -29,7 +29,7 @@ SHOWN = sorted(
 @pytest.mark.parametrize("command", SHOWN)
 def test_shown_commands_exist(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = shlex.split(command)[1:]
-    verb = words[:2] if words[0] == "tokenizer" else words[:1]
+    verb = words[:2] if words[0] in ("tokenizer", "memory") else words[:1]
     assert main([*verb, "--help"]) == 0
     told = re.sub(r"\s+", " ", capsys.readouterr().out)
     for option in (word for word in words if word.startswith("--")):

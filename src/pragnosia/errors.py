@@ -7,6 +7,7 @@
     │   │   └── UnsupportedArchitectureError
     │   ├── DataError                     text, shards or tokenizers that cannot be used
     │   ├── PromptError                   a prompt or sampling option that cannot be used
+    │   ├── StoreError                    an episodic store or a lesson that cannot be used
     │   └── BudgetError                   memory, time or energy that does not suffice
     └── TrainingError                     a run that had to stop: not a number, disk full; exit code 1
         └── InterruptedTrainingError      a run that was asked to stop, and did; exit code 130
@@ -50,6 +51,10 @@ class DataError(UserError):
 
 class PromptError(UserError):
     """A prompt or sampling option that cannot be used."""
+
+
+class StoreError(UserError):
+    """An episodic store or a lesson that cannot be used."""
 
 
 class BudgetError(UserError):

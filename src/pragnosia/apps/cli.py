@@ -16,6 +16,7 @@ from pragnosia.apps import (
     models,
     packing,
     planning,
+    remembering,
     sparsifying,
     speaking,
     training,
@@ -30,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+memory = typer.Typer(help="What a model was taught: its size, its travels.", no_args_is_help=True)
 tokenizer = typer.Typer(help="Tokenizers: text to ids and back.", no_args_is_help=True)
 
 app.command("train")(training.train)
@@ -46,7 +48,15 @@ app.command("sparsify")(sparsifying.sparsify)
 app.command("tune")(tuning.tune)
 app.command("merge")(tuning.merge)
 app.command("plan")(planning.plan)
+app.command("teach")(remembering.teach)
+app.command("recall")(remembering.recall)
+app.command("forget")(remembering.forget)
 app.command("doctor")(models.doctor)
+app.add_typer(memory, name="memory")
+memory.command("stats")(remembering.stats)
+memory.command("export")(remembering.export_store)
+memory.command("import")(remembering.import_store)
+memory.command("compact")(remembering.compact)
 app.add_typer(tokenizer, name="tokenizer")
 tokenizer.command("train")(training.train_tokenizer)
 

@@ -33,6 +33,7 @@ from pragnosia.apps.dialling import (
     set_to,
 )
 from pragnosia.apps.leaving import ExitConfidence, ExitMemory
+from pragnosia.apps.remembering import Cache, NoMemory, Store, chosen_store
 from pragnosia.apps.speaking import Model
 from pragnosia.model.setting import WHOLE
 from pragnosia.units import format_bytes, format_count, format_duration, format_joules
@@ -72,6 +73,9 @@ def evaluate(
     vram: Vram = None,
     exit_confidence: ExitConfidence = None,
     exit_memory: ExitMemory = "exact",
+    store: Store = None,
+    no_memory: NoMemory = False,
+    cache: Cache = False,
     stats: Stats = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -87,7 +91,16 @@ def evaluate(
     if plot is not None:
         _check_plot(plot, energies)
     wishes = check_wishes(model, energy, awake, False, exit_confidence, exit_memory)
-    reading = _Reading(context=context, stride=stride, max_bytes=max_bytes, memory=memory, vram=vram, exact=exact)
+    reading = _Reading(
+        context=context,
+        stride=stride,
+        max_bytes=max_bytes,
+        memory=memory,
+        vram=vram,
+        exact=exact,
+        store=chosen_store(store, no_memory),
+        cache=cache,
+    )
     text = _Text(model, data, reading, wishes, adapter, quiet=as_json)
     settings = [set_to(text.speaker, wishes, wish) for wish in energies]
     first = text.measured(settings[0])
@@ -174,6 +187,8 @@ class _Reading:
     memory: str | None
     vram: str | None
     exact: bool
+    store: Path | bool
+    cache: bool
 
 
 class _Text:
@@ -196,8 +211,10 @@ class _Text:
             shape = load_config(model)
             within["reserve"] = scratch(shape.vocab_size, shape.hidden_size, context or _CONTEXT_IN_BUDGET)
         self.speaker = open_speaker(
-            model, memory, context, adapter, quiet=quiet, exact=exact, vram=reading.vram, **within
+            *(model, memory, context, adapter),
+            **{"quiet": quiet, "exact": exact, "vram": reading.vram, "store": reading.store, **within},
         )
+        self.cache = reading.cache
         self.documents = Joined(tuple(resolve(source) for source in data))
         # window by window as transformers reads a text, and within a budget, whose scratch is for one
         batch = 1 if exact or memory is not None else None
@@ -214,7 +231,10 @@ class _Text:
         from pragnosia.measure.evaluation import evaluate as measure_text
 
         speaker = self.speaker
-        return measure_text(speaker.model, speaker.tokenizer, self.documents, setting=setting, **self.options)
+        mixing = speaker.remembering.mixing(cache=self.cache, leaving=bool(setting.leave))
+        return measure_text(
+            speaker.model, speaker.tokenizer, self.documents, setting=setting, mixing=mixing, **self.options
+        )
 
     def point(self, energy: Wish, setting: Setting, measured: Evaluation) -> Point:
         """Its quality beside what it costs to decode behind the text's first words."""

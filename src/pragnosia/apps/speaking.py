@@ -43,6 +43,7 @@ from pragnosia.apps.dialling import (
     tell,
 )
 from pragnosia.apps.leaving import ExitConfidence, ExitMemory, Speculate, early_line, early_values, tell_stuck
+from pragnosia.apps.remembering import Cache, NoMemory, Store, chosen_store, teach_in_talk
 from pragnosia.errors import CheckpointError, ConfigError, PromptError
 from pragnosia.units import format_bytes, format_count, format_duration, format_joules
 
@@ -86,6 +87,9 @@ def generate(
     speculate: Speculate = None,
     exit_confidence: ExitConfidence = None,
     exit_memory: ExitMemory = "exact",
+    store: Store = None,
+    no_memory: NoMemory = False,
+    cache: Cache = False,
     stats: Stats = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -120,11 +124,14 @@ def generate(
     from pragnosia.inference.ending import Spoken
     from pragnosia.measure.meter import EnergyMeter
 
-    speaker = open_speaker(model, memory, context, adapter, quiet=as_json, exact=exact, vram=vram, **wishes.early)
+    kept = chosen_store(store, no_memory)
+    speaker = open_speaker(
+        model, memory, context, adapter, quiet=as_json, exact=exact, vram=vram, store=kept, **wishes.early
+    )
     tell_stuck(speaker, wishes.early)
     trace = Trace()
     ids = speaker.encode(prompt)
-    decoder = speaker.decoder(len(ids) + max_new_tokens, set_to(speaker, wishes), trace)
+    decoder = speaker.decoder(len(ids) + max_new_tokens, set_to(speaker, wishes), trace, cache=cache)
     started = time.perf_counter()
     with EnergyMeter() as meter, _reading(speaker, quiet=as_json) as decoder.progress:
         purse = open_purse(joules, speaker, decoder, meter)
@@ -188,13 +195,16 @@ def chat(
     exit_confidence: ExitConfidence = None,
     exit_memory: ExitMemory = "exact",
     system: Annotated[str | None, typer.Option(help="What the model is told before the first turn.")] = None,
+    store: Store = None,
+    no_memory: NoMemory = False,
     stats: Stats = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
     """Talk with a model, turn by turn. Ctrl-C stops the sentence, Ctrl-D (or /exit) leaves.
 
-    `/energy 0.3` (or draft, answer, think) turns the dial for the answers to come. With --json the turns are read from
+    `/energy 0.3` (or draft, answer, think) turns the dial for the answers to come; `/teach TEXT` keeps a
+    text in the store. With --json the turns are read from
     standard input, a line each, and the answer is the whole conversation. A turn that the model cannot take, or whose
     units cannot be read from disk, is told of on stderr; the talk goes on.
     """
@@ -221,7 +231,8 @@ def chat(
     from pragnosia.inference.chat import Conversation
     from pragnosia.measure.meter import EnergyMeter
 
-    speaker = open_speaker(model, memory, context, adapter, quiet=as_json, vram=vram, **wishes.early)
+    kept = chosen_store(store, no_memory)
+    speaker = open_speaker(model, memory, context, adapter, quiet=as_json, vram=vram, store=kept, **wishes.early)
     tell_stuck(speaker, wishes.early)
     conversation = Conversation(
         speaker, sampling=sampling, max_new_tokens=max_new_tokens, system=system, setting=set_to(speaker, wishes)
@@ -253,10 +264,7 @@ def _talk(conversation: Conversation, turns: list[dict[str, str]], as_json: bool
     while (line := _next_turn(interactive)) is not None:
         if line.strip() in ("/exit", "/quit"):
             break
-        if not line.strip():
-            continue
-        if line.split()[0] == "/energy":
-            _turn(conversation, line.split()[1:])
+        if not line.strip() or _command(conversation, line):
             continue
         started = time.perf_counter()
         try:
@@ -273,6 +281,16 @@ def _talk(conversation: Conversation, turns: list[dict[str, str]], as_json: bool
         if conversation.stopped == "energy":
             break
     return seconds
+
+
+def _command(conversation: Conversation, line: str) -> bool:
+    """Whether a line was for us and not for the model: `/teach` or `/energy`, which is done then."""
+    word, *rest = line.split()
+    if word == "/teach":
+        teach_in_talk(conversation, line.partition("/teach")[2])
+    elif word == "/energy":
+        _turn(conversation, rest)
+    return word in ("/teach", "/energy")
 
 
 def _turn(conversation: Conversation, words: list[str]) -> None:

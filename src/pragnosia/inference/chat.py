@@ -67,6 +67,7 @@ class Conversation:
         # the state grows as far as that
         at = speaker.turned(energy, setting)
         self.decoder = Decoder(speaker.model, 1024, at, draft=speaker.draft, planned=planned)
+        self.decoder.mixing = speaker.remembering.mixing(leaving=bool(at.leave))
         self.passed = 0
         """Tokens that went through the model in all turns, given or said."""
         self.text = ""  # what the decoder's tokens stand for

@@ -16,6 +16,7 @@ from pragnosia.errors import CheckpointError, PromptError
 from pragnosia.inference.early import EarlyProgram, Tally, early_program
 from pragnosia.inference.exits import Draft, check_layers
 from pragnosia.inference.ladder import Climb, climbable
+from pragnosia.inference.mixing import Mixing
 from pragnosia.inference.program import Program, writable
 from pragnosia.inference.prompt import read_by_layers
 from pragnosia.inference.sampler import Sampler, Sampling
@@ -23,6 +24,7 @@ from pragnosia.inference.scratch import PROMPT_PIECE
 from pragnosia.inference.stream import pool_of
 from pragnosia.inference.vram import prompt_piece
 from pragnosia.model.cortex import Cortex, CortexStack
+from pragnosia.model.output_cortex import PragnosiaCausalLMOutput
 from pragnosia.model.setting import WHOLE, Setting
 from pragnosia.model.state import State
 from pragnosia.model.thalamus import Routing
@@ -60,6 +62,8 @@ class Decoder:
     """The exit that drafts, where a program can be written and no token may leave early; the words are the same."""
     planned: int | None = None
     """Tokens that a plan has room for; more would take more memory than it says."""
+    mixing: Mixing | None = None
+    """What a store, or the text so far, brings to mind of each next token; all layers then read every token."""
 
     def __post_init__(self) -> None:
         check_layers((layer for layer, _ in self.setting.leave), self.model.config.num_hidden_layers)
@@ -94,6 +98,8 @@ class Decoder:
     def rewind(self, state: State) -> None:
         """Go back to where the text was when this was its state."""
         self._program, self._state = None, state
+        if self.mixing is not None:
+            self.mixing.cut(state.length)
         del self.ids[state.length :]
 
     def read(self, ids: list[int]) -> None:
@@ -107,6 +113,8 @@ class Decoder:
         outside = [token for token in ids if not 0 <= token < vocabulary]
         if outside:
             raise PromptError(f"token {outside[0]} is not in the model's vocabulary of {vocabulary}")
+        if self.mixing is not None:
+            self.mixing.asked = True
         self.ids += ids
 
     @torch.inference_mode()
@@ -158,7 +166,7 @@ class Decoder:
         # What was read counts once the next token is chosen: Ctrl-C in between leaves a text that can go on.
         if self._program is not None:
             likeliest = self._program(self.ids[-1])
-            chosen = self._choose(sampler, self._program.logits, likeliest)
+            chosen = self._choose(sampler, self._program.logits, likeliest, getattr(self._program, "hidden", None))
             self._program.length += 1
             if isinstance(self._program, Program):
                 self._record(self._program.routings, 1)
@@ -167,13 +175,18 @@ class Decoder:
         with self._watched(len(self.ids) - self._state.length):
             unread = len(self.ids) - self._state.length
             if unread > piece and self._comes_from_disk():
-                output: Any = read_by_layers(self.model, self.tokens[:, -unread:], self._state, piece, self.setting)
+                output: Any = read_by_layers(
+                    *(self.model, self.tokens[:, -unread:], self._state, piece, self.setting),
+                    tells=self.mixing is not None,
+                )
+                self._heard(output)
             else:
                 while (unread := len(self.ids) - self._state.length) > piece:
                     self._settle(self._modules(piece), piece)
                 output = self._modules(unread)
         logits = output.logits[:, -1]
-        chosen = self._choose(sampler, logits, int(logits.argmax()))
+        told = None if self.mixing is None else output.hidden_states[-1][0]
+        chosen = self._choose(sampler, logits, int(logits.argmax()), told)
         self._settle(output, unread)
         return chosen
 
@@ -185,21 +198,33 @@ class Decoder:
         """What will compute single tokens; what cannot climb speaks with all layers."""
         if not single:
             return "modules"
-        if not (self.setting.leave or self.draft) or not climbable(self.model):
+        if self.mixing is not None or not (self.setting.leave or self.draft) or not climbable(self.model):
             return "compiled"
         return "leaving early" if self.setting.leave else "speculative"
 
     def _written(self) -> Program | EarlyProgram:
         """A program for the next tokens."""
         if self.decoding == "compiled":
-            return Program(self.model, self._state, self.setting)
+            return Program(self.model, self._state, self.setting, tells=self.mixing is not None)
         trace = None if self.trace is None else self.trace.climbs.append
         return early_program(self.model, self._state, self.setting, self.draft, self.tally, trace)
 
-    def _choose(self, sampler: Sampler, logits: Tensor, likeliest: int) -> int:
-        """The next token. Raises CheckpointError where the scores are no numbers."""
+    def _choose(self, sampler: Sampler, logits: Tensor, likeliest: int, told: Tensor | None = None) -> int:
+        """The next token; the last of the states `told` (N, D) is what memory is asked by.
+
+        Raises CheckpointError where the scores are no numbers.
+        """
         if not math.isfinite(float(logits[0, likeliest])):  # a NaN is likelier than anything
             raise CheckpointError("the model's scores are no numbers (NaN): its weights are damaged; copy it again")
+        if self.mixing is not None and told is not None:
+            logits = self.mixing.mix(self.ids, told[-1], logits)
+            likeliest = int(logits.argmax())
+            chosen = self._chosen(sampler, logits, likeliest)
+            self.mixing.follows(told[-1], chosen)
+            return chosen
+        return self._chosen(sampler, logits, likeliest)
+
+    def _chosen(self, sampler: Sampler, logits: Tensor, likeliest: int) -> int:
         if sampler.is_argmax:
             return likeliest
         seen = self.tokens if sampler.reads_text else torch.empty(1, 0, dtype=torch.long)
@@ -213,7 +238,23 @@ class Decoder:
         """The next unread tokens through the model's modules."""
         unread = self.ids[self._state.length : self._state.length + count]
         tokens = torch.tensor([unread], dtype=torch.long, device=self.model.device)
-        return self.model(tokens, past_key_values=self._state, logits_to_keep=1, setting=self.setting)
+        if self.mixing is None:
+            return self.model(tokens, past_key_values=self._state, logits_to_keep=1, setting=self.setting)
+        read = self.model.model(tokens, past_key_values=self._state, setting=self.setting)
+        hidden = read.last_hidden_state
+        output = PragnosiaCausalLMOutput(
+            logits=self.model.lm_head(hidden[:, -1:]),
+            past_key_values=read.past_key_values,
+            hidden_states=(hidden,),
+            routings=read.routings,
+        )
+        self._heard(output)
+        return output
+
+    def _heard(self, output: Any) -> None:
+        """Tell memory of states that were computed behind those that count."""
+        if self.mixing is not None:
+            self.mixing.heard(self.ids, output.hidden_states[-1][0], self._state.length, self.model.lm_head)
 
     @contextmanager
     def _watched(self, unread: int) -> Iterator[None]:

@@ -63,7 +63,8 @@ class Program:
         program.length += 1             # and program.state
     """
 
-    def __init__(self, model: Cortex, state: State, setting: Setting = WHOLE) -> None:
+    def __init__(self, model: Cortex, state: State, setting: Setting = WHOLE, *, tells: bool = False) -> None:
+        """`tells`: the state behind each token is wanted, too, in `hidden`."""
         memories: Any = state.layers
         self._layers: tuple[KeyValues, ...] = memories
         self.length = state.length
@@ -73,6 +74,9 @@ class Program:
         self._pen = Pen(model, self._layers, setting)
         self._step = self._pen.step
         self._step.logits = self.logits.data_ptr()
+        self.hidden = torch.empty(1, model.config.hidden_size if tells else 0)
+        if tells:
+            self._step.hidden = self.hidden.data_ptr()
 
     def __call__(self, token: int) -> int:
         """Read `token`, for which there must be room; the likeliest next one. It counts once `length` is raised."""

@@ -22,9 +22,12 @@ _FORGOTTEN = 16 * int(HALF_LIFE)  # ticks after which the uses of a whole prompt
 
 
 def read_by_layers(
-    model: Cortex, tokens: Int[Tensor, "1 T"], state: State, piece: int, setting: Setting
+    model: Cortex, tokens: Int[Tensor, "1 T"], state: State, piece: int, setting: Setting, *, tells: bool = False
 ) -> PragnosiaCausalLMOutput:
-    """Logits of the last token (1, 1, V), the state after all, and who woke. Raises CheckpointError."""
+    """Logits of the last token (1, 1, V), the state after all, and who woke; the last hidden states where it `tells`.
+
+    Raises CheckpointError.
+    """
     stack, pool, length = model.model, pool_of(model), tokens.shape[1]
     x = stack.embed_tokens(tokens)
     memories: list[Memory | None] = []
@@ -41,9 +44,11 @@ def read_by_layers(
         woken.append(_joined(routings))
         if pool is not None:
             pool.tick(_FORGOTTEN)  # the layer behind us will not be asked for again
-    logits = model.lm_head(stack.norm(x[:, -1:]))
+    hidden = stack.norm(x if tells else x[:, -1:])
+    logits = model.lm_head(hidden[:, -1:])
     after = State(tuple(memories), state.length + length)
-    return PragnosiaCausalLMOutput(logits=logits, past_key_values=after, routings=tuple(woken))
+    told = (hidden,) if tells else None
+    return PragnosiaCausalLMOutput(logits=logits, past_key_values=after, hidden_states=told, routings=tuple(woken))
 
 
 def _joined(routings: list[Routing | None]) -> Routing | None:

@@ -8,9 +8,8 @@ for piece in model.stream("Once upon a time"):
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,6 @@ from pragnosia.inference.choices import (
     chosen_budgets,
     chosen_device,
     chosen_dtype,
-    spread_places,
 )
 from pragnosia.inference.decode import Decoder, Trace
 from pragnosia.inference.dial import Dial, Wish, check_energy, not_calibrated, read_dial
@@ -35,13 +33,15 @@ from pragnosia.inference.directory import has_tokenizer
 from pragnosia.inference.exits import Draft, chosen_exits, read_exits
 from pragnosia.inference.few_bits import load_in_few_bits
 from pragnosia.inference.ladder import climbable
-from pragnosia.inference.loading import check_device, load_model, load_tokenizer
+from pragnosia.inference.loading import load_model, load_tokenizer
 from pragnosia.inference.plan import Plan
 from pragnosia.inference.program import writable
+from pragnosia.inference.remembering import Recalled, Remembering, Taught, room_of
 from pragnosia.inference.sampling import Sampling, check_room, check_text
 from pragnosia.inference.sparsity import lay_silent
-from pragnosia.inference.spread import spread_budgets
+from pragnosia.inference.spread import budgets_of
 from pragnosia.inference.stream import Progress, load_streamed
+from pragnosia.inference.token_ids import token_ids
 from pragnosia.inference.vram import check_vram
 from pragnosia.model.cortex import Cortex
 from pragnosia.model.setting import WHOLE, Setting
@@ -68,6 +68,8 @@ class Pragnosia:
         """How the memory is shared out, where a budget was given."""
         self.draft: Draft | None = None
         """The exit that drafts; None: every token passes as many layers as it needs by itself."""
+        self.remembering = Remembering(model, tokenizer, None)
+        """What it was taught, and where that lies."""
         self.setting = WHOLE
         """How much wakes at energy 1: the whole model, unless exits were asked for as it was loaded."""
         self.folder: Path | None = None
@@ -96,6 +98,7 @@ class Pragnosia:
         exit_confidence: str | float | None = None,
         exit_memory: str = "exact",
         reserve: int = 0,
+        store: str | Path | bool = True,
     ) -> Pragnosia:
         """Load a model directory, ours or a supported family's, or a GGUF file; a tokenizer matters only for text.
 
@@ -109,6 +112,8 @@ class Pragnosia:
         a GPU says how much of the model is where, which becomes `memory` and `vram`. `exact` runs another family's
         directory through transformers' own eager modules, for their logits bit for bit; with `memory` its experts stay
         on disk.
+        What was taught (`teach`) lies in DIRECTORY/episodes, or in `store`, and has its say in what is generated;
+        `store=False` leaves it out.
         `reserve` bytes of `memory` are left to what the caller does with the model, as scoring a whole text.
         `max_memory` ({"cpu": "4GiB", 0: "4GiB"}) is accelerate's name of `memory` and `vram`, `quantization_config`
         transformers' of the two `load_in_`.
@@ -119,8 +124,9 @@ class Pragnosia:
         Raises CheckpointError, ConfigError, BudgetError, UserError.
         """
         memory, vram = chosen_budgets(memory, vram, max_memory)
+        reserve += room_of(directory, store) if memory is not None else 0
         bits = chosen_bits(load_in_8bit, load_in_4bit, quantization_config)
-        memory, vram, device_map = _spread(directory, device_map, memory, vram, context)
+        memory, vram, device_map = budgets_of(directory, device_map, memory, vram, context)
         if vram is not None:
             check_vram(memory, adapter)
         plan, learned = None, _learned(adapter, directory)  # before the plan, which counts what is there already
@@ -174,6 +180,7 @@ class Pragnosia:
         asked = speculate if plan is None else bool(speculate)
         speaker.draft, speaker.setting = _exits(config, directory, asked, exit_confidence, exit_memory)
         speaker.folder = Path(directory)
+        speaker.remembering = Remembering.beside(model, tokenizer, directory, store, exact=exact)
         return speaker
 
     @property
@@ -225,7 +232,7 @@ class Pragnosia:
         """
         choices = Sampling.of(sampling, besides=(*_OWN, "stop_tokens"))
         check_room(max_new_tokens, energy)
-        given, ends = _token_ids("the prompt", ids), _token_ids("stop_tokens", stop_tokens)
+        given, ends = token_ids("the prompt", ids), token_ids("stop_tokens", stop_tokens)
         decoder = self.decoder(len(given) + max_new_tokens, self.turned(energy, setting), trace)
         decoder.read(given)
         return list(decoder.speak(max_new_tokens, choices, ends))
@@ -238,7 +245,8 @@ class Pragnosia:
     @cached_property
     def leaves_early(self) -> bool:
         """Whether a token can leave early here: where programs are written."""
-        return writable(self.model, self.model.fresh_state(1, 1)) and climbable(self.model)
+        program = writable(self.model, self.model.fresh_state(1, 1)) and climbable(self.model)
+        return program and self.remembering.mixing() is None
 
     def turned(self, energy: Wish = 1.0, setting: Setting | None = None) -> Setting:
         """The setting for an energy: at 1 `self.setting`, below it what the dial says (inference/dial.py).
@@ -262,10 +270,26 @@ class Pragnosia:
             warnings.warn(excess, stacklevel=2)
         return notch.setting
 
-    def decoder(self, room: int, setting: Setting | None = None, trace: Trace | None = None) -> Decoder:
-        """An empty text to read into and speak from."""
+    def decoder(
+        self, room: int, setting: Setting | None = None, trace: Trace | None = None, *, cache: bool = False
+    ) -> Decoder:
+        """An empty text to read into and speak from; with `cache` it also recalls what stands earlier in it."""
         planned = None if self.plan is None else self.plan.context
-        return Decoder(self.model, room, setting or self.setting, trace, draft=self.draft, planned=planned)
+        at = setting or self.setting
+        mixing = self.remembering.mixing(cache=cache, leaving=bool(at.leave))
+        return Decoder(self.model, room, at, trace, draft=self.draft, planned=planned, mixing=mixing)
+
+    def teach(self, text: str, source: str = "") -> Taught:
+        """Keep what a text says, in one shot: the model reads it once, nothing in it changes. Raises StoreError."""
+        return self.remembering.teach([text], source)
+
+    def recall(self, text: str, top: int = 5) -> list[Recalled]:
+        """What would come to mind behind `text`, the strongest first, and why. Raises StoreError."""
+        return self.remembering.recall(text, top)
+
+    def forget(self, what: str | int) -> list[int]:
+        """Remove a lesson by its text or id, from every page of the store; the ids that are gone. Raises StoreError."""
+        return self.remembering.forget(what)
 
     def encode(self, text: str) -> list[int]:
         """Token ids; an empty text is the token documents begin (or end) with.
@@ -310,24 +334,6 @@ class Pragnosia:
             yield held
 
 
-def _spread(
-    directory: str | Path,
-    device_map: DeviceMap,
-    memory: int | str | None,
-    vram: int | str | None,
-    context: int | None,
-) -> tuple[int | str | None, int | str | None, DeviceMap]:
-    """Of a map over several places budgets of host and GPU, and the device; what was given as a budget stays."""
-    places = spread_places(device_map)
-    if places is None:
-        return memory, vram, device_map
-    for gpu in set(places.values()) - {"cpu", "disk"}:
-        check_device(gpu)
-    meant = spread_budgets(directory, places, context)
-    device = meant.gpu or "cpu"
-    return meant.memory if memory is None else memory, (meant.vram or None) if vram is None else vram, device
-
-
 def _exits(
     config: Any, directory: str | Path, speculate: bool | None, confidence: str | float | None, memory: str
 ) -> tuple[Draft | None, Setting]:
@@ -367,19 +373,6 @@ def _learned(adapter: str | Path | None, directory: str | Path) -> tuple[dict[st
     from pragnosia.tuning.peft_format import read_adapter
 
     return read_adapter(adapter, directory)
-
-
-def _token_ids(what: str, given: Any) -> list[int]:
-    """Token ids as a list. Raises PromptError for what are none."""
-    if isinstance(given, torch.Tensor):
-        if given.ndim == 0 or given.numel() != given.shape[-1]:
-            raise PromptError(f"{what} has shape {tuple(given.shape)}; give one text at a time, (T,) or (1, T)")
-        given = given.flatten().tolist()
-    whole = isinstance(given, Iterable) and not isinstance(given, str | bytes)
-    ids = list(given) if whole else []
-    if not whole or not all(isinstance(token, Integral) and not isinstance(token, bool) for token in ids):
-        raise PromptError(f"{what} must be token ids, a list of whole numbers, got {given!r}")
-    return [int(token) for token in ids]
 
 
 def _longest_start(text: str, stop: Sequence[str]) -> int:

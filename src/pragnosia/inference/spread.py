@@ -19,6 +19,8 @@ import torch
 from pragnosia.errors import UserError
 from pragnosia.inference import budget
 from pragnosia.inference.budget import make_plan
+from pragnosia.inference.choices import DeviceMap, spread_places
+from pragnosia.inference.loading import check_device
 from pragnosia.inference.shelf import Shelf, open_shelf
 from pragnosia.units import MIB
 
@@ -77,3 +79,21 @@ def _place(name: str, places: Mapping[str, str]) -> str:
     if not entries:
         raise UserError(f'device_map has no place for {theirs}; name its layer, or give the rest one: {{"": "cpu"}}')
     return places[max(entries, key=len)]
+
+
+def budgets_of(
+    directory: str | Path,
+    device_map: DeviceMap,
+    memory: int | str | None,
+    vram: int | str | None,
+    context: int | None,
+) -> tuple[int | str | None, int | str | None, DeviceMap]:
+    """Of a map over several places budgets of host and GPU, and the device; what was given as a budget stays."""
+    places = spread_places(device_map)
+    if places is None:
+        return memory, vram, device_map
+    for gpu in set(places.values()) - {"cpu", "disk"}:
+        check_device(gpu)
+    meant = spread_budgets(directory, places, context)
+    device = meant.gpu or "cpu"
+    return meant.memory if memory is None else memory, (meant.vram or None) if vram is None else vram, device

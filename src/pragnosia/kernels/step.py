@@ -142,6 +142,7 @@ class Step(ctypes.Structure):
         ("logits", ADDRESS),
         ("pool", ADDRESS),
         ("passing", WHOLE),
+        ("hidden", ADDRESS),
     )
 
 

@@ -16,17 +16,18 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pragnosia.data.sources import Source
 from pragnosia.errors import CheckpointError, ConfigError, DataError
 from pragnosia.inference.exits import check_layers
+from pragnosia.inference.mixing import Mixing
 from pragnosia.measure.accounting import DEFAULT_CONTEXT, account, stored
 from pragnosia.measure.activity import ActivityMeter
 from pragnosia.measure.energy import EnergyModel, energy_model
@@ -40,6 +41,7 @@ from pragnosia.model.setting import WHOLE, Setting
 # Tokens in one forward pass, and in the windows that wait for others of their length.
 _BATCH_TOKENS = 8192
 _WAITING_TOKENS = 1024**2
+_ROWS = 128  # logits held at once where memory has its say
 
 Progress = Callable[[int], None]
 
@@ -58,6 +60,8 @@ class EvaluationOptions:
     """How much wakes, and where tokens leave: each as if it had been spoken."""
     max_bytes: int | None = None
     """Of text; None: all there is."""
+    mixing: Mixing | None = None
+    """What memory brings to mind; windows are then read one by one, in order."""
 
     def __post_init__(self) -> None:
         for name in ("context", "stride", "batch_size", "max_bytes"):
@@ -164,10 +168,11 @@ def evaluate(
     passages = Passages(tokenizer, int(model.config.vocab_size)).of(texts, choices.max_bytes)
     reader = _Reader(model, choices)
     counts = _Counts()
+    together = choices.batch_size if choices.mixing is None else 1
     nats = 0.0
     began = time.perf_counter()
     with listening(model), EnergyMeter() as counters:
-        for batch, num_scored in _batches(_spans(passages, context, stride, counts), choices.batch_size):
+        for batch, num_scored in _batches(_spans(passages, context, stride, counts), together):
             scores = reader.scores(batch, num_scored)
             nats -= float(scores.log_probabilities.sum(dtype=torch.float32))
             if words is not None:
@@ -221,7 +226,7 @@ class _Reader:
 
     def __init__(self, model: Cortex, choices: EvaluationOptions) -> None:
         self.model = model
-        self.setting = choices.setting
+        self.setting, self.mixing = choices.setting, choices.mixing
         self.heads = 0
         num_layers = int(model.config.num_hidden_layers)
         check_layers((layer for layer, _ in self.setting.leave), num_layers)
@@ -234,7 +239,7 @@ class _Reader:
         return tuple((beyond[1:] / beyond[0].clamp_min(1)).tolist())
 
     def scores(self, batch: Int[Tensor, "B T+1"], num_scored: int) -> Scores:
-        """Of the last `num_scored` tokens of each row."""
+        """Of the last `num_scored` tokens of each row; which are likeliest is what the model says without memory."""
         rows = batch.to(self.model.device)
         if self.setting.leave:
             read = read_leaving(self.model, rows[:, :-1], num_scored, self.setting)
@@ -247,7 +252,21 @@ class _Reader:
         self._left += torch.bincount(depths, minlength=len(self._left))
         exits = sum(int((depths >= layer).sum()) for layer, _ in self.setting.leave)
         self.heads += exits + int((depths == len(self._left) - 1).sum())
-        return score(hidden, self.model.lm_head, rows[:, -num_scored:].flatten())
+        scores = score(hidden, self.model.lm_head, rows[:, -num_scored:].flatten())
+        if self.mixing is None:
+            return scores
+        return replace(scores, log_probabilities=self._recalled(self.mixing, rows[0].tolist(), hidden))
+
+    def _recalled(self, mixing: Mixing, ids: list[int], hidden: Tensor) -> Float[Tensor, " N"]:
+        """Log-probabilities of the last of `ids`, one for each state (N, D), with what memory says of each."""
+        first = len(ids) - len(hidden)
+        if first == 1:  # a document begins
+            mixing.cut(0)
+        found = []
+        for at, states in zip(range(0, len(hidden), _ROWS), hidden.split(_ROWS), strict=True):
+            seen = ids[: first + at + len(states)]
+            found.append(torch.from_numpy(mixing.score(seen, states, self.model.lm_head(states))))
+        return torch.cat(found).float()
 
     def energy_model(self) -> EnergyModel:
         """The stated one of this device."""

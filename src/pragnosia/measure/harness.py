@@ -52,7 +52,7 @@ def run_tasks(
     for task in tasks or [""]:
         if task not in manager.all_tasks:
             raise DataError(unknown_name("task", task, manager.all_tasks))
-    speaker = model if isinstance(model, Pragnosia) else Pragnosia.from_pretrained(model)
+    speaker = model if isinstance(model, Pragnosia) else Pragnosia.from_pretrained(model, store=False)
     results = evaluator.simple_evaluate(
         PragnosiaLM(speaker, setting=speaker.turned(energy, setting)),
         tasks=list(tasks),

@@ -99,6 +99,7 @@ struct Step {
     float* logits;
     Pool* pool;  // null where every bank lies in memory
     int64_t passing;  // layers from here on are records of the pool, and pass (passing.hpp); `layers` where none is
+    float* hidden;    // (width): where the state that the head reads is told; null: nowhere
 };
 
 inline void meet() {
@@ -309,6 +310,7 @@ class StepRun {
         }
         if (me.id == 0) passage.leave(step.layers);
         normalise(x, step.norm, step.width, mine.normed);
+        if (step.hidden && me.id == 0) std::copy_n(mine.normed.plain, step.width, step.hidden);
         product(step.head, mine.normed, me, step.logits);
         nominate(step.logits, step.head.outs, me, best);
     }
