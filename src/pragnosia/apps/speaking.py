@@ -323,8 +323,7 @@ def _next_turn(interactive: bool) -> str | None:
 
 def _reply(conversation: Any, line: str, quiet: bool) -> str:
     """Print the answer as it comes; Ctrl-C ends it, not the conversation."""
-    said: list[str] = []
-    answer = conversation.say(line)
+    said, answer = list[str](), conversation.say(line)
     try:
         said.extend(_shown(piece, quiet=quiet) for piece in answer)
     except KeyboardInterrupt:
