@@ -133,6 +133,11 @@ def _description(values: dict[str, Any], config: PragnosiaConfig) -> list[str]:
     if config.gates is not None:
         layers = ", ".join(map(str, config.gates.layers))
         rows.append(("gates", f"{100 * config.gates.share:g}% of the tokens pass layer {layers} (counted from 0)"))
+    for name in ("working_memory", "workspace"):
+        if slots := getattr(config, name):
+            layers = ", ".join(map(str, slots.layers))
+            does = f"{slots.num_slots} slots in layer {layers} (counted from 0), written every {slots.segment} tokens"
+            rows.append((name.replace("_", " "), does))
     for purpose, needed in values["memory"].items():
         parts = ", ".join(
             f"{name.replace('_', ' ')} {format_bytes(size)}" for name, size in values["memory_parts"][purpose].items()

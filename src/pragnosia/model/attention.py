@@ -38,6 +38,10 @@ class Moment:
     """How much of what is there wakes."""
     passing: Passing | None = None
     """The tokens that are to be mixed; the others are only remembered. None: all."""
+    seen: int = 0
+    """Tokens before these, padding among them."""
+    present: Tensor | None = None
+    """The mask that was given: (B, S), False for what is no token, or (B, 1, T, S); None: rows are one text each."""
 
 
 class RotaryPositions(nn.Module):

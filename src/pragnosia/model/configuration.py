@@ -30,6 +30,7 @@ from pragnosia.model.organs import (
     require_positive,
     require_whole,
 )
+from pragnosia.model.slot_organs import FleetingConfig, WorkingMemoryConfig, WorkspaceConfig
 
 __all__ = [
     "AttentionConfig",
@@ -38,10 +39,13 @@ __all__ = [
     "ExitsConfig",
     "ExpertsConfig",
     "FeedForwardConfig",
+    "FleetingConfig",
     "GatesConfig",
     "PragnosiaConfig",
     "ThalamusConfig",
     "UnitsConfig",
+    "WorkingMemoryConfig",
+    "WorkspaceConfig",
 ]
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
@@ -55,6 +59,8 @@ ORGANS: dict[str, type[Organ]] = {
     "experts": ExpertsConfig,
     "exits": ExitsConfig,
     "gates": GatesConfig,
+    "working_memory": WorkingMemoryConfig,
+    "workspace": WorkspaceConfig,
 }
 
 # What transformers itself passes to or keeps in a config besides its fields; anything else is a user's mistake.
@@ -136,6 +142,10 @@ class PragnosiaConfig(PreTrainedConfig):
     """Layers after which a token may leave, and how that is trained; None: every token is for the whole way."""
     gates: Any = None
     """Layers that a token may pass by, and how many do; None: every token passes every layer."""
+    working_memory: Any = None
+    """Layers with slots that tokens compete for, read by all later segments; None: attention alone looks back."""
+    workspace: Any = None
+    """Layers whose modules compete for a few slots that all later tokens read; None: there is none."""
     mixers: str | list[str] | None = None
     """None is `dendrites` for every layer if they are configured, else `attention`."""
     feed_forwards: str | list[str] | None = None
@@ -225,12 +235,14 @@ class PragnosiaConfig(PreTrainedConfig):
                 f"exits.layers names {layer}, the model has {self.num_hidden_layers} layers; "
                 f"exits stand after layer 1 to {self.num_hidden_layers - 1}",
             )
-        for layer in self.gates.layers if self.gates is not None else ():
-            require(
-                layer < self.num_hidden_layers,
-                f"gates.layers names {layer}, the model has {self.num_hidden_layers} layers: "
-                f"0 to {self.num_hidden_layers - 1}",
-            )
+        for name in ("gates", "working_memory", "workspace"):
+            organ = getattr(self, name)
+            for layer in organ.layers if organ is not None else ():
+                require(
+                    layer < self.num_hidden_layers,
+                    f"{name}.layers names {layer}, the model has {self.num_hidden_layers} layers: "
+                    f"0 to {self.num_hidden_layers - 1}",
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """As transformers writes it, with the organs as plain dictionaries."""

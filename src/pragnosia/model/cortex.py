@@ -34,6 +34,7 @@ from pragnosia.model.linear import Linear
 from pragnosia.model.norm import RMSNorm
 from pragnosia.model.output_cortex import PragnosiaCausalLMOutput, PragnosiaOutput, next_token_loss
 from pragnosia.model.parts import FEED_FORWARDS, MIXERS, part
+from pragnosia.model.remembering import fresh_memory, pass_slots, slot_organs
 from pragnosia.model.setting import WHOLE, Setting
 from pragnosia.model.sparse import SparseFeedForward
 from pragnosia.model.state import Memory, State, as_visibility, borrowed, causal_mask
@@ -55,6 +56,7 @@ class CortexLayer(nn.Module):
         if config.gates is not None and layer in config.gates.layers:
             check_gated(layer, self.mixer)
             self.gate = TokenGate(config.hidden_size, config.gates)
+        self.working_memory, self.workspace = slot_organs(config, layer)
 
     def forward(
         self, x: Float[Tensor, "B T D"], memory: Memory | None, moment: Moment
@@ -62,6 +64,8 @@ class CortexLayer(nn.Module):
         """One layer: the stream, this layer's memory, and who woke."""
         if self.gate is not None:
             return pass_gate(self, x, memory, moment)
+        if self.working_memory is not None or self.workspace is not None:
+            return pass_slots(self, x, memory, moment)
         mixed, memory = self.mixer(self.mixer_norm(x), memory, moment)
         x = x + mixed
         thought, routing = self.feed_forward(self.feed_forward_norm(x), moment.setting.awake)
@@ -79,6 +83,7 @@ def initialise(module: nn.Module, config: PragnosiaConfig) -> None:
     | weight that writes to the stream, down        | N(0, initializer_range / sqrt(2 L))   |
     | weight of a norm                              | 1                                     |
     | biases, sinks, balance, steering, num_observed | 0                                    |
+    | weight of a layer that starts silent          | 0                                     |
     | thresholds                                    | 1/2                                   |
     | inv_freq                                      | the frequencies of the rotation       |
     """
@@ -87,11 +92,11 @@ def initialise(module: nn.Module, config: PragnosiaConfig) -> None:
     for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
         if name == "weight" and isinstance(module, RMSNorm):
             init.ones_(tensor)
+        elif name in _ZEROS or getattr(module, "starts_silent", False):
+            init.zeros_(tensor)
         elif name in ("weight", "up", "down"):
             writes = name == "down" or getattr(module, "writes_to_stream", False)
             init.normal_(tensor, std=writer_std if writes else std)
-        elif name in _ZEROS:
-            init.zeros_(tensor)
         elif name == "thresholds":
             init.constant_(tensor, 0.5)
         elif isinstance(module, RotaryPositions):
@@ -160,7 +165,7 @@ class CortexStack(nn.Module):
         layers: list[Any] = list(self.layers)
         # beside the layer's norm, which stays where it computes
         rows = [like.new_empty(0, like.shape[-1], device=layer.mixer_norm.weight.device) for layer in layers]
-        memories = (layer.mixer.fresh_memory(batch, room, its) for layer, its in zip(layers, rows, strict=True))
+        memories = (fresh_memory(layer, batch, room, its) for layer, its in zip(layers, rows, strict=True))
         return State(tuple(memories))
 
     def _state(self, given: State | Cache | None, use_cache: bool | None, x: Tensor) -> State:
@@ -197,15 +202,15 @@ class CortexStack(nn.Module):
                 if isinstance(attention_mask, dict)
                 else create_masks_for_generate(self.config, x, attention_mask, past, position_ids)
             )
-            masks = {kind: as_visibility(mask) for kind, mask in built.items()}
+            masks, present = {kind: as_visibility(mask) for kind, mask in built.items()}, None
         else:
             windows = {"full_attention": None, "sliding_attention": self.config.sliding_window}
-            padding = None if attention_mask is None or bool(attention_mask.all()) else attention_mask
+            present = None if attention_mask is None or bool(attention_mask.all()) else attention_mask
             masks = {
-                kind: causal_mask(x.shape[1], seen, windows[kind], padding, x.device)
+                kind: causal_mask(x.shape[1], seen, windows[kind], present, x.device)
                 for kind in dict.fromkeys(self.config.layer_types or ())
             }
-        return Moment(self.positions(position_ids, x.dtype), masks, setting)
+        return Moment(self.positions(position_ids, x.dtype), masks, setting, seen=seen, present=present)
 
 
 class Cortex(nn.Module):

@@ -105,8 +105,8 @@ class State:
 
     def fork(self) -> State:
         """A copy that may be continued differently."""
-        forked = tuple(memory.fork() if isinstance(memory, KeyValues) else memory for memory in self.layers)
-        return replace(self, layers=forked)
+        layers: tuple[Any, ...] = self.layers  # a borrowed memory is not ours to copy
+        return replace(self, layers=tuple(one.fork() if hasattr(one, "fork") else one for one in layers))
 
 
 def borrowed(cache: Cache, num_layers: int) -> State:
