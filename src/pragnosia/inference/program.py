@@ -271,7 +271,12 @@ class Pen:
             values=memory.values.data_ptr(),
             memory_is_bf16=memory.keys.dtype is torch.bfloat16,
             room=memory.keys.shape[2],
+            fading=self._fading(mixer, memory.keys.shape[2]),
         )
+
+    def _fading(self, mixer: Attention, room: int) -> int | None:
+        """What is taken from a key's score, by its age."""
+        return None if mixer.fading is None else self.address(mixer.fading.of_ages(torch.arange(room)))
 
     def _always(self, layer: FeedForward | None) -> dict[str, Any]:
         """Who never sleeps."""

@@ -79,6 +79,7 @@ class StepMixer(ctypes.Structure):
         ("gate", Stored),
         ("cutoff", REAL),
         ("out_gate", ADDRESS),
+        ("fading", ADDRESS),
     )
 
 

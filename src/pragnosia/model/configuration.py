@@ -59,6 +59,7 @@ ORGANS: dict[str, type[Organ]] = {
     "experts": ExpertsConfig,
     "exits": ExitsConfig,
     "gates": GatesConfig,
+    "fleeting": FleetingConfig,
     "working_memory": WorkingMemoryConfig,
     "workspace": WorkspaceConfig,
 }
@@ -142,6 +143,8 @@ class PragnosiaConfig(PreTrainedConfig):
     """Layers after which a token may leave, and how that is trained; None: every token is for the whole way."""
     gates: Any = None
     """Layers that a token may pass by, and how many do; None: every token passes every layer."""
+    fleeting: Any = None
+    """How attention to older tokens fades; None: it does not."""
     working_memory: Any = None
     """Layers with slots that tokens compete for, read by all later segments; None: attention alone looks back."""
     workspace: Any = None
@@ -235,9 +238,8 @@ class PragnosiaConfig(PreTrainedConfig):
                 f"exits.layers names {layer}, the model has {self.num_hidden_layers} layers; "
                 f"exits stand after layer 1 to {self.num_hidden_layers - 1}",
             )
-        for name in ("gates", "working_memory", "workspace"):
-            organ = getattr(self, name)
-            for layer in organ.layers if organ is not None else ():
+        for name in ("gates", "fleeting", "working_memory", "workspace"):
+            for layer in getattr(getattr(self, name), "layers", None) or ():
                 require(
                     layer < self.num_hidden_layers,
                     f"{name}.layers names {layer}, the model has {self.num_hidden_layers} layers: "

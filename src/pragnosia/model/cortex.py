@@ -210,7 +210,9 @@ class CortexStack(nn.Module):
                 kind: causal_mask(x.shape[1], seen, windows[kind], present, x.device)
                 for kind in dict.fromkeys(self.config.layer_types or ())
             }
-        return Moment(self.positions(position_ids, x.dtype), masks, setting, seen=seen, present=present)
+        # a static cache counts on in the tensor it gave
+        before = seen.clone() if isinstance(seen, Tensor) else seen
+        return Moment(self.positions(position_ids, x.dtype), masks, setting, seen=before, present=present)
 
 
 class Cortex(nn.Module):

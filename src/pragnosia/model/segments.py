@@ -49,7 +49,7 @@ class Segments:
     @classmethod
     def of(cls, moment: Moment, length: int, size: int) -> Segments:
         """Raises ConfigError for a mask of several texts behind what is remembered of one."""
-        seen, present = moment.seen, moment.present
+        seen, present = int(moment.seen), moment.present
         if present is None:
             filled = seen % size
             return cls(size, max(1, -(-(filled + length) // size)), length, filled, seen // size)

@@ -12,6 +12,16 @@ from typing import Any
 from pragnosia.model.organs import Organ, require, require_positive, require_whole
 
 
+def _layers(owner: str, given: Any) -> list[int]:
+    """Ascending, each once. Raises ConfigError."""
+    listed = isinstance(given, list | tuple) and len(given) > 0
+    require(listed, f"{owner}.layers is {given!r}; name layers, as in [1, 3]")
+    for layer in given:
+        whole = isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0
+        require(whole, f"{owner}.layers names {layer!r}; layers are counted 0, 1, 2 and so on")
+    return sorted(set(given))
+
+
 @dataclass(frozen=True, kw_only=True)
 class SlotsConfig(Organ):
     """What organs of slots share: tokens of a segment compete for slots, which all later segments read."""
@@ -27,14 +37,8 @@ class SlotsConfig(Organ):
     """How much strength a slot loses with every segment, in units of a logit; 0: only the stronger displace it."""
 
     def __post_init__(self) -> None:
-        given: Any = self.layers
         name = self.name()
-        listed = isinstance(given, list | tuple) and len(given) > 0
-        require(listed, f"{name}.layers is {given!r}; name layers, as in [1, 3]")
-        for layer in given:
-            whole = isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0
-            require(whole, f"{name}.layers names {layer!r}; layers are counted 0, 1, 2 and so on")
-        object.__setattr__(self, "layers", sorted(set(given)))
+        object.__setattr__(self, "layers", _layers(name, self.layers))
         sizes = {key: getattr(self, key) for key in ("num_slots", "segment", "num_heads", "head_dim")}
         require_whole(name, **sizes)
         fading: Any = self.fading
@@ -113,11 +117,15 @@ def slot_scratch(config: Any, tokens: int) -> int:
 class FleetingConfig(Organ):
     """Fleeting attention: the last tokens are remembered as they are, older ones fade (fleeting.py)."""
 
+    layers: Sequence[int] | None = None
+    """Counted from 0; None: all."""
     intact: int = 5
     """Tokens, the newest itself among them, that nothing is taken from."""
     power: float = 1.0
-    """What is d tokens older than those weighs (1 + d) ** -power of what it would."""
+    """A token that is n tokens older than the last of those weighs (1 + n) ** -power of what it would."""
 
     def __post_init__(self) -> None:
+        if self.layers is not None:
+            object.__setattr__(self, "layers", _layers("fleeting", self.layers))
         require_whole("fleeting", intact=self.intact)
         require_positive("fleeting", power=self.power)

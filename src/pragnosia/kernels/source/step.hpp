@@ -46,6 +46,7 @@ struct StepMixer {
     Stored gate;      // (D,): scores tokens, of which not all pass the layer (model/gates.py); absent: all do
     double cutoff;    // scores up to this do not
     float* out_gate;  // the score, told to whoever asks
+    const float* fading;  // added to the score of a key so many tokens back (model/fleeting.py); absent: none fades
 };
 struct StepFeedForward {
     Stored norm;
@@ -464,7 +465,10 @@ class StepRun {
         }
         const float softness = 1.f / std::sqrt(float(width));
         for (int64_t g = 0; g < group; ++g) {
-            float *weight = mine.weights + g * ROW, peak = weight[0], sum = 0;
+            float *weight = mine.weights + g * ROW;
+            if (m.fading)
+                for (int64_t s = 0; s < to - from; ++s) weight[s] += m.fading[position - from - s] / softness;
+            float peak = weight[0], sum = 0;
             for (int64_t s = 0; s < to - from; ++s) peak = std::max(peak, weight[s]);
             for (int64_t s = 0; s < to - from; ++s) weight[s] = exponential((weight[s] - peak) * softness);
             for (int64_t s = 0; s < to - from; ++s) sum += weight[s];
