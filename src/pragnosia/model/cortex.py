@@ -14,7 +14,7 @@ B batch, T time, D width, H heads, K head width, U units in a bank, A awake unit
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, final
 
@@ -39,6 +39,7 @@ from pragnosia.model.setting import WHOLE, Setting
 from pragnosia.model.sparse import SparseFeedForward
 from pragnosia.model.state import Memory, State, as_visibility, borrowed, causal_mask
 from pragnosia.model.thalamus import Routing
+from pragnosia.model.workspace_state import WorkspaceState, workspace_state
 
 _ZEROS = {"bias", "up_bias", "down_bias", "sinks", "balance", "steering", "num_observed"}
 
@@ -211,7 +212,8 @@ class CortexStack(nn.Module):
                 for kind in dict.fromkeys(self.config.layer_types or ())
             }
         # a static cache counts on in the tensor it gave
-        before = seen.clone() if isinstance(seen, Tensor) else seen
+        counted: Any = seen
+        before = counted.clone() if isinstance(counted, Tensor) else counted
         return Moment(self.positions(position_ids, x.dtype), masks, setting, seen=before, present=present)
 
 
@@ -288,6 +290,10 @@ class Cortex(nn.Module):
         """An empty state with room for `room` tokens before it has to grow."""
         state: State = self.model.fresh_state(batch, room)
         return state
+
+    def workspace_state(self, ids: Sequence[int] | Int[Tensor, " T"]) -> WorkspaceState:
+        """What is in the global workspace behind these tokens (workspace_state.py). Raises ConfigError for none."""
+        return workspace_state(self, ids)
 
     def experts(self) -> Iterator[SparseFeedForward]:
         """The sparse feed-forwards, from the first layer to the last."""
