@@ -255,8 +255,10 @@ def test_a_decoder_says_what_the_model_says(model: PragnosiaForCausalLM, text: T
 def test_no_room_in_a_cache_of_transformers(model: PragnosiaForCausalLM, text: Tensor) -> None:
     with pytest.raises(ConfigError, match=r"past_key_values=model\.fresh_state"):
         model(text, past_key_values=DynamicCache())
-    with pytest.raises(ConfigError, match=r"past_key_values=model\.fresh_state"):
+    with pytest.raises(ConfigError, match="use_cache=False"):
         model.generate(text, max_new_tokens=2)
+    said = model.generate(text, max_new_tokens=3, do_sample=False, use_cache=False)
+    assert torch.equal(said[:, 22], model(text, use_cache=False).logits[:, -1].argmax(-1))
 
 
 # -- off by default, silent at first

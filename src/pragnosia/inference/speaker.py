@@ -290,7 +290,7 @@ class Pragnosia:
 
     def workspace_state(self, text: str) -> WorkspaceState:
         """What is in the global workspace behind `text`. Raises ConfigError for a model without one."""
-        return workspace_state(self.model, self.encode(text), lambda token: self.tokenizer.decode([token]))
+        return workspace_state(self.model, self.encode(text), lambda token: str(self.tokenizer.decode([token])))
 
     def pieces(self, ids: Iterator[int], stop: Sequence[str] = (), after: Sequence[int] = ()) -> Iterator[str]:
         """Ids as text that grows: whole characters only, nothing at or after a stop text.

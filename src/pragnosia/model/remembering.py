@@ -60,8 +60,8 @@ def pass_slots(
     """Such a layer: the stream, what it remembers, and who woke. Raises ConfigError for a cache of transformers."""
     if isinstance(memory, Borrowed):
         raise ConfigError(
-            "a cache of transformers has no room for working memory or a workspace; give the model's own state, "
-            "past_key_values=model.fresh_state(), or speak with pragnosia's generate"
+            "a cache of transformers has no room for working memory or a workspace: speak with Pragnosia.generate, "
+            "call generate(use_cache=False), or give forward the model's own past_key_values=model.fresh_state()"
         )
     given = memory if isinstance(memory, LayerMemory) else LayerMemory(memory, None, None)
     working, workspace = given.working, given.workspace

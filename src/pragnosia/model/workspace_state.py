@@ -15,7 +15,6 @@ from the model and the text: nothing is told where nothing stands, as in a text 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -106,15 +105,15 @@ def workspace_state(
         deaf = _next_word(model, tokens)
     text = [word(int(token)) for token in tokens[0]]
     layers = tuple(_layer(at, spaces[at], seen[at], text) for at in spaces)
-    attention: Counter[str] = Counter()
+    attention: dict[str, float] = {}
     for layer in layers:
         for module, share in layer.attention.items():
-            attention[module] += share / len(layers)
+            attention[module] = attention.get(module, 0.0) + share / len(layers)
     gain = reads - deaf
     lifted = [(word(int(token)), float(gain[token]) / math.log(2)) for token in gain.topk(min(top, len(gain))).indices]
     return WorkspaceState(
         awareness=sum(layer.awareness for layer in layers) / len(layers),
-        attention=dict(attention),
+        attention=attention,
         memory=tuple(winner.read for layer in layers for winner in layer.winners),
         intention=Intention(max(0.0, float((reads.exp() * gain).sum()) / math.log(2)), tuple(lifted)),
         layers=layers,
