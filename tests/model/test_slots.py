@@ -251,14 +251,55 @@ def test_a_decoder_says_what_the_model_says(model: PragnosiaForCausalLM, text: T
     assert not writable(model, model.fresh_state(1, 8))
 
 
+# -- caches of transformers
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
 @torch.no_grad()
-def test_no_room_in_a_cache_of_transformers(model: PragnosiaForCausalLM, text: Tensor) -> None:
-    with pytest.raises(ConfigError, match=r"past_key_values=model\.fresh_state"):
-        model(text, past_key_values=DynamicCache())
-    with pytest.raises(ConfigError, match="use_cache=False"):
-        model.generate(text, max_new_tokens=2)
-    said = model.generate(text, max_new_tokens=3, do_sample=False, use_cache=False)
-    assert torch.equal(said[:, 22], model(text, use_cache=False).logits[:, -1].argmax(-1))
+def test_a_cache_of_transformers_carries_them(model: PragnosiaForCausalLM, text: Tensor, padded: bool) -> None:
+    mask = torch.ones_like(text)
+    if padded:
+        mask[0, :5] = 0
+    whole, heard = model(text, attention_mask=mask, use_cache=False).logits, mask.bool()
+    for cache in (DynamicCache(), DynamicCache(config=model.config)):
+        pieces, seen = [], 0
+        for piece in text.split([9, 1, 6, 1, 1, 4], 1):
+            seen += piece.shape[1]
+            output = model(piece, attention_mask=mask[:, :seen], past_key_values=cache)
+            assert output.past_key_values is cache
+            assert cache.get_seq_length() == seen
+            pieces.append(output.logits)
+        torch.testing.assert_close(torch.cat(pieces, 1)[heard], whole[heard], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_generate_says_what_the_model_says(model: PragnosiaForCausalLM, text: Tensor) -> None:
+    prompt, mask = text[:, :9], torch.ones(2, 9, dtype=torch.long)
+    mask[1, :3] = 0
+    for options in ({}, {"attention_mask": mask}, {"num_beams": 3}):
+        how: dict[str, Any] = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 0, **options}
+        assert torch.equal(model.generate(prompt, **how), model.generate(prompt, use_cache=False, **how))
+    by_hand = prompt
+    for _ in range(10):
+        likeliest = model(by_hand, use_cache=False).logits[:, -1].argmax(-1)
+        by_hand = torch.cat((by_hand, likeliest[:, None]), 1)
+    assert torch.equal(model.generate(prompt, max_new_tokens=10, do_sample=False, pad_token_id=0), by_hand)
+
+
+@torch.no_grad()
+def test_what_a_cache_cannot_do_with_slots(model: PragnosiaForCausalLM, text: Tensor) -> None:
+    with pytest.raises(ConfigError, match="cache of fixed size"):
+        model.generate(text, max_new_tokens=2, cache_implementation="static")
+    cache = model(text, past_key_values=DynamicCache()).past_key_values
+    cache.crop(0)
+    with pytest.raises(ConfigError, match="cannot take tokens back"):
+        cache.crop(-3)
+    cache = model(text, past_key_values=DynamicCache()).past_key_values
+    cache.batch_repeat_interleave(2)
+    cache.batch_select_indices(torch.tensor([2, 1]))
+    after = model(text[:, :3].flip(0), past_key_values=cache).logits
+    other = model(text, past_key_values=DynamicCache()).past_key_values
+    torch.testing.assert_close(after.flip(0), model(text[:, :3], past_key_values=other).logits, rtol=1e-4, atol=1e-4)
 
 
 # -- off by default, silent at first

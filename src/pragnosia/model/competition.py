@@ -17,6 +17,7 @@ R rows, G segments, P entries offered in one (tokens times writers), M slots, H 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -50,8 +51,12 @@ class Slots:
 
     def fork(self) -> Slots:
         """A copy that may be continued differently."""
+        return self.each(torch.Tensor.clone)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Slots:
+        """Every tensor as `change` has it."""
         parts = (self.contents, self.strengths, self.pending, self.pending_strengths)
-        return Slots(*(part.clone() for part in parts))
+        return Slots(*(change(part) for part in parts))
 
     @property
     def nbytes(self) -> int:

@@ -174,7 +174,8 @@ class CortexStack(nn.Module):
         if isinstance(given, State):
             return given
         if given is not None:
-            return borrowed(given, len(self.layers))
+            has_slots = self.config.working_memory is not None or self.config.workspace is not None
+            return borrowed(given, len(self.layers), slots=has_slots)
         wanted = self.config.use_cache if use_cache is None else use_cache
         if wanted and not self.training:
             return self.fresh_state(x.shape[0], x.shape[1] + 64)
@@ -203,7 +204,9 @@ class CortexStack(nn.Module):
                 if isinstance(attention_mask, dict)
                 else create_masks_for_generate(self.config, x, attention_mask, past, position_ids)
             )
-            masks, present = {kind: as_visibility(mask) for kind, mask in built.items()}, None
+            masks = {kind: as_visibility(mask) for kind, mask in built.items()}
+            flat = isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 and not attention_mask.all()
+            present = attention_mask if flat else None
         else:
             windows = {"full_attention": None, "sliding_attention": self.config.sliding_window}
             present = None if attention_mask is None or bool(attention_mask.all()) else attention_mask

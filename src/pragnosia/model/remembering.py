@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pragnosia.errors import ConfigError
 from pragnosia.model.attention import Moment
+from pragnosia.model.carried import Parts
 from pragnosia.model.competition import Slots
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.state import Borrowed, Memory
@@ -57,13 +58,8 @@ def slot_organs(config: PragnosiaConfig, layer: int) -> tuple[WorkingMemory | No
 def pass_slots(
     layer: Any, x: Float[Tensor, "B T D"], memory: Memory | None, moment: Moment
 ) -> tuple[Float[Tensor, "B T D"], Memory | None, Routing | None]:
-    """Such a layer: the stream, what it remembers, and who woke. Raises ConfigError for a cache of transformers."""
-    if isinstance(memory, Borrowed):
-        raise ConfigError(
-            "a cache of transformers has no room for working memory or a workspace: speak with Pragnosia.generate, "
-            "call generate(use_cache=False), or give forward the model's own past_key_values=model.fresh_state()"
-        )
-    given = memory if isinstance(memory, LayerMemory) else LayerMemory(memory, None, None)
+    """Such a layer: the stream, what it remembers, and who woke."""
+    given = memory if isinstance(memory, LayerMemory) else LayerMemory(memory, *_beside(memory))
     working, workspace = given.working, given.workspace
     mixed, tokens = layer.mixer(layer.mixer_norm(x), given.mixer, moment)
     said = [mixed]
@@ -78,7 +74,18 @@ def pass_slots(
     if layer.workspace is not None:
         heard, workspace = layer.workspace(x, said, workspace, moment)
         x = x + heard
+    if isinstance(memory, Borrowed):
+        assert memory.slots is not None
+        memory.slots.parts[memory.layer] = working, workspace
+        return x, memory, routing
     return x, None if memory is None else LayerMemory(tokens, working, workspace), routing
+
+
+def _beside(memory: Memory | None) -> Parts:
+    """Slots that a cache of transformers carries."""
+    if not isinstance(memory, Borrowed) or memory.slots is None:
+        return None, None
+    return memory.slots.parts.get(memory.layer, (None, None))
 
 
 def fresh_memory(layer: Any, batch: int, room: int, like: Tensor) -> Memory:
