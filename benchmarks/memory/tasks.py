@@ -72,23 +72,32 @@ class Task:
 
 
 def recall() -> Task:
-    """8 pairs of 16 keys and 16 values, 16 tokens of nothing, 8 questions: none finds its answer within the window."""
-    pairs, kinds, gap = 8, 16, 16
+    """Up to 6 pairs of 8 keys and 8 values, nothing, the questions: none finds its answer within the window.
+
+    A row to learn from has 1 to 6 pairs, since matching is learned from few first; a row of the test has 6.
+    """
+    pairs, kinds, gap = 6, 8, 12
     start = 2 * pairs + gap
 
-    def rows(generator: torch.Generator, count: int) -> Batch:
+    def filled(generator: torch.Generator, sizes: Tensor) -> Batch:
+        count, here = len(sizes), torch.arange(pairs) < sizes[:, None]
         keys = torch.rand(count, kinds, generator=generator).argsort(1)[:, :pairs]
         values = torch.randint(kinds, 2 * kinds, (count, pairs), generator=generator)
-        order = torch.rand(count, pairs, generator=generator).argsort(1)
-        asked = torch.stack((keys.gather(1, order), values.gather(1, order)), 2).flatten(1)
-        told, nothing = torch.stack((keys, values), 2).flatten(1), torch.full((count, gap), 2 * kinds)
+        # those that are there in another order, then the others
+        order = (torch.rand(count, pairs, generator=generator) + ~here).argsort(1)
+        asked = torch.stack((keys.gather(1, order), values.gather(1, order)), 2)
+        told, nothing = torch.stack((keys, values), 2), torch.full((count, gap), 2 * kinds)
+        told, asked = (part.masked_fill(~here[..., None], 2 * kinds).flatten(1) for part in (told, asked))
         row = torch.cat((told, nothing, asked), 1)
         answers = torch.full_like(row, IGNORED)
-        answers[:, start + 1 :: 2] = row[:, start + 1 :: 2]
+        answers[:, start + 1 :: 2] = row[:, start + 1 :: 2].masked_fill(~here, IGNORED)
         return row, answers
 
-    test = rows(torch.Generator().manual_seed(10_000), TEST_ROWS)
-    return Task(2 * kinds + 1, start + 2 * pairs, 12, 8, 1500, 32, rows, test)
+    def rows(generator: torch.Generator, count: int) -> Batch:
+        return filled(generator, torch.randint(1, pairs + 1, (count,), generator=generator))
+
+    test = filled(torch.Generator().manual_seed(10_000), torch.full((TEST_ROWS,), pairs))
+    return Task(2 * kinds + 1, start + 2 * pairs, 10, 6, 2000, 32, rows, test)
 
 
 def babi() -> Task:
