@@ -2,7 +2,8 @@
 
     kind         which                                         adamw    muon     decay   rate
     matrices     hidden matrices and banks of units            AdamW    Muon     yes     1
-    router       the thalamus (rows of units, not a map)       AdamW    AdamW    no      router_multiplier
+    router       the thalamus (rows of units, not a map),      AdamW    AdamW    no      router_multiplier
+                 and what makes tokens ask for slots
     embeddings   token table and output head                   AdamW    AdamW    no      1
     vectors      norms, biases, sinks                          AdamW    AdamW    no      1
 
@@ -65,7 +66,7 @@ def kind_of(name: str, weight: Tensor, embedded: set[int]) -> str:
     """The row of the table above; `embedded` holds the ids of token tables and heads."""
     if id(weight) in embedded:
         return "embeddings"
-    if ".thalamus." in f".{name}":
+    if ".thalamus." in f".{name}" or ".salience." in name:
         return "router"
     return "vectors" if weight.ndim < 2 or "bias" in name.rsplit(".", 1)[-1] else "matrices"
 
