@@ -60,14 +60,16 @@ def earlier(script: str, key: str) -> dict[str, Any]:
     return found
 
 
-def publish(question: str, header: list[str], rows: list[list[Any]], values: dict[str, Any], script: str) -> None:
-    """Print the table and write the JSON beside the script."""
+def publish(
+    question: str, header: list[str], rows: list[list[Any]], values: dict[str, Any], script: str, *, parts: bool = False
+) -> None:
+    """Print the table and write the JSON beside the script; where `values` are parts, each has its own machine."""
     table = [header, *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(header))]
     print(f"\n{question}")
     for row in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     path = Path(script).with_suffix(".json")
-    record = {"question": question, "machine": machine_record(), **values}
+    record = {"question": question, **({} if parts else {"machine": machine_record()}), **values}
     path.write_text(json.dumps(record, indent=1, default=str) + "\n", "utf-8")
     print(f"written: {path.name}")

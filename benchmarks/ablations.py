@@ -1,14 +1,15 @@
 """Does each mechanism of sleep pay? One row for each: with it, without it, at the same compute.
 
-Trained here, in turn on the same tokens, each arm at its best rate of a sweep, three seeds:
+Trained here, in turn on the same tokens, each arm at its best rate of a sweep, three seeds; differences seed by seed:
 
     dendrites   4 a head with 1 and with 2 awake, against plain attention of the same heads, and against one that takes
                 as many operations a token as 2 awake dendrites do: more heads, a wider feed-forward
     exits       a model that may be left after layer 2, against the same model without: equal tokens, and, since exits
                 cost training, equal operations (it then trains fewer steps); and with layer dropout alone left out
 
-Rows of columns come from benchmarks/sleep.py --ablations, those of token gates from benchmarks/gates.py, where their
-JSON lies beside this file. `--table` trains nothing and shows what there is. JSON beside this file.
+Rows of columns come from benchmarks/sleep.py, those of token gates from gates.py, of inputs that sleep untrained from
+sparsify.py, of drafting (which changes no word: its row tells speed) from speculation.py, where their JSON lies beside
+this file. `--table` trains nothing and shows what there is. JSON beside this file; a part that is not run stays.
 
     python benchmarks/ablations.py [--seeds 3] [--steps 100] [--out runs/ablations] [--only dendrites|exits] [--table]
 """
@@ -17,43 +18,50 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from _bench import publish
+from _arms import beside, books, by_name, chosen, gap, told, trained, with_parts
+from _bench import publish, spread
 
 from pragnosia.measure.accounting import account
 from pragnosia.model.configuration import PragnosiaConfig
-from pragnosia.training.compare import Sweep, compare
+from pragnosia.training.compare import Sweep
 from pragnosia.training.exits import dropout_rates
 
 CONFIG = Path(__file__).with_suffix(".yaml")
-BOOKS = "text_en/books_pd.train.txt.xz"
 PLAIN = "plain"
 DENDRITES = {"dendrites-1-of-4": 1, "dendrites-2-of-4": 2}
 EQUAL_PLAIN = "plain-equal-compute"
 EXITS = {"layers": [2], "layer_dropout": 0.1}
 EQUAL_COMPUTE = "exits-equal-compute"
 
-# Mechanism, what it is measured against, the JSON that holds both arms, their names.
-ROWS = (
-    ("columns, 95 % asleep", "dense, equal total", "sleep", "asleep-95", "dense"),
-    ("columns, 95 % asleep", "dense, equal active", "sleep", "asleep-95", "dense-of-95"),
-    ("columns of 32", "columns of 8", "sleep_ablations", "columns-of-32", "asleep-95"),
-    ("neurons compete in a column", "none do", "sleep_ablations", "neurons-compete", "asleep-95"),
-    ("router of rank 32", "full rank", "sleep_ablations", "router-of-rank-32", "asleep-95"),
-    ("balance of columns", "none", "sleep_ablations", "asleep-95", "no-balance"),
-    ("dendrites, 1 of 4 awake", "plain, the same heads", "ablations", "dendrites-1-of-4", PLAIN),
-    ("dendrites, 2 of 4 awake", "plain, the same heads", "ablations", "dendrites-2-of-4", PLAIN),
-    ("dendrites, 2 of 4 awake", "plain, equal compute", "ablations", "dendrites-2-of-4", EQUAL_PLAIN),
-    ("exits and layer dropout", "none, equal tokens", "ablations", "exits", PLAIN),
-    ("exits alone", "none, equal tokens", "ablations", "exits-no-dropout", PLAIN),
-    ("exits and layer dropout", "none, equal compute", "ablations", EQUAL_COMPUTE, PLAIN),
-    ("token gates, half pass", "none, equal tokens", "gates", "gated", "without"),
-    ("token gates, half pass", "narrower, equal compute", "gates", "gated", "narrower"),
+# Mechanism, what it is measured against, the JSON and its part that hold both arms, their names; where its speed is.
+_COLUMNS = ("columns", "results", "decode bf16", "columns of 8", "over_dense")
+_GATES = ("gates", "decoding", "gated_over_without")
+ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...]], ...] = (
+    ("columns, 95 % asleep", "dense, equal total", "sleep", "asleep", "asleep-95", "dense", _COLUMNS),
+    ("columns, 95 % asleep", "dense, equal active", "sleep", "asleep", "asleep-95", "dense-of-95", ()),
+    ("columns of 16", "columns of 8", "sleep", "grain", "columns-of-16", "asleep-95", ()),
+    ("columns of 32", "columns of 8", "sleep", "ablations", "columns-of-32", "asleep-95", ()),
+    ("columns of 64", "columns of 8", "sleep", "grain", "columns-of-64", "asleep-95", ()),
+    ("competition straight through", "gated", "sleep", "straight", "straight-through", "asleep-95", ()),
+    ("neurons compete in a column", "none do", "sleep", "ablations", "neurons-compete", "asleep-95", ()),
+    ("router of rank 32", "full rank", "sleep", "ablations", "router-of-rank-32", "asleep-95", ()),
+    ("balance of columns", "none", "sleep", "ablations", "asleep-95", "no-balance", ()),
+    ("dendrites, 1 of 4 awake", "plain, the same heads", "ablations", "dendrites", "dendrites-1-of-4", PLAIN, ()),
+    ("dendrites, 2 of 4 awake", "plain, the same heads", "ablations", "dendrites", "dendrites-2-of-4", PLAIN, ()),
+    ("dendrites, 2 of 4 awake", "plain, equal compute", "ablations", "dendrites", "dendrites-2-of-4", EQUAL_PLAIN, ()),
+    ("exits and layer dropout", "none, equal tokens", "ablations", "exits", "exits", PLAIN, ()),
+    ("exits alone", "none, equal tokens", "ablations", "exits", "exits-no-dropout", PLAIN, ()),
+    ("exits and layer dropout", "none, equal compute", "ablations", "exits", EQUAL_COMPUTE, PLAIN, ()),
+    ("token gates, half pass", "none, equal tokens", "gates", "quality", "gated", "without", _GATES),
+    ("token gates, half pass", "narrower, equal compute", "gates", "quality", "gated", "narrower", ()),
 )
+LEVEL = "0.5"  # of inputs asleep without training
 
 
 def operations(model: dict[str, Any], length: int) -> int:
@@ -74,18 +82,15 @@ def of_equal_compute(model: dict[str, Any], target: int, length: int) -> dict[st
     return {"attention": heads, "feed_forward": {**dense, "width": dense["width"] + round(left / one)}}
 
 
-def shapes(model: dict[str, Any], length: int, only: str | None) -> dict[str, dict[str, Any]]:
-    """What each arm changes in the model, by name."""
-    arms: dict[str, dict[str, Any]] = {PLAIN: {}}
-    if only != "exits":
-        for name, awake in DENDRITES.items():
-            arms[name] = {"dendrites": {"num_dendrites": 4, "num_awake": awake}}
-        most = operations({**model, **arms["dendrites-2-of-4"]}, length)
-        arms[EQUAL_PLAIN] = of_equal_compute(model, most, length)
-    if only != "dendrites":
-        arms["exits"] = {"exits": EXITS}
-        arms["exits-no-dropout"] = {"exits": {**EXITS, "layer_dropout": 0.0}}
-    return arms
+def shapes(model: dict[str, Any], length: int) -> dict[str, dict[str, dict[str, Any]]]:
+    """What each arm changes in the model, by part and name."""
+    dendrites: dict[str, dict[str, Any]] = {PLAIN: {}}
+    for name, awake in DENDRITES.items():
+        dendrites[name] = {"dendrites": {"num_dendrites": 4, "num_awake": awake}}
+    most = operations({**model, **dendrites["dendrites-2-of-4"]}, length)
+    dendrites[EQUAL_PLAIN] = of_equal_compute(model, most, length)
+    exits = {PLAIN: {}, "exits": {"exits": EXITS}, "exits-no-dropout": {"exits": {**EXITS, "layer_dropout": 0.0}}}
+    return {"dendrites": dendrites, "exits": exits}
 
 
 def exit_cost(model: dict[str, Any], length: int, steps: int) -> float:
@@ -98,49 +103,73 @@ def exit_cost(model: dict[str, Any], length: int, steps: int) -> float:
     return 1 + extra / counted.operations_per_token
 
 
-def written(folder: Path, base: dict[str, Any], arms: dict[str, dict[str, Any]]) -> list[Path]:
-    """One configuration file per arm."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.yaml" for name in arms]
-    for path, shape in zip(paths, arms.values(), strict=True):
-        path.write_text(yaml.safe_dump({**base, "model": {**base["model"], **shape}}, sort_keys=False), "utf-8")
-    return paths
-
-
-def trained(asked: argparse.Namespace, books: Path) -> dict[str, Any]:
-    """Run the comparison, and the arm that trains for as many operations; everything by arm."""
+def run(asked: argparse.Namespace, text: Path) -> dict[str, dict[str, Any]]:
+    """What was trained, by part; the arm with exits that takes as many operations trains last."""
     base = yaml.safe_load(CONFIG.read_text("utf-8"))
-    length = base["batch"]["sequence_length"]
-    arms = shapes(base["model"], length, asked.only)
-    folder = asked.out.with_name(asked.out.name + "-arms")
-    given = {"data": [str(books)], "seeds": asked.seeds}
-    report = compare(
-        written(folder, base, arms), out=asked.out, overrides=[f"steps={asked.steps}"], sweep=Sweep(), **given
-    ).to_dict()
-    found = {arm["name"]: arm for arm in report["arms"]}
+    model, length = base["model"], base["batch"]["sequence_length"]
+    parts = shapes(model, length)
+    if asked.only is not None:
+        parts = {asked.only: parts[asked.only]}
+    out = asked.out if asked.only is None else asked.out.with_name(f"{asked.out.name}-{asked.only}")
+    models = {name: {**model, **change} for arms in parts.values() for name, change in arms.items()}
+    given: dict[str, Any] = {"text": text, "seeds": asked.seeds}
+    report = trained(base, models, out=out, steps=asked.steps, **given)
+    found = {name: chosen(report, list(arms)) for name, arms in parts.items()}
     if "exits" in found:
-        steps = round(asked.steps / exit_cost(base["model"], length, asked.steps))
-        best = found["exits"]["learning_rate"] / base["optimiser"]["learning_rate"]
-        fewer = compare(
-            written(folder, base, {EQUAL_COMPUTE: arms["exits"]}), out=asked.out.with_name(asked.out.name + "-equal"),
-            overrides=[f"steps={steps}"], sweep=Sweep(multiples=(best,)), **given,
-        ).to_dict()  # fmt: skip
-        found[EQUAL_COMPUTE] = fewer["arms"][0] | {"steps": steps}
-    return {"seeds": asked.seeds, "steps": asked.steps, "tokens": report["tokens"], "arms": list(found.values())}
+        steps = round(asked.steps / exit_cost(model, length, asked.steps))
+        best = by_name(report)["exits"]["learning_rate"] / base["optimiser"]["learning_rate"]
+        equal = out.with_name(out.name + "-equal")
+        arm = {EQUAL_COMPUTE: models["exits"]}
+        fewer = trained(base, arm, out=equal, steps=steps, sweep=Sweep(multiples=(best,)), **given)
+        found["exits"]["arms"].append(fewer["arms"][0] | {"steps": steps})
+    return found
 
 
-def known(name: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Arms of a benchmark by name: this one's as just trained, another's as its JSON beside this file has them."""
+def read(name: str) -> dict[str, Any]:
+    """What a benchmark's JSON beside this file holds; nothing where there is none."""
     path = Path(__file__).with_name(f"{name}.json")
-    if name != CONFIG.stem:
-        values = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    compared = values.get("quality", values)
-    return {arm["name"]: arm for arm in compared.get("arms", [])}
+    return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
 
 
-def told(arm: dict[str, Any]) -> str:
-    """Bits per byte over seeds."""
-    return f"{arm['bits_per_byte']['mean']:.4f} +- {arm['bits_per_byte']['std']:.4f}"
+def speed(place: tuple[str, ...]) -> str:
+    """A ratio of decoding speeds, where it was measured."""
+    found: Any = read(place[0]) if place else {}
+    for key in place[1:]:
+        found = found.get(key, {})
+    return spread(found) if found else ""
+
+
+def trained_rows(own: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Those of arms that were trained with a mechanism and without."""
+    rows = []
+    for mechanism, against, source, part, ours, theirs, place in ROWS:
+        arms = beside(own if source == CONFIG.stem else read(source), part, "asleep")
+        if ours not in arms or theirs not in arms:
+            continue
+        one, other = arms[ours], arms[theirs]
+        compute = f"{one['operations_per_token'] / other['operations_per_token']:.2f}x"
+        figures = told(one), told(other), gap(one, other), compute, speed(place)
+        rows.append([mechanism, against, *figures, f"{source}.json"])
+    return rows
+
+
+def untrained_rows() -> list[list[str]]:
+    """Those of mechanisms that any model can be given."""
+    rows, asleep, drafts = [], read("sparsify"), read("speculation")
+    if "perplexity" in asleep:
+        lost, levels = asleep["perplexity"], asleep["levels"]
+        bits = math.log2(lost[LEVEL] / lost["wide awake"])
+        work = levels["bytes_per_token"][LEVEL] / levels["bytes_per_token"]["wide awake"]
+        figures = f"perplexity {lost[LEVEL]:.1f}", f"{lost['wide awake']:.1f}", f"{bits:+.3f} bits/token"
+        gain = spread(levels["over_wide awake"][LEVEL])
+        cost = f"{work:.2f}x of the bytes"
+        rows.append([f"inputs asleep untrained, {LEVEL}", "the same model", *figures, cost, gain, "sparsify.json"])
+    if "speculative" in drafts.get("arms", {}):
+        said = f"{drafts['bits_per_byte']:.4f}"
+        gain = spread(drafts["arms"]["speculative"]["over_plain"])
+        same = said, said, "none: the same words", ""
+        rows.append(["drafting by an exit", "the same model", *same, gain, "speculation.json"])
+    return rows
 
 
 def main() -> None:
@@ -152,31 +181,24 @@ def main() -> None:
     parser.add_argument("--only", choices=["dendrites", "exits"])
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
-    named = os.environ.get("PRAGNOSIA_DATA")
-    kept = CONFIG.with_suffix(".json")
-    values = json.loads(kept.read_text("utf-8")) if kept.is_file() else {}
-    if not asked.table:
-        if not named or not (Path(named) / BOOKS).is_file():
-            print(f"skipped: PRAGNOSIA_DATA names no folder with {BOOKS}")
-            return
-        fresh = trained(asked, Path(named) / BOOKS)
-        names = {arm["name"] for arm in fresh["arms"]}
-        same = all(values.get(key) == fresh[key] for key in ("seeds", "steps"))
-        others = [arm for arm in values.get("arms", []) if same and arm["name"] not in names]
-        values = {**fresh, "arms": [*fresh["arms"], *others]}
-    rows = []
-    for mechanism, against, source, ours, theirs in ROWS:
-        arms = known(source, values)
-        if ours not in arms or theirs not in arms:
-            continue
-        one, other = arms[ours], arms[theirs]
-        gap = one["bits_per_byte"]["mean"] - other["bits_per_byte"]["mean"]
-        compute = one["operations_per_token"] / other["operations_per_token"]
-        rows.append([mechanism, against, told(one), told(other), f"{gap:+.4f}", f"{compute:.2f}x", f"{source}.json"])
-    header = ["mechanism", "against", "with, bits/byte", "without", "difference", "operations", "from"]
-    values = {key: value for key, value in values.items() if key not in ("question", "machine", "rows")}
-    publish("What each mechanism brings (below 0) or costs, on held-out text", header, rows,
-            {**values, "rows": [dict(zip(header, row, strict=True)) for row in rows]}, __file__)  # fmt: skip
+    text = None if asked.table else books()
+    if text is None and not asked.table:
+        return
+    kept = with_parts(__file__, {} if text is None else run(asked, text))
+    rows = [*trained_rows(kept), *untrained_rows()]
+    header = [
+        "mechanism",
+        "against",
+        "with, bits/byte",
+        "without",
+        "difference, by seed",
+        "operations",
+        "decoding",
+        "from",
+    ]
+    values = {**kept, "rows": [dict(zip(header, row, strict=True)) for row in rows]}
+    question = "What each mechanism brings (below 0) or costs, on held-out text"
+    publish(question, header, rows, values, __file__, parts=True)
 
 
 if __name__ == "__main__":

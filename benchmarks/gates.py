@@ -2,33 +2,32 @@
 
 Quality: against the same model without gates (equal tokens, more operations), and against a dense model that was made
 narrower until it takes as many operations per token (equal tokens, equal operations). All see the same tokens in the
-same order, each at its best learning rate (`pragnosia compare` sweeps it), three seeds each. `--ablations` adds a
-shallower dense model, and gates of other shares and on more layers. Speed: decoding and training tokens per second
-with gates over without, in turn. JSON beside this file.
+same order, each at its best learning rate (`pragnosia compare` sweeps it), three seeds each; differences are taken seed
+by seed. Ablations: a shallower dense model, and gates of other shares and on more layers. Speed: decoding and training
+tokens per second with gates over without, in turn. JSON beside this file; a part that is not run stays as it was.
 
-    python benchmarks/gates.py [--seeds 3] [--steps 200] [--out runs/gates] [--ablations] [--only speed|quality]
+    python benchmarks/gates.py [--seeds 3] [--steps 200] [--out runs/gates] [--only speed|quality|ablations]
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from _arms import books, by_name, chosen, gap, told, trained, with_parts
 from _bench import Arm, in_turn, median, publish, ratio, spread, timed
 
 from pragnosia.inference.program import Program
 from pragnosia.measure.accounting import account
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.cortex import PlainCortex, initialise
-from pragnosia.training.compare import Sweep, compare
 from pragnosia.training.log import LOG, read_log
 
 CONFIG = Path(__file__).with_suffix(".yaml")
-BOOKS = "text_en/books_pd.train.txt.xz"
+WITHOUT, NARROWER = "without", "narrower"
 SPEAKING: dict[str, Any] = {
     "vocab_size": 8192,
     "hidden_size": 512,
@@ -56,54 +55,47 @@ def narrowed(shape: dict[str, Any], target: int, context: int) -> dict[str, Any]
     return min(tried.values(), key=lambda one: abs(operations(one, context) - target))
 
 
-def shapes(base: dict[str, Any], context: int, *, ablations: bool) -> dict[str, dict[str, Any]]:
-    """Every arm's model, by name; what the others are measured against stands first."""
+def shapes(base: dict[str, Any], context: int) -> dict[str, dict[str, dict[str, Any]]]:
+    """Every part's models, by name; what the others are measured against stands first."""
     gated, plain = base, {**base, "gates": None}
-    arms = {"without": plain, "gated": gated, "narrower": narrowed(base, operations(gated, context), context)}
-    if ablations:
-        layers = base["num_hidden_layers"]
-        arms["shallower"] = {**plain, "num_hidden_layers": layers - 1}
-        for share in (0.25, 0.125):
-            arms[f"gated-{100 * share:g}"] = {**base, "gates": {**base["gates"], "share": share}}
-        arms["gated-all-but-first"] = {**base, "gates": {**base["gates"], "layers": list(range(1, layers))}}
-    return arms
+    arms = {WITHOUT: plain, "gated": gated, NARROWER: narrowed(base, operations(gated, context), context)}
+    layers = base["num_hidden_layers"]
+    others: dict[str, dict[str, Any]] = {"shallower": {**plain, "num_hidden_layers": layers - 1}}
+    for share in (0.25, 0.125):
+        others[f"gated-{100 * share:g}"] = {**base, "gates": {**base["gates"], "share": share}}
+    others["gated-all-but-first"] = {**base, "gates": {**base["gates"], "layers": list(range(1, layers))}}
+    return {"quality": arms, "ablations": arms | others}
 
 
-def quality(books: Path, seeds: int, steps: int, out: Path, *, ablations: bool) -> tuple[list[list[Any]], Any]:
-    """Rows of the table, and what was measured."""
+def quality(text: Path, asked: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What was trained, by part."""
     base = yaml.safe_load(CONFIG.read_text("utf-8"))
-    folder = out.with_name(out.name + "-arms")
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, shape in shapes(base["model"], base["batch"]["sequence_length"], ablations=ablations).items():
-        paths.append(folder / f"{name}.yaml")
-        paths[-1].write_text(yaml.safe_dump({**base, "model": shape}, sort_keys=False), "utf-8")
-    report = compare(paths, data=[str(books)], seeds=seeds, out=out, overrides=[f"steps={steps}"], sweep=Sweep())
-    values = report.to_dict()
-    values.pop("out")
-    by_name = {arm.name: arm for arm in report.arms}
-    rows, passed = [], {}
-    for arm in report.arms:
-        ends = [read_log(out / arm.name / f"seed-{seed}" / LOG)[-1] for seed in range(seeds)]
+    parts = shapes(base["model"], base["batch"]["sequence_length"])
+    if asked.only is not None:
+        parts = {asked.only: parts[asked.only]}
+    out = asked.out if asked.only is None else asked.out.with_name(f"{asked.out.name}-{asked.only}")
+    models = {name: model for arms in parts.values() for name, model in arms.items()}
+    report = trained(base, models, text=text, seeds=asked.seeds, steps=asked.steps, out=out)
+    for arm in report["arms"]:
+        ends = [read_log(out / arm["name"] / f"seed-{seed}" / LOG)[-1] for seed in range(asked.seeds)]
         if "tokens_passed" in ends[0]:
-            passed[arm.name] = median([end["tokens_passed"] for end in ends])
-        gaps = [
-            "" if other is arm else f"{arm.bits_per_byte.mean - other.bits_per_byte.mean:+.4f}"
-            for other in (by_name["without"], by_name["narrower"])
+            arm["tokens_passed"] = median([end["tokens_passed"] for end in ends])
+    return {name: chosen(report, list(arms)) for name, arms in parts.items()}
+
+
+def rows_of(name: str, part: dict[str, Any]) -> list[list[str]]:
+    """A part's arms for the table."""
+    arms = by_name(part)
+    return [
+        [
+            *(name, arm["name"], told(arm)),
+            *("" if arms[other] is arm else gap(arm, arms[other]) for other in (WITHOUT, NARROWER)),
+            *(f"{arm['operations_per_token']:,}", f"{arm['total_parameters']:,}"),
+            f"{arm['tokens_passed']:.3f}" if "tokens_passed" in arm else "",
+            *(f"{arm['tokens_per_second']['mean']:.0f}", f"{arm['learning_rate']:g}"),
         ]
-        rows.append(
-            [
-                arm.name,
-                f"{arm.bits_per_byte.mean:.4f} +- {arm.bits_per_byte.std:.4f}",
-                *gaps,
-                f"{arm.operations_per_token:,}",
-                f"{arm.total_parameters:,}",
-                f"{passed[arm.name]:.3f}" if arm.name in passed else "",
-                f"{arm.tokens_per_second.mean:.0f}",
-                f"{arm.learning_rate:g}",
-            ]
-        )
-    return rows, {**values, "tokens_passed": passed}
+        for arm in arms.values()
+    ]
 
 
 def speaking(*, gated: bool) -> tuple[Arm, float]:
@@ -148,38 +140,44 @@ def speed(rounds: int) -> dict[str, Any]:
         "gated_over_without": ratio(rates["gated"], rates["without"]),
         "tokens_passed": share,
         "operations_of_without": fewer,
+        "rounds": rounds,
     }
 
 
 def main() -> None:
-    """Run both parts and keep their numbers."""
+    """Run the parts and keep their numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=Path("runs/gates"))
-    parser.add_argument("--ablations", action="store_true")
-    parser.add_argument("--only", choices=("speed", "quality"))
+    parser.add_argument("--only", choices=("speed", "quality", "ablations"))
     asked = parser.parse_args()
-    values: dict[str, Any] = {}
-    rows: list[list[Any]] = []
-    if asked.only != "quality":
-        values["decoding"] = found = speed(asked.rounds)
+    fresh: dict[str, dict[str, Any]] = {}
+    if asked.only in (None, "speed"):
+        fresh["decoding"] = speed(asked.rounds)
+    text = None if asked.only == "speed" else books()
+    if text is not None:
+        fresh |= quality(text, asked)
+    kept = with_parts(__file__, fresh)
+    if "decoding" in kept:
+        found = kept["decoding"]
         print(
             f"decoding, gated over without: {spread(found['gated_over_without'])}; {found['tokens_passed']:.2f} of the "
             f"tokens pass a gate, {found['operations_of_without']:.2f} of the operations"
         )
-    named = os.environ.get("PRAGNOSIA_DATA")
-    if asked.only != "speed":
-        if not named or not (Path(named) / BOOKS).is_file():
-            print(f"quality skipped: PRAGNOSIA_DATA names no folder with {BOOKS}")
-        else:
-            rows, values["quality"] = quality(
-                Path(named) / BOOKS, asked.seeds, asked.steps, asked.out, ablations=asked.ablations
-            )
-    header = ["arm", "bits/byte", "against without", "against narrower", "operations", "parameters", "passed"]
-    header += ["tokens/s, training", "rate"]
-    publish("Token gates: held-out bits per byte at equal tokens", header, rows, values, __file__)
+    rows = [row for name, part in kept.items() if "arms" in part for row in rows_of(name, part)]
+    header = [
+        "part",
+        "arm",
+        "bits/byte",
+        "minus without, by seed",
+        "minus narrower, by seed",
+        "operations",
+        "parameters",
+    ]
+    header += ["passed", "tokens/s, training", "rate"]
+    publish("Token gates: held-out bits per byte at equal tokens", header, rows, kept, __file__, parts=True)
 
 
 if __name__ == "__main__":

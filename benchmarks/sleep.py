@@ -1,34 +1,46 @@
 """What does sleep cost in quality? Columns with 80, 90 and 95 % of their neurons asleep, beside dense layers.
 
-Against each stands a dense model of equal total size (nobody asleep) and one of equal active size, its share of the
-router included. All see the same tokens in the same order, each at its best learning rate (`pragnosia compare` sweeps
-it), three seeds each. `--ablations` adds the mechanisms of columns one by one at 95 %: coarser columns, competition of
-neurons inside a column, a router of low rank, no balance. JSON beside this file.
+All arms see the same tokens in the same order, each at its best learning rate (`pragnosia compare` sweeps it), over the
+same seeds; differences are taken seed by seed. Four parts, which may run apart:
 
-    python benchmarks/sleep.py [--seeds 3] [--steps 300] [--out runs/sleep] [--ablations]
+    asleep      against a dense model of equal total size (nobody asleep) and one of equal active size, its share of the
+                router included
+    grain       95 % asleep in columns of 8, of 16 (the grain of the preset braingpt-small) and of 64 (the seed's), of
+                which no fewer than one in 16 can wake: 94 % asleep
+    straight    competition trained straight through instead of gated (straight_through.py), 95 % asleep
+    ablations   the other mechanisms of columns one by one at 95 %: columns of 32, competition of neurons inside a
+                column, a router of low rank, no balance
+
+The shape is that of braingpt-small scaled to what trains here in minutes: a quarter of its width (128 of 512) and of
+its heads' whole width, four of its six layers, an eighth of its vocabulary (2,048 of 16,384). As there, hidden neurons
+are eight to one of the stream, 95 % of them sleep, and heads are normed. Otherwise than there, keys and values are not
+shared by heads (four of 32 each, where eight of 64 share two), and columns are of 8 unless an arm says otherwise.
+JSON beside this file; a part that is not run stays as it was.
+
+    python benchmarks/sleep.py [--seeds 3] [--steps 300] [--out runs/sleep] [--only asleep|grain|straight|ablations]
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
+import straight_through
 import yaml
+from _arms import beside, books, by_name, chosen, gap, told, trained, with_parts
 from _bench import publish
 
 from pragnosia.kernels import ACTIVATIONS
 from pragnosia.model.configuration import ColumnsConfig
-from pragnosia.training.compare import Sweep, compare
 
 CONFIG = Path(__file__).with_suffix(".yaml")
-BOOKS = "text_en/books_pd.train.txt.xz"
 ASLEEP = (0.8, 0.9, 0.95)
-MOST = ASLEEP[-1]
+FIRST, BASE, EQUAL_TOTAL = "asleep", "asleep-95", "dense"
+"""The part and its arms that the other parts are measured against."""
 
 
-def awake(columns: dict[str, Any], asleep: float) -> dict[str, Any]:
+def awake(columns: dict[str, Any], asleep: float = ASLEEP[-1]) -> dict[str, Any]:
     """The columns with so many asleep."""
     num_columns = columns["width"] // columns["column_width"]
     router = {**columns.get("thalamus", {}), "num_awake": max(1, round(num_columns * (1 - asleep)))}
@@ -42,34 +54,43 @@ def dense_of(columns: dict[str, Any]) -> int:
     return 8 * -int(-(organ.active_width + gates) // 8)
 
 
-def shapes(columns: dict[str, Any], *, ablations: bool) -> dict[str, dict[str, Any]]:
-    """Every arm's feed-forward, by name."""
-    dense = {"activation": columns.get("activation", "relu2")}
-    arms: dict[str, dict[str, Any]] = {"dense": {"feed_forward": {**dense, "width": columns["width"]}}}
+def shapes(columns: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Every part's arms: their feed-forwards, by name."""
+    plain = {"activation": columns.get("activation", "relu2")}
+    whole = {"feed_forward": {**plain, "width": columns["width"]}}
+    asleep = {EQUAL_TOTAL: whole}
     for share in ASLEEP:
         sleeping = awake(columns, share)
-        arms[f"asleep-{100 * share:.0f}"] = {"columns": sleeping}
-        arms[f"dense-of-{100 * share:.0f}"] = {"feed_forward": {**dense, "width": dense_of(sleeping)}}
-    if ablations:
-        best = awake(columns, MOST)
-        router = best["thalamus"]
-        arms["columns-of-32"] = {"columns": awake({**columns, "column_width": 32}, MOST)}
-        arms["neurons-compete"] = {"columns": {**best, "num_speaking": columns["column_width"] // 2}}
-        arms["router-of-rank-32"] = {"columns": {**best, "thalamus": {**router, "rank": 32}}}
-        arms["no-balance"] = {"columns": {**best, "thalamus": {**router, "balance_rate": 0.0}}}
-    return arms
+        asleep[f"asleep-{100 * share:.0f}"] = {"columns": sleeping}
+        asleep[f"dense-of-{100 * share:.0f}"] = {"feed_forward": {**plain, "width": dense_of(sleeping)}}
+    dense = {"dense-of-95": asleep["dense-of-95"]}  # a comparison has a dense arm
+    best = asleep[BASE]["columns"]
+    router = best["thalamus"]
+    grain = {f"columns-of-{width}": awake({**columns, "column_width": width}) for width in (16, 64)}
+    ablations = {
+        "columns-of-32": awake({**columns, "column_width": 32}),
+        "neurons-compete": {**best, "num_speaking": columns["column_width"] // 2},
+        "router-of-rank-32": {**best, "thalamus": {**router, "rank": 32}},
+        "no-balance": {**best, "thalamus": {**router, "balance_rate": 0.0}},
+    }
+    straight = {"straight-through": {**best, "thalamus": {**router, "kind": straight_through.NAME}}}
+    parts = {"grain": grain, "straight": straight, "ablations": ablations}
+    others = {part: dense | {name: {"columns": one} for name, one in arms.items()} for part, arms in parts.items()}
+    return {FIRST: asleep, **others}
 
 
-def written(folder: Path, *, ablations: bool) -> list[Path]:
-    """One configuration file per arm."""
-    base = yaml.safe_load(CONFIG.read_text("utf-8"))
-    columns = base["model"].pop("columns")
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, shape in shapes(columns, ablations=ablations).items():
-        paths.append(folder / f"{name}.yaml")
-        paths[-1].write_text(yaml.safe_dump({**base, "model": {**base["model"], **shape}}, sort_keys=False), "utf-8")
-    return paths
+def rows_of(name: str, parts: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """A part's arms for the table."""
+    arms, rows = beside(parts, name, FIRST), []
+    for arm in by_name(parts[name]).values():
+        base = arm["name"].replace("asleep", "dense-of") if name == FIRST else BASE
+        others = [arms.get(other, arm) for other in (EQUAL_TOTAL, base)]
+        gaps = ["" if other is arm else gap(arm, other) for other in others]
+        sizes = f"{arm['total_parameters']:,}", f"{arm['active_parameters']:,}"
+        rows.append(
+            [name, arm["name"], told(arm), *gaps, "" if not gaps[1] else base, *sizes, f"{arm['learning_rate']:g}"]
+        )
+    return rows
 
 
 def main() -> None:
@@ -78,36 +99,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--out", type=Path, default=Path("runs/sleep"))
-    parser.add_argument("--ablations", action="store_true")
+    parser.add_argument("--only", choices=(FIRST, "grain", "straight", "ablations"))
     asked = parser.parse_args()
-    named = os.environ.get("PRAGNOSIA_DATA")
-    if not named or not (Path(named) / BOOKS).is_file():
-        print(f"skipped: PRAGNOSIA_DATA names no folder with {BOOKS}")
+    text = books()
+    if text is None:
         return
-    arms = written(asked.out.with_name(asked.out.name + "-arms"), ablations=asked.ablations)
-    report = compare(
-        arms,
-        data=[str(Path(named) / BOOKS)],
-        seeds=asked.seeds,
-        out=asked.out,
-        overrides=[f"steps={asked.steps}"],
-        sweep=Sweep(),
-    )
-    values = report.to_dict()
-    values.pop("out")
-    by_name = {arm.name: arm for arm in report.arms}
-    rows = []
-    for arm in report.arms:
-        twin = by_name.get(arm.name.replace("asleep", "dense-of"))
-        gaps = [
-            "" if other is None or other is arm else f"{arm.bits_per_byte.mean - other.bits_per_byte.mean:+.4f}"
-            for other in (by_name["dense"], twin)
-        ]
-        quality = f"{arm.bits_per_byte.mean:.4f} +- {arm.bits_per_byte.std:.4f}"
-        sizes = f"{arm.total_parameters:,}", f"{arm.active_parameters:,}"
-        rows.append([arm.name, quality, *gaps, *sizes, f"{arm.learning_rate:g}"])
-    header = ["arm", "bits/byte", "against equal total", "against equal active", "parameters", "active", "rate"]
-    publish("Held-out bits per byte with neurons asleep, equal tokens", header, rows, values, __file__)
+    base = yaml.safe_load(CONFIG.read_text("utf-8"))
+    parts = shapes(base["model"].pop("columns"))
+    if asked.only is not None:
+        parts = {asked.only: parts[asked.only]}
+    models = {name: {**base["model"], **shape} for arms in parts.values() for name, shape in arms.items()}
+    out = asked.out if asked.only is None else asked.out.with_name(f"{asked.out.name}-{asked.only}")
+    report = trained(base, models, text=text, seeds=asked.seeds, steps=asked.steps, out=out)
+    kept = with_parts(__file__, {name: chosen(report, list(arms)) for name, arms in parts.items()})
+    header = ["part", "arm", "bits/byte", "minus equal total, by seed", "minus the base, by seed", "base"]
+    rows = [row for name in kept for row in rows_of(name, kept)]
+    question = "Held-out bits per byte with neurons asleep, equal tokens"
+    publish(question, [*header, "parameters", "active", "rate"], rows, kept, __file__, parts=True)
 
 
 if __name__ == "__main__":

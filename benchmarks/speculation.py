@@ -4,12 +4,15 @@ A dense model with exits learns the default corpus (documentation and standard l
 document; half of those calibrate its exits, the other half give the prompts. Every arm continues the same prompts
 greedily, one after the other in turn, in bfloat16. Words of plain decoding are what the others' are held against.
 
-    python benchmarks/speculation.py [ROUNDS] [STEPS] [MODEL]      MODEL: a run of this script to measure again
+    python benchmarks/speculation.py [ROUNDS] [STEPS] [MODEL] [--threads N]
+
+MODEL is where the run lies, or a run of this script to measure again: what was trained is not trained again.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,9 +31,12 @@ from pragnosia.measure.accounting import account
 from pragnosia.measure.exits import calibrate_exits
 from pragnosia.model.setting import WHOLE, Setting
 from pragnosia.training.progress import Bar
+from pragnosia.training.run_folder import REPORT
 from pragnosia.training.trainer import train
 
-PROMPTS, PROMPT, NEW = 6, 48, 128
+PROMPTS, PROMPT, NEW = 4, 48, 128
+AGREEMENT, CALIBRATED = 0.95, 2048
+"""Of the words of tokens that leave early; and tokens to find that on, half of them to check it."""
 CONFIG: dict[str, Any] = {
     "model": {
         "hidden_size": 640,
@@ -60,14 +66,17 @@ def documents() -> tuple[list[str], list[str], list[str]]:
 
 
 def learned(folder: Path, texts: Sequence[str], steps: int) -> float:
-    """Train in `folder`; bits per byte."""
+    """Train in `folder`, unless it holds a run of so many steps; bits per byte."""
+    known = folder / REPORT
+    if known.is_file():
+        report = json.loads(known.read_text("utf-8"))
+        if report["steps"] == steps:
+            return float(report["bits_per_byte"])
     source = folder.parent / "learn.txt"
     folder.parent.mkdir(parents=True, exist_ok=True)
     source.write_text("\n\n".join(texts), "utf-8")
-    report = train(
-        CONFIG | {"steps": steps, "data": {"sources": [str(source)]}}, out=folder, reporter=Bar(), resume=True
-    )
-    return report.bits_per_byte
+    config = CONFIG | {"steps": steps, "data": {"sources": [str(source)]}}
+    return train(config, out=folder, reporter=Bar(), resume=True).bits_per_byte
 
 
 def prompts_of(speaker: Pragnosia, texts: Sequence[str]) -> list[list[int]]:
@@ -137,10 +146,15 @@ def main(rounds: int, steps: int, out: str) -> None:
     folder = Path(out)
     bits = learned(folder, learn, steps)
     speaker = Pragnosia.from_pretrained(folder, dtype=torch.bfloat16, speculate=False)
-    exits = calibrate_exits(speaker.model, speaker.tokenizer, Texts(held, "held out"), agreement=0.95)
+    text = Texts(held, "held out")
+    exits = calibrate_exits(speaker.model, speaker.tokenizer, text, agreement=AGREEMENT, tokens=CALIBRATED)
     exits.write(folder)
     prompts = prompts_of(speaker, rest)
     speaking = arms_of(speaker, prompts, exits)
+    if "speculative" not in speaking or not speaker.leaves_early:
+        why = "no exit of it drafts" if speaker.leaves_early else "it speaks by its modules here (no compiler?)"
+        print(f"nothing to measure with {folder}: {why}")
+        return
     arms: dict[str, Arm] = dict(speaking)
     rates = in_turn(arms, rounds=rounds)
     plain = speaking["plain"].said
@@ -175,9 +189,12 @@ def main(rounds: int, steps: int, out: str) -> None:
 
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    main(
-        int(arguments[0]) if arguments else 5,
-        int(arguments[1]) if len(arguments) > 1 else 300,
-        arguments[2] if len(arguments) > 2 else "runs/speculation/model",
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rounds", type=int, nargs="?", default=5)
+    parser.add_argument("steps", type=int, nargs="?", default=300)
+    parser.add_argument("model", nargs="?", default="runs/speculation/model")
+    parser.add_argument("--threads", type=int)
+    asked = parser.parse_args()
+    if asked.threads is not None:
+        torch.set_num_threads(asked.threads)
+    main(asked.rounds, asked.steps, asked.model)

@@ -13,10 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from pragnosia import kernels
+from pragnosia import PragnosiaConfig, PragnosiaForCausalLM, kernels
 from pragnosia.inference import stream
+from pragnosia.inference.dial import Dial, Notch, model_print
 from pragnosia.inference.directory import has_tokenizer
+from pragnosia.inference.exits import Draft, Exit, Exits
+from pragnosia.model.setting import WHOLE, Setting
 
 Run = Callable[..., Any]
 
@@ -311,3 +315,50 @@ def test_the_dial_in_one_answer(run: Run, calibrated: Path, at_once: Run, model:
     assert run("generate", model, *say, "--awake", 0.5, "--json").values["setting"]["awake"] == 0.5
     at_once("generate", model, "hi", "--energy", 0.5).refused("is not calibrated", "pragnosia calibrate")
     at_once("chat", model, "--energy", "1,0.5").refused("energy is '1,0.5'")
+
+
+@pytest.fixture(scope="module")
+def nano(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The mechanisms of configs/braingpt-nano.yaml in narrow layers, with exits and a dial written by hand."""
+    folder = tmp_path_factory.mktemp("nano")
+    shape = yaml.safe_load((Path(__file__).parents[2] / "configs" / "braingpt-nano.yaml").read_text("utf-8"))["model"]
+    narrow = {"num_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    shape |= {"vocab_size": 300, "hidden_size": 32, "max_position_embeddings": 64, "initializer_range": 0.2}
+    shape["attention"] |= narrow
+    shape["columns"] |= {"width": 320}
+    torch.manual_seed(0)
+    PragnosiaForCausalLM(PragnosiaConfig(**shape)).save_pretrained(folder)
+    for file in model.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    one = Exit(layer=2, confidence=1e-6, left=1.0, agreed=0.5, guesses_right=0.5)
+    Exits(
+        num_layers=6, vocab_size=300, agreement=0.5, tokens=1000, agreed=0.5, layers_per_token=2.0, exits=(one,),
+        draft=Draft(layer=2, confidence=0.0),
+    ).write(folder)  # fmt: skip
+    cheap = Setting(leave=((2, 1e-6),), memory="propagated")
+    notches = [
+        Notch(setting=setting, bits_per_byte=bits, operations_per_token=cost, bytes_per_token=cost,
+              joules_per_token=cost, layers_used=layers, units_awake=1.0)
+        for setting, bits, cost, layers in ((WHOLE, 2.0, 100.0, 6.0), (cheap, 2.2, 40.0, 2.0))
+    ]  # fmt: skip
+    Dial(
+        model=model_print(folder), num_layers=6, energy_model="circuit-7nm-ddr", data=("text",), tokens=1000,
+        context=32.0, notches=tuple(notches),
+    ).write(folder)  # fmt: skip
+    return folder
+
+
+@pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
+def test_a_brain_of_all_mechanisms_drafts_and_leaves(run: Run, nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    say = ("Once upon a time", "--max-new-tokens", 30, "--json")
+    plain = run("generate", nano, *say, "--no-speculate").values
+    assert plain["decoding"] == "compiled"
+    drafted = run("generate", nano, *say, "--speculate")
+    assert drafted.err == ""
+    assert (drafted.values["decoding"], drafted.values["text"]) == ("speculative", plain["text"])
+    low = run("generate", nano, *say, "--energy", 0.5).values
+    assert low["decoding"] == "leaving early"
+    assert low["layers_per_token"] <= 2
+    monkeypatch.setattr("pragnosia.inference.decode.writable", lambda *_: False)
+    modules = run("generate", nano, *say, "--no-speculate").values
+    assert (modules["decoding"], modules["text"]) == ("modules", plain["text"])

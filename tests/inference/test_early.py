@@ -28,6 +28,12 @@ WINDOW = {
     "layer_types": ["sliding_attention", "full_attention"] * 3,
 }
 GATED = {**SHARED, "gates": {"layers": [1, 3, 4]}}
+DENDRITES = {
+    "dendrites": {"num_dendrites": 4},
+    "gates": {"layers": [1, 3]},
+    "experts": None,
+    "columns": {"width": 96, "column_width": 8, "thalamus": {"num_awake": 4}},
+}
 
 
 def tapering(make_model: Make, depth: float, **dress: Any) -> PragnosiaForCausalLM:
@@ -35,7 +41,7 @@ def tapering(make_model: Make, depth: float, **dress: Any) -> PragnosiaForCausal
     model: Any = make_model(**({"num_hidden_layers": 6} | dress))
     with torch.no_grad():
         for layer in model.model.layers[2:]:
-            layer.mixer.o_proj.weight.mul_(depth)
+            getattr(layer.mixer, "attention", layer.mixer).o_proj.weight.mul_(depth)
             organ = layer.feed_forward
             for down in (
                 *([organ.down.weight] if hasattr(organ, "down") else [organ.bank.down]),
@@ -64,7 +70,9 @@ def spoken(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("depth", [0.005, 0.4, 1.0])
 @pytest.mark.parametrize(
-    "dress", [DENSE, {}, SHARED, WINDOW, GATED], ids=["dense", "experts", "shared", "window", "gated"]
+    "dress",
+    [DENSE, {}, SHARED, WINDOW, GATED, DENDRITES],
+    ids=["dense", "experts", "shared", "window", "gated", "dendrites"],
 )
 def test_drafts_change_no_word(dress: dict[str, Any], depth: float, dtype: torch.dtype, make_model: Make) -> None:
     model = tapering(make_model, depth, **dress).to(dtype)
@@ -165,7 +173,7 @@ def reference(model: Any, leave: tuple[tuple[int, float], ...], count: int) -> t
     return ids[len(PROMPT) :], depths
 
 
-@pytest.mark.parametrize("dress", [DENSE, SHARED], ids=["dense", "shared"])
+@pytest.mark.parametrize("dress", [DENSE, SHARED, {**DENSE, "dendrites": {}}], ids=["dense", "shared", "dendrites"])
 def test_leaving_early_remembers_exactly(dress: dict[str, Any], make_model: Make) -> None:
     model: Any = tapering(make_model, 0.5, **dress)
     leave = ((1, 0.08), (3, 0.06))

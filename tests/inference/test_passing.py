@@ -38,6 +38,7 @@ DENSE: dict[str, Any] = {
     "attention": {"num_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "bias": True, "qk_norm": "head"},
 }
 STORED = ("float32", "bfloat16", "int8", "int4", "nf4", "bf16-2:4")
+CASES = [*((stored, {}) for stored in STORED), *((stored, {"dendrites": {}}) for stored in STORED[1:3])]
 
 
 @pytest.fixture(params=[1, 3], ids="{} threads".format)
@@ -80,9 +81,9 @@ def program_of(model: Any, prompt: list[int]) -> Program:
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("stored", STORED)
-def test_the_bits_of_the_model_in_memory(stored: str, make_model: Make, tmp_path: Path) -> None:
-    folder = saved(make_model, tmp_path, stored)
+@pytest.mark.parametrize(("stored", "dress"), CASES, ids=str)
+def test_the_bits_of_the_model_in_memory(stored: str, dress: dict[str, Any], make_model: Make, tmp_path: Path) -> None:
+    folder = saved(make_model, tmp_path, stored, **dress)
     ids = torch.randint(0, 250, (20,)).tolist()
     here = program_of(loaded(folder, LAYERS), ids[:9])
     there = [program_of(loaded(folder, slots), ids[:9]) for slots in (2, 3, 4)]

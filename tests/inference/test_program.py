@@ -33,6 +33,7 @@ CLOTHES: dict[str, dict[str, Any]] = {
         | {"bias": True, "activation": "clamped_swiglu", "thalamus": {"kind": "softmax", "bias": True}},
     },
     "plain activation": {"experts": UNITS | {"activation": "relu2", "unit_width": 20}},
+    "both halves silent": {"experts": UNITS | {"activation": "drelu", "num_shared": 1}},
     "columns": {"experts": None, "columns": {"width": 96, "column_width": 8, "thalamus": {"num_awake": 4}}},
     "columns of 16 that compete": {
         "experts": None,
@@ -70,6 +71,25 @@ CLOTHES: dict[str, dict[str, Any]] = {
         "attention": HEADS | {"sliding_window": 9, "sinks": True},
         "layer_types": ["sliding_attention", "full_attention"],
         "gates": {"layers": [1]},
+    },
+    "long-term memory": {
+        "experts": None,
+        "feed_forward": {"width": 37},
+        "feed_forwards": ["memory", "dense"],
+        "hippocampus": {"num_rows": 144, "num_heads": 3, "num_awake": 5, "key_width": 12},
+    },
+    "dendrites": {"dendrites": {"num_dendrites": 3, "num_awake": 2}},
+    "one dendrite of four, clipped, behind gates": {
+        "attention": HEADS | {"qk_norm": "head", "clip_qkv": 0.7},
+        "dendrites": {},
+        "gates": {"layers": [1]},
+        "experts": None,
+        "columns": {"width": 96, "column_width": 8, "thalamus": {"num_awake": 4}},
+    },
+    "dendrites of wide heads beside plain ones": {
+        "attention": {"num_heads": 2, "num_key_value_heads": 1, "head_dim": 38},
+        "dendrites": {"num_dendrites": 2},
+        "mixers": ["attention", "dendrites"],
     },
     "tied, odd sizes": {"tie_word_embeddings": True, "hidden_size": 22, "vocab_size": 67},
 }
@@ -163,8 +183,10 @@ def test_a_long_past_is_shared_out(window: int | None, make_model: Make) -> None
     torch.testing.assert_close(program.logits, output.logits[:, -1], atol=1e-4, rtol=1e-3)
 
 
-def test_bfloat16_is_as_near_as_the_modules(make_model: Make) -> None:
-    exact, model = make_model(hidden_size=64), make_model(hidden_size=64).to(torch.bfloat16)
+@pytest.mark.parametrize("dress", [{}, {"dendrites": {"num_dendrites": 2, "num_awake": 2}}], ids=["plain", "dendrites"])
+def test_bfloat16_is_as_near_as_the_modules(dress: dict[str, Any], make_model: Make) -> None:
+    exact, model = (make_model(hidden_size=64, **dress) for _ in range(2))
+    model = model.to(torch.bfloat16)
     exact.load_state_dict(model.float().state_dict())
     model = model.to(torch.bfloat16)
     ids = torch.randint(0, 200, (20,)).tolist()

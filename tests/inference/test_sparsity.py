@@ -94,7 +94,7 @@ def test_compiled_modules_and_masked_agree(shape: str, make_model: Make) -> None
 
 @needs_library
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("activation", ["relu2", "reglu"])
+@pytest.mark.parametrize("activation", ["relu2", "reglu", "drelu"])
 def test_silent_neurons_cost_nothing(activation: str, dtype: torch.dtype, make_model: Make) -> None:
     shape = {"experts": None, "feed_forward": {"width": 90, "activation": activation}}
     model, laid = (make_model(**shape).to(dtype) for _ in range(2))
@@ -119,13 +119,14 @@ def test_silent_neurons_cost_nothing(activation: str, dtype: torch.dtype, make_m
 
 
 @needs_library
-def test_silent_neurons_are_not_read(make_model: Make) -> None:
-    """What neurons would say that never speak may be anything."""
-    model = make_model(experts=None, feed_forward={"width": 90, "activation": "relu2", "bias": True})
+@pytest.mark.parametrize(("activation", "first"), [("relu2", 0), ("reglu", 0), ("drelu", 0), ("drelu", 90)])
+def test_silent_neurons_are_not_read(activation: str, first: int, make_model: Make) -> None:
+    """What neurons would say that never speak may be anything; of dReLU's two halves either silences."""
+    model = make_model(experts=None, feed_forward={"width": 90, "activation": activation, "bias": True})
     lay_silent(model)
     feed_forward = model.model.layers[1].feed_forward
     with torch.no_grad():
-        feed_forward.up.bias[:60] = -1e4
+        feed_forward.up.bias[first : first + 60] = -1e4
         feed_forward.down.weight[:, :60] = float("nan")
     program = Program(model, model.fresh_state(1, 8))
     program(3)

@@ -36,6 +36,14 @@ def test_clamped_swiglu_stays_in_its_bounds() -> None:
     torch.testing.assert_close(got, torch.tensor([float(v) for v in wanted]), atol=1e-6, rtol=1e-6)
 
 
+def test_drelu_is_silent_where_either_half_is_below_zero() -> None:
+    hidden = torch.tensor([[1.5, -1.5, 1.5, -1.5, 0.0, 2.0, 2.0, -2.0, -2.0, 2.0]])
+    entry = kernels.activation_named("drelu")
+    assert entry.silences
+    assert entry(hidden).tolist() == [[3.0, 0.0, 0.0, 0.0, 0.0]]
+    assert entry.backward(hidden, torch.ones(1, 5)).tolist() == [[2.0, 0, 0, 0, 0, 1.5, 0, 0, 0, 0]]
+
+
 @pytest.mark.parametrize("name", kernels.ACTIVATIONS)
 @pytest.mark.parametrize("backend", ["cpu", None])
 @pytest.mark.parametrize("tokens", [1, 40])

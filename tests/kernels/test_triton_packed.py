@@ -67,6 +67,7 @@ def case(name: str, tokens: int, unit_width: int, activation: str) -> tuple[Pack
             ("int4", 136, "swiglu", 9),
             ("int8", 136, "relu2", 1),
             ("int8", 24, "geglu", 9),
+            ("int4", 24, "drelu", 3),
             ("int3", 24, "swiglu", 2),
             ("nf4", 24, "gelu", 3),
             ("int2", 136, "swiglu", 1),

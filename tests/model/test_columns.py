@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from pragnosia.errors import ConfigError
+from pragnosia.model.attention import Moment
 from pragnosia.model.columns import Columns
 from pragnosia.model.configuration import ColumnsConfig, PragnosiaConfig, ThalamusConfig
 from pragnosia.model.modeling import PragnosiaForCausalLM
 from pragnosia.model.setting import Setting
+
+NOW = Moment((torch.ones(1), torch.ones(1)), {})
 
 Make = Callable[..., PragnosiaForCausalLM]
 COLUMNS: dict[str, Any] = {"width": 48, "column_width": 8, "thalamus": {"num_awake": 2}}
@@ -53,7 +56,7 @@ def test_as_written_out(num_speaking: int | None, tokens: int, make: Make) -> No
     columns: Any = make(num_speaking=num_speaking).model.layers[0].feed_forward
     x = torch.randn(1, tokens, 24, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        torch.testing.assert_close(columns(x, 1.0)[0][0], one_by_one(columns, x[0], num_speaking))
+        torch.testing.assert_close(columns(x, NOW)[0][0], one_by_one(columns, x[0], num_speaking))
 
 
 @pytest.mark.parametrize("num_speaking", [None, 3])
@@ -62,7 +65,7 @@ def test_slopes_are_those_of_the_sum_written_out(num_speaking: int | None, make:
     x = torch.randn(1, 30, 24, generator=torch.Generator().manual_seed(1)).requires_grad_()
     learners = [x, columns.bank.up, columns.bank.down, columns.thalamus.weight]
     pull = torch.linspace(-1, 1, 24)
-    found = torch.autograd.grad((columns(x, 1.0)[0] @ pull).sum(), learners)
+    found = torch.autograd.grad((columns(x, NOW)[0] @ pull).sum(), learners)
     expected = torch.autograd.grad((one_by_one(columns, x[0], num_speaking) @ pull).sum(), learners)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)

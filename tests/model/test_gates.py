@@ -138,7 +138,7 @@ def test_a_layer_by_its_definition(dress: str, pattern: str, padded: bool, tiny_
     # every token computed, by the modules as they are, and then thrown away where it does not pass
     normed = layer.mixer_norm(x)
     mixed = layer.mixer(normed, None, moment)[0]
-    thought, woken = layer.feed_forward(layer.feed_forward_norm(x + mixed), 1.0)
+    thought, woken = layer.feed_forward(layer.feed_forward_norm(x + mixed), moment)
     strength = 2 / (1 + torch.exp(-(normed @ layer.gate.weight)))[..., None]
     torch.testing.assert_close(y, torch.where(passes[..., None], x + strength * (mixed + thought), x))
     assert torch.equal(y[~passes], x[~passes])

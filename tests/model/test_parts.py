@@ -29,7 +29,12 @@ CASES: dict[str, dict[str, Any]] = {
     **{
         f"feed-forward {name}": {"feed_forwards": name, "feed_forward": {"width": 10}}
         for name in FEED_FORWARDS
-        if name != "columns"
+        if name not in ("columns", "memory")
+    },
+    "feed-forward memory": {
+        "experts": None,
+        "feed_forwards": ["memory", "memory"],
+        "hippocampus": {"num_rows": 49, "num_heads": 2, "num_awake": 3, "key_width": 8},
     },
     "feed-forward columns": {"experts": None, "columns": COLUMNS},
     "columns that compete inside": {

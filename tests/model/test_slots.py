@@ -43,6 +43,11 @@ DRESSES: dict[str, dict[str, Any]] = {
         "attention": {"sliding_window": 3},
     },
 }
+LONG_TERM: dict[str, Any] = {
+    **DENSE,
+    "feed_forwards": ["memory", "dense"],
+    "hippocampus": {"num_rows": 144, "num_heads": 3, "num_awake": 5, "key_width": 12},
+}
 CUTS = ([1] * 22, [7, 2, 1, 9, 3], [3, 1, 4, 12, 2])
 
 
@@ -322,6 +327,14 @@ def test_saved_and_loaded(model: PragnosiaForCausalLM, text: Tensor, tmp_path: P
     again = PragnosiaForCausalLM.from_pretrained(tmp_path).eval()
     assert again.config.to_dict()["working_memory"] == model.config.to_dict()["working_memory"]
     assert torch.equal(again(text).logits, model(text).logits)
+
+
+@torch.no_grad()
+def test_long_term_memory_has_a_voice(tiny_model: Make, text: Tensor) -> None:
+    model = tiny_model(**LONG_TERM, workspace={"layers": [0], **SLOTS})
+    assert model.model.layers[0].workspace.modules_heard == ("attention", "memory")
+    torch.testing.assert_close(spoken(model, text, CUTS[1]), model(text).logits, rtol=1e-4, atol=1e-4)
+    assert set(model.workspace_state(text[0]).attention) == {"attention", "memory"}
 
 
 @torch.no_grad()

@@ -52,8 +52,8 @@ def tell_stuck(speaker: Pragnosia, early: Mapping[str, Any]) -> None:
     """On stderr, that every layer will speak for every token, though something else was asked for."""
     if (early["speculate"] or early["exit_confidence"] is not None) and not speaker.leaves_early:
         print(
-            "pragnosia: this model speaks by its modules (dendrites, an adapter, a GPU): no token drafts or leaves "
-            "early, all layers speak",
+            "pragnosia: this model speaks by its modules (an adapter, a mixer of its own, a GPU): no token drafts or "
+            "leaves early, all layers speak",
             file=sys.stderr,
         )
 

@@ -126,6 +126,10 @@ def _description(values: dict[str, Any], config: PragnosiaConfig) -> list[str]:
             besides = f"{organ.num_shared} shared"
         rows.append(("wakes", f"{wakes}, {besides} ({organ.thalamus.kind})"))
         rows.append(("lobes", lobes))
+    if (memory := config.hippocampus) is not None:
+        layers = ", ".join(str(n) for n, kind in enumerate(config.feed_forwards or ()) if kind == "memory")
+        recalled = f"{memory.num_heads} x {memory.num_awake} of {format_count(memory.num_rows)} rows"
+        rows.append(("recalls", f"{recalled} in layer {layers} (counted from 0)"))
     if config.dendrites is not None:
         rows.append(("dendrites", f"{config.dendrites.num_awake} of {config.dendrites.num_dendrites} of each head"))
     if config.exits is not None:

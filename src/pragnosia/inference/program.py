@@ -22,15 +22,17 @@ from pragnosia.inference.table import TableOnDisk
 from pragnosia.kernels import step as steps
 from pragnosia.kernels.awake import lies_by_input
 from pragnosia.kernels.formats import Format, plain_format
-from pragnosia.kernels.step import Step, StepFeedForward, StepLinear, StepMixer, Stored
+from pragnosia.kernels.step import Step, StepDendrites, StepFeedForward, StepLinear, StepMixer, StepRecall, Stored
 from pragnosia.model.attention import Attention, RotaryPositions
 from pragnosia.model.awake_linear import AwakeLinear
-from pragnosia.model.bank import Bank
+from pragnosia.model.bank import Bank, Table
 from pragnosia.model.columns import Columns
 from pragnosia.model.cortex import Cortex, CortexLayer, CortexStack
+from pragnosia.model.dendrites import Dendrites, DendriticAttention, Hearing, Speaking
 from pragnosia.model.experts import Experts
 from pragnosia.model.feed_forward import FeedForward
 from pragnosia.model.gates import TokenGate, routing_of_scores
+from pragnosia.model.hippocampus import Hippocampus
 from pragnosia.model.linear import Linear
 from pragnosia.model.norm import RMSNorm
 from pragnosia.model.setting import WHOLE, Setting
@@ -42,7 +44,8 @@ from pragnosia.quantisation.layers import PackedEmbedding, PackedLinear
 _ROUTERS: dict[type, str] = {SoftmaxThalamus: "softmax", SigmoidThalamus: "sigmoid", ThresholdThalamus: "threshold"}
 _WRITABLE = {
     *(nn.ModuleList, nn.Embedding, nn.Identity, Linear, AwakeLinear, RMSNorm),
-    *(Attention, RotaryPositions, TokenGate, FeedForward, Experts, Columns, Bank, *_ROUTERS),
+    *(Attention, DendriticAttention, Hearing, Speaking, RotaryPositions, TokenGate),
+    *(FeedForward, Experts, Columns, Bank, Hippocampus, Table, *_ROUTERS),
     *(StreamedBank, PackedLinear, PackedEmbedding, TableOnDisk, OnDisk),
 }
 
@@ -109,6 +112,8 @@ def writable(model: Cortex, state: State) -> bool:
     away = coming_and_going(model)
     if not all(weights.in_reach for weights in away):
         return False
+    if any(isinstance(module, OnDisk) and isinstance(module.piece, Hippocampus) for module in model.modules()):
+        return False
     tensors = (*model.parameters(), *model.buffers())
     # the types of matrices that lie on disk are known, and they lie there in order
     return all(_readable(tensor) or (away and tensor.is_meta and tensor.dtype in steps.STORED) for tensor in tensors)
@@ -156,7 +161,10 @@ class Pen:
                 feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, **always))
                 continue
             mixers.append(self._gated(number, layer, layer.mixer, memory, setting))
-            if shape is None:
+            if isinstance(organ, Hippocampus):
+                recall = self._recall(organ, model.model.hippocampus)
+                feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, recall=recall))
+            elif shape is None:
                 feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, **self._always(organ)))
             else:
                 told = [self.told[0][0, slot:], self.told[1][0, slot:], self.told[2][0, unit:]]
@@ -241,9 +249,10 @@ class Pen:
         self.has_bf16 = self.has_bf16 or entry.name == "bf16"
         self.has_packed = self.has_packed or (entry.plain_dtype is None and not entry.pruned)
 
-    def _gated(self, number: int, layer: Any, mixer: Attention, memory: KeyValues, setting: Setting) -> StepMixer:
+    def _gated(self, number: int, layer: Any, mixer: Any, memory: KeyValues, setting: Setting) -> StepMixer:
         """A layer's mixer, and its gate where it has one."""
-        written = self._mixer(layer.mixer_norm, mixer, memory)
+        heads: Attention = mixer.attention if isinstance(mixer, DendriticAttention) else mixer
+        written = self._mixer(layer.mixer_norm, heads, memory)
         if layer.gate is not None:
             self.cutoffs[number] = written.cutoff = float(layer.gate.threshold(setting.gates))
             written.gate = self.stored(layer.gate.weight)
@@ -256,8 +265,8 @@ class Pen:
             norm=self.stored(norm.weight),
             query=self.linear(mixer.q_proj),
             key=self.linear(mixer.k_proj),
-            value=self.linear(mixer.v_proj),
-            out=self.linear(mixer.o_proj),
+            **self._linear_or_dendrites("value", "hearing", mixer.v_proj),
+            **self._linear_or_dendrites("out", "speaking", mixer.o_proj),
             query_norm=self.stored(getattr(mixer.q_norm, "weight", None)),
             key_norm=self.stored(getattr(mixer.k_norm, "weight", None)),
             sinks=self.stored(mixer.sinks),
@@ -278,6 +287,16 @@ class Pen:
         """What is taken from a key's score, by its age."""
         return None if mixer.fading is None else self.address(mixer.fading.of_ages(torch.arange(room)))
 
+    def _linear_or_dendrites(self, plain: str, driven: str, organ: nn.Module) -> dict[str, Any]:
+        """One matrix for every token, or those of the dendrites that are driven most."""
+        if not isinstance(organ, Dendrites):
+            return {plain: self.linear(organ)}
+        weight, gate = self.stored(organ.weight), self.linear(organ.gate)
+        self.bytes_read += organ.weight.nbytes * organ.num_awake // organ.each
+        self._note(plain_format(organ.weight.dtype))
+        shape = organ.heads, organ.each, organ.num_awake, *organ.weight.shape[1:]
+        return {driven: StepDendrites(gate, weight, *shape)}
+
     def _always(self, layer: FeedForward | None) -> dict[str, Any]:
         """Who never sleeps."""
         if layer is None:
@@ -287,6 +306,20 @@ class Pen:
             "always_down": self.linear(layer.down),
             "always_activation": layer.activation.code,
         }
+
+    def _recall(self, organ: Hippocampus, table: Table) -> StepRecall:
+        """Long-term memory."""
+        self.bytes_read += organ.keys.nbytes + organ.recalled * table.rows[0].nbytes
+        return StepRecall(
+            asks=self.linear(organ.query),
+            center=self.address(organ.center.float()),
+            spread=self.address(organ.spread.float()),
+            keys=self.stored(organ.keys),
+            table=self.stored(table.rows),
+            heads=organ.organ.num_heads,
+            side=organ.organ.side,
+            awake=organ.organ.num_awake,
+        )
 
     def _experts(self, experts: SparseFeedForward, awake: float, told: list[Tensor]) -> dict[str, Any]:
         bank: Any = experts.bank

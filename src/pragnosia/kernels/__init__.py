@@ -19,6 +19,7 @@ from pragnosia.kernels.formats import FORMATS, Format, format_named, pack, unpac
 from pragnosia.kernels.memory import keep_freed_memory
 from pragnosia.kernels.norm import rms_norm
 from pragnosia.kernels.packed import packed_linear
+from pragnosia.kernels.recalling import read, recall, step_rows
 from pragnosia.kernels.routing import route
 
 if TYPE_CHECKING:
@@ -40,8 +41,11 @@ __all__ = [
     "native_status",
     "pack",
     "packed_linear",
+    "read",
+    "recall",
     "rms_norm",
     "route",
+    "step_rows",
     "unpack",
 ]
 

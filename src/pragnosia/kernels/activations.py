@@ -3,6 +3,7 @@
     (…, G*F) -> (…, F)      G = 2 for gated activations (first F columns the gate g, last F the value v), else 1
 
 swiglu, geglu, reglu: Shazeer 2020, arXiv 2002.05202. relu2: So et al. 2021, arXiv 2109.08668.
+drelu: relu(g) relu(v), silent where either is below zero; TurboSparse, Song et al. 2024, arXiv 2406.05955.
 clamped_swiglu: gpt-oss, arXiv 2508.10925, with limit 7 and alpha 1.702.
 """
 
@@ -37,7 +38,7 @@ class Activation:
     @property
     def silences(self) -> bool:
         """Whether hidden neurons fall silent: exactly zero, so that nobody need read what they would say."""
-        return self.name in ("reglu", "relu2")
+        return self.name in ("reglu", "relu2", "drelu")
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """`(…, G*F) -> (…, F)`."""
@@ -109,6 +110,16 @@ def _clamped_swiglu_derivative(hidden: Tensor, grad: Tensor) -> Tensor:
     return torch.cat((grad_g, grad * g * s * free_v), -1)
 
 
+def _drelu(hidden: Tensor) -> Tensor:
+    g, v = hidden.chunk(2, -1)
+    return F.relu(g) * F.relu(v)
+
+
+def _drelu_derivative(hidden: Tensor, grad: Tensor) -> Tensor:
+    g, v = hidden.chunk(2, -1)
+    return torch.cat((_relu_backward(grad * F.relu(v), g), _relu_backward(grad * F.relu(g), v)), -1)
+
+
 def _relu2(hidden: Tensor) -> Tensor:
     return F.relu(hidden).square()
 
@@ -136,6 +147,7 @@ ACTIVATIONS: dict[str, Activation] = {
         _row(3, "relu2", 1, _relu2, _relu2_derivative),
         _row(4, "gelu", 1, F.gelu, lambda h, grad: torch.ops.aten.gelu_backward(grad, h)),
         _row(5, "clamped_swiglu", 2, _clamped_swiglu, _clamped_swiglu_derivative),
+        _row(6, "drelu", 2, _drelu, _drelu_derivative),
     )
 }
 

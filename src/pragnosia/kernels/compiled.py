@@ -81,6 +81,14 @@ def _declare(library: ctypes.CDLL) -> None:
     ]
     library.pragnosia_route.argtypes = [pointer, pointer, pointer, whole, whole, pointer, pointer]
     library.pragnosia_route_back.argtypes = [*[pointer] * 6, whole, whole, whole, *[pointer] * 3]
+    library.pragnosia_recall.argtypes = [pointer] * 4
+    library.pragnosia_recall_back.argtypes, library.pragnosia_recall_back.restype = [pointer] * 9, None
+    library.pragnosia_read_rows.argtypes, library.pragnosia_read_rows.restype = [pointer] * 2, None
+    library.pragnosia_group_slots.argtypes = [pointer, whole, whole, *[pointer] * 4]
+    library.pragnosia_group_slots.restype = whole
+    library.pragnosia_rows_back.argtypes = [*[pointer] * 4, whole, pointer, pointer]
+    library.pragnosia_rows_back.restype = None
+    library.pragnosia_step_rows.argtypes, library.pragnosia_step_rows.restype = [*[pointer] * 5, whole], None
     library.pragnosia_norm.argtypes = [pointer, ctypes.c_float, pointer, integer, pointer]
     library.pragnosia_norm_back.argtypes = [pointer, pointer, pointer, integer, pointer, pointer]
     library.pragnosia_pool_new.argtypes = [*[whole] * 5, ctypes.c_double]

@@ -65,6 +65,16 @@ class StepLinear(ctypes.Structure):
         return cls(Stored(rows.data_ptr(), entry.code), Stored.of(bias), rows.shape[0], depth, rows.shape[1])
 
 
+class StepDendrites(ctypes.Structure):
+    """Values or outputs by the most driven dendrites of each head; no heads where there are none."""
+
+    _fields_ = (
+        ("gate", StepLinear),
+        ("weight", Stored),
+        *((name, WHOLE) for name in ("heads", "each", "awake", "rows", "depth")),
+    )
+
+
 class StepMixer(ctypes.Structure):
     """Attention: x += out(softmax(q k' / sqrt(K)) v)."""
 
@@ -79,7 +89,19 @@ class StepMixer(ctypes.Structure):
         ("gate", Stored),
         ("cutoff", REAL),
         ("out_gate", ADDRESS),
+        *((name, StepDendrites) for name in ("hearing", "speaking")),
         ("fading", ADDRESS),
+    )
+
+
+class StepRecall(ctypes.Structure):
+    """x += the recalled rows; no `asks` where a layer recalls nothing."""
+
+    _fields_ = (
+        ("asks", StepLinear),
+        *((name, ADDRESS) for name in ("center", "spread")),
+        *((name, Stored) for name in ("keys", "table")),
+        *((name, WHOLE) for name in ("heads", "side", "awake")),
     )
 
 
@@ -102,6 +124,7 @@ class StepFeedForward(ctypes.Structure):
         ("pool_layer", WHOLE),
         ("gist", StepLinear),
         ("most", WHOLE),
+        ("recall", StepRecall),
     )
 
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 # codes of activations.py
-SWIGLU, GEGLU, REGLU, RELU2, GELU, CLAMPED = (tl.constexpr(code) for code in range(6))
+SWIGLU, GEGLU, REGLU, RELU2, GELU, CLAMPED, DRELU = (tl.constexpr(code) for code in range(7))
 
 
 @triton.jit
@@ -25,7 +25,7 @@ def _gate(x, code: tl.constexpr):
         return x * tl.sigmoid(x)
     elif code == GEGLU:
         return x * tl.sigmoid(1.5957691216 * (x + 0.044715 * x * x * x))
-    elif code == REGLU:
+    elif code == REGLU or code == DRELU:  # noqa: PLR1714, SIM109  triton compiles no `in`
         return tl.where(x < 0, 0.0, x)
     elif code == RELU2:
         return tl.where(x < 0, 0.0, x * x)
@@ -45,7 +45,7 @@ def _gate_slope(x, code: tl.constexpr):
     elif code == GEGLU:
         s = tl.sigmoid(1.5957691216 * (x + 0.044715 * x * x * x))
         return s + x * s * (1 - s) * 1.5957691216 * (1 + 0.134145 * x * x)
-    elif code == REGLU:
+    elif code == REGLU or code == DRELU:  # noqa: PLR1714, SIM109  triton compiles no `in`
         return tl.where(x > 0, 1.0, 0.0)
     elif code == RELU2:
         return tl.where(x > 0, 2 * x, 0.0)
@@ -61,6 +61,8 @@ def _value(v, code: tl.constexpr):
     """What the gate multiplies."""
     if code == CLAMPED:
         return tl.where(v > 7.0, 7.0, tl.where(v < -7.0, -7.0, v)) + 1
+    elif code == DRELU:
+        return tl.where(v < 0, 0.0, v)
     else:
         return v
 
@@ -69,6 +71,8 @@ def _value(v, code: tl.constexpr):
 def _value_slope(v, code: tl.constexpr):
     if code == CLAMPED:
         return tl.where((v > 7.0) | (v < -7.0), 0.0, 1.0)
+    elif code == DRELU:
+        return tl.where(v > 0, 1.0, 0.0)
     else:
         return v * 0 + 1
 

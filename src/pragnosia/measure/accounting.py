@@ -24,6 +24,7 @@ from pragnosia.model.awake_linear import AwakeLinear
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.cortex import Cortex, PlainCortex
 from pragnosia.model.dendrites import Dendrites, Hearing
+from pragnosia.model.hippocampus import Hippocampus
 from pragnosia.model.thalamus import Thalamus
 from pragnosia.model.working_memory import SlotReader
 from pragnosia.quantisation.layers import PackedLinear
@@ -79,6 +80,8 @@ class LayerAccount:
     heard_parameters: int = 0
     """What of `parameters` a token reads that passes the layer by: norm, gate, keys and values. 0 without a gate."""
     heard_matrix_parameters: int = 0
+    recalled_parameters: int = 0
+    """Rows of the table of long-term memory that a token recalls here; the table is counted outside the layers."""
     norms_queries: bool = False
     slot_operations: int = 0
     """Of one token: what it offers to slots beyond the first writer's share, and what it reads of them."""
@@ -102,7 +105,7 @@ class LayerAccount:
     def active_parameters(self) -> int:
         """With the awake ones."""
         read = self.parameters - self.silent_parameters - self.asleep_parameters
-        passed = round(read) + self.num_awake * self.unit_parameters
+        passed = round(read) + self.num_awake * self.unit_parameters + self.recalled_parameters
         return round(self.passing * (passed - self.heard_parameters)) + self.heard_parameters
 
     def seen(self, context: int) -> int:
@@ -111,7 +114,7 @@ class LayerAccount:
 
     def operations(self, awake: float, seen: float) -> float:
         """Of one token that wakes `awake` units, looks at `seen` keys and does not pass the layer by."""
-        matrices = self.matrix_parameters + awake * self.unit_matrix_parameters
+        matrices = self.matrix_parameters + awake * self.unit_matrix_parameters + self.recalled_parameters
         return 2 * matrices + 4 * self.query_width * seen + self.slot_operations
 
     def mean_operations(self, seen: float) -> float:
@@ -134,11 +137,14 @@ class Account:
     head_matrix_parameters: int
     precision: str
     context: int
+    table_parameters: int = 0
+    """Of long-term memory, of which a token reads what its layers recall."""
 
     @property
     def total_parameters(self) -> int:
         """All there are."""
-        return self.embedding_parameters + self.head_parameters + sum(x.total_parameters for x in self.layers)
+        outside = self.embedding_parameters + self.head_parameters + self.table_parameters
+        return outside + sum(layer.total_parameters for layer in self.layers)
 
     @property
     def active_parameters(self) -> int:
@@ -216,6 +222,7 @@ def account(
         for name, parameter in model.named_parameters()
         if not name.startswith("model.layers.")
     }
+    remembered = prod(outside.pop("model.hippocampus.rows", (0,)))
     table = outside["model.embed_tokens.weight"]
     tied = "lm_head.weight" not in outside
     head = [shape for name, shape in outside.items() if tied or name != "model.embed_tokens.weight"]
@@ -228,6 +235,7 @@ def account(
         head_matrix_parameters=_matrices(head),
         precision=precision,
         context=context,
+        table_parameters=remembered,
     )
 
 
@@ -249,6 +257,7 @@ def _layer_account(layer: nn.Module, awake: float, gates: float) -> LayerAccount
     hearing = [d for d in dendrites if gate is not None and isinstance(d, Hearing)]
     values = sum(d.weight.numel() * d.num_awake // d.each for d in hearing)
     slots = [module for module in layer.modules() if isinstance(module, SlotReader)]
+    recalling = [module for module in layer.modules() if isinstance(module, Hippocampus)]
     return LayerAccount(
         parameters=sum(map(prod, others.values())),
         matrix_parameters=_matrices(others.values()) + sum(d.weight.numel() for d in dendrites) - silent,
@@ -264,6 +273,7 @@ def _layer_account(layer: nn.Module, awake: float, gates: float) -> LayerAccount
         passing=1.0 if gate is None else gates * gate.share,
         heard_parameters=sum(map(prod, heard.values())) - sum(d.weight.numel() for d in hearing) + values,
         heard_matrix_parameters=_matrices(heard.values()) + values,
+        recalled_parameters=sum(module.recalled * module.query.in_features for module in recalling),
         norms_queries="mixer.q_norm.weight" in others,
         slot_operations=sum(map(_slot_operations, slots)),
         slot_width=sum(one.organ.num_slots * one.organ.entry_width for one in slots),

@@ -159,7 +159,10 @@ def _simulated(layer: int, confidence: float, guesses: Guesses, counted: Account
     precision = counted.precision
     prices = [
         (
-            bytes_of(part.passing * part.parameters + (1 - part.passing) * part.heard_parameters, precision),
+            bytes_of(
+                part.passing * (part.parameters - part.silent_parameters) + (1 - part.passing) * part.heard_parameters,
+                precision,
+            ),
             bytes_of(part.passing * part.num_awake * part.unit_parameters, precision),
         )
         for part in counted.layers

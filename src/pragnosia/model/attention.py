@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from pragnosia.model.bank import Table
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.fleeting import Fading
 from pragnosia.model.gates import Passing
@@ -37,6 +38,8 @@ class Moment:
     """By layer type: bool, broadcastable to (B, H, T, S); None where causality alone decides."""
     setting: Setting = WHOLE
     """How much of what is there wakes."""
+    table: Table | None = None
+    """Long-term memory, of which all layers that have such read."""
     passing: Passing | None = None
     """The tokens that are to be mixed; the others are only remembered. None: all."""
     seen: int | Tensor = 0

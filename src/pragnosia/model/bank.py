@@ -8,8 +8,10 @@ whatever runs along the unit axis (optimiser moments, averages, a router's rows)
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from jaxtyping import Float, Int
@@ -51,46 +53,13 @@ class Moved:
                 }
 
 
-class Bank(nn.Module):
-    """The units' weights and their sum over who is awake."""
-
-    def __init__(
-        self,
-        num_units: int,
-        width: int,
-        unit_width: int,
-        *,
-        activation: str,
-        bias: bool = False,
-        num_speaking: int | None = None,
-    ) -> None:
-        super().__init__()
-        parts = ACTIVATIONS[activation].num_parts
-        self.activation, self.num_speaking = activation, num_speaking
-        self.up = nn.Parameter(torch.empty(num_units, parts * unit_width, width))
-        self.down = nn.Parameter(torch.empty(num_units, width, unit_width))
-        self.up_bias = nn.Parameter(torch.zeros(num_units, parts * unit_width)) if bias else None
-        self.down_bias = nn.Parameter(torch.zeros(num_units, width)) if bias else None
+class Units(nn.Module, ABC):
+    """Parameters that all run along one axis of units, and the verbs that change how many there are."""
 
     @property
     def num_units(self) -> int:
         """U."""
-        return self.up.shape[0]
-
-    def forward(
-        self, x: Float[Tensor, "T D"], units: Int[Tensor, "T A"], strengths: Float[Tensor, "T A"]
-    ) -> Float[Tensor, "T D"]:
-        """The awake units' weighted sum; a slot of -1 wakes nobody."""
-        return kernels.bank(
-            *(x, units, strengths, self.up, self.down, self.up_bias, self.down_bias),
-            activation=self.activation,
-            num_speaking=self.num_speaking,
-        )
-
-    @property
-    def neurons(self) -> Activation:
-        """What a unit does to its hidden values."""
-        return ACTIVATIONS[self.activation].limited(self.num_speaking)
+        return next(self.parameters(recurse=False)).shape[0]
 
     def add_units(self, count: int, initialise: Callable[[str, Tensor], None]) -> Moved:
         """Append `count` units; `initialise(name, rows)` fills the new rows in place.
@@ -138,3 +107,59 @@ class Bank(nn.Module):
             setattr(self, name, new)
             moved.replaced[name] = (old, new)
         return moved
+
+
+@final
+class Bank(Units):
+    """The units' weights and their sum over who is awake."""
+
+    def __init__(
+        self,
+        num_units: int,
+        width: int,
+        unit_width: int,
+        *,
+        activation: str,
+        bias: bool = False,
+        num_speaking: int | None = None,
+    ) -> None:
+        super().__init__()
+        parts = ACTIVATIONS[activation].num_parts
+        self.activation, self.num_speaking = activation, num_speaking
+        self.up = nn.Parameter(torch.empty(num_units, parts * unit_width, width))
+        self.down = nn.Parameter(torch.empty(num_units, width, unit_width))
+        self.up_bias = nn.Parameter(torch.zeros(num_units, parts * unit_width)) if bias else None
+        self.down_bias = nn.Parameter(torch.zeros(num_units, width)) if bias else None
+
+    def forward(
+        self, x: Float[Tensor, "T D"], units: Int[Tensor, "T A"], strengths: Float[Tensor, "T A"]
+    ) -> Float[Tensor, "T D"]:
+        """The awake units' weighted sum; a slot of -1 wakes nobody."""
+        return kernels.bank(
+            *(x, units, strengths, self.up, self.down, self.up_bias, self.down_bias),
+            activation=self.activation,
+            num_speaking=self.num_speaking,
+        )
+
+    @property
+    def neurons(self) -> Activation:
+        """What a unit does to its hidden values."""
+        return ACTIVATIONS[self.activation].limited(self.num_speaking)
+
+
+@final
+class Table(Units):
+    """Rows of memory: a unit is one row, which whoever recalls it reads as it stands.
+
+    y_t = sum over recalled u of g_tu * row_u
+
+    Its gradient is sparse: the rows that were recalled, and no others.
+    """
+
+    def __init__(self, num_units: int, width: int) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.empty(num_units, width))
+
+    def forward(self, units: Int[Tensor, "T A"], strengths: Float[Tensor, "T A"]) -> Float[Tensor, "T D"]:
+        """The recalled rows' weighted sum."""
+        return kernels.read(self.rows, units, strengths)

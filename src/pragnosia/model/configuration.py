@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from pragnosia.errors import ConfigError, unknown_name
+from pragnosia.model.memory_organs import HippocampusConfig
 from pragnosia.model.organs import (
     AttentionConfig,
     ColumnsConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "FeedForwardConfig",
     "FleetingConfig",
     "GatesConfig",
+    "HippocampusConfig",
     "PragnosiaConfig",
     "ThalamusConfig",
     "UnitsConfig",
@@ -62,6 +64,7 @@ ORGANS: dict[str, type[Organ]] = {
     "fleeting": FleetingConfig,
     "working_memory": WorkingMemoryConfig,
     "workspace": WorkspaceConfig,
+    "hippocampus": HippocampusConfig,
 }
 
 # What transformers itself passes to or keeps in a config besides its fields; anything else is a user's mistake.
@@ -149,6 +152,8 @@ class PragnosiaConfig(PreTrainedConfig):
     """Layers with slots that tokens compete for, read by all later segments; None: attention alone looks back."""
     workspace: Any = None
     """Layers whose modules compete for a few slots that all later tokens read; None: there is none."""
+    hippocampus: Any = None
+    """The table of long-term memory that the layers whose feed-forward is `memory` read."""
     mixers: str | list[str] | None = None
     """None is `dendrites` for every layer if they are configured, else `attention`."""
     feed_forwards: str | list[str] | None = None
@@ -232,6 +237,9 @@ class PragnosiaConfig(PreTrainedConfig):
                 "feed_forwards name columns, columns are not configured; give width and column_width")  # fmt: skip
         require(self.experts is None or self.columns is None,
                 "experts and columns are both configured; a model has units of one shape, leave one out")  # fmt: skip
+        require(("memory" in self.feed_forwards) == (self.hippocampus is not None),
+                "feed_forwards name memory where a hippocampus is configured, and only there; give both or none",
+        )  # fmt: skip
         for layer in self.exits.layers if self.exits is not None else ():
             require(
                 layer < self.num_hidden_layers,

@@ -27,6 +27,7 @@ from transformers import initialization as init
 
 from pragnosia.errors import ConfigError
 from pragnosia.model.attention import Moment, RotaryPositions
+from pragnosia.model.bank import Table
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.exits import ExitLesson, exit_loss, pass_some, rows_of
 from pragnosia.model.gates import TokenGate, check_gated, pass_gate
@@ -41,7 +42,7 @@ from pragnosia.model.state import Memory, State, as_visibility, borrowed, causal
 from pragnosia.model.thalamus import Routing
 from pragnosia.model.workspace_state import WorkspaceState, workspace_state
 
-_ZEROS = {"bias", "up_bias", "down_bias", "sinks", "balance", "steering", "num_observed"}
+_ZEROS = {"bias", "up_bias", "down_bias", "sinks", "balance", "steering", "num_observed", "center"}
 
 
 class CortexLayer(nn.Module):
@@ -69,7 +70,7 @@ class CortexLayer(nn.Module):
             return pass_slots(self, x, memory, moment)
         mixed, memory = self.mixer(self.mixer_norm(x), memory, moment)
         x = x + mixed
-        thought, routing = self.feed_forward(self.feed_forward_norm(x), moment.setting.awake)
+        thought, routing = self.feed_forward(self.feed_forward_norm(x), moment)
         return x + thought, memory, routing
 
 
@@ -83,8 +84,11 @@ def initialise(module: nn.Module, config: PragnosiaConfig) -> None:
     | up of a bank                                  |                                       |
     | weight that writes to the stream, down        | N(0, initializer_range / sqrt(2 L))   |
     | weight of a norm                              | 1                                     |
-    | biases, sinks, balance, steering, num_observed | 0                                    |
-    | weight of a layer that starts silent          | 0                                     |
+    | biases, sinks, balance, steering, num_observed,| 0                                     |
+    | center, weight of a layer that starts silent  |                                       |
+    | spread                                        | 1                                     |
+    | keys of long-term memory                      | N(0, 1 / width of a key)              |
+    | rows of long-term memory                      | N(0, initializer_range)               |
     | thresholds                                    | 1/2                                   |
     | inv_freq                                      | the frequencies of the rotation       |
     """
@@ -98,6 +102,12 @@ def initialise(module: nn.Module, config: PragnosiaConfig) -> None:
         elif name in ("weight", "up", "down"):
             writes = name == "down" or getattr(module, "writes_to_stream", False)
             init.normal_(tensor, std=writer_std if writes else std)
+        elif name == "rows":
+            init.normal_(tensor, std=std)
+        elif name == "keys":
+            init.normal_(tensor, std=tensor.shape[-1] ** -0.5)
+        elif name == "spread":
+            init.ones_(tensor)
         elif name == "thresholds":
             init.constant_(tensor, 0.5)
         elif isinstance(module, RotaryPositions):
@@ -114,6 +124,9 @@ class CortexStack(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.positions = RotaryPositions(config)
+        self.hippocampus = (
+            None if config.hippocampus is None else Table(config.hippocampus.num_rows, config.hidden_size)
+        )
         self.layers = nn.ModuleList(layer(config, number) for number in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
@@ -217,7 +230,8 @@ class CortexStack(nn.Module):
         # a static cache counts on in the tensor it gave
         counted: Any = seen
         before = counted.clone() if isinstance(counted, Tensor) else counted
-        return Moment(self.positions(position_ids, x.dtype), masks, setting, seen=before, present=present)
+        rotation, table = self.positions(position_ids, x.dtype), self.hippocampus
+        return Moment(rotation, masks, setting, seen=before, present=present, table=table)
 
 
 class Cortex(nn.Module):
@@ -328,6 +342,8 @@ class Cortex(nn.Module):
                 continue
             if routing.gate is not None:
                 layer.gate.rebalance(routing.gate)
+            if routing.asked is not None:
+                layer.feed_forward.rebalance(routing.asked)
             if routing.routes and len((passed := routing.passed).units):
                 layer.feed_forward.thalamus.rebalance(passed)
 

@@ -5,6 +5,8 @@ y = down act(up x)        gated where the activation is (SwiGLU: Shazeer 2020, a
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -12,6 +14,9 @@ from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.model.configuration import FeedForwardConfig, PragnosiaConfig
 from pragnosia.model.linear import Linear
 from pragnosia.model.thalamus import Routing
+
+if TYPE_CHECKING:
+    from pragnosia.model.attention import Moment
 
 
 class FeedForward(nn.Module):
@@ -25,6 +30,6 @@ class FeedForward(nn.Module):
         self.up = Linear(config.hidden_size, self.activation.num_parts * organ.width, bias=organ.bias)
         self.down = Linear(organ.width, config.hidden_size, bias=organ.bias, writes_to_stream=True)
 
-    def forward(self, x: Float[Tensor, "*B D"], awake: float) -> tuple[Float[Tensor, "*B D"], Routing | None]:
-        """Each token by itself, however many may wake; no routing."""
+    def forward(self, x: Float[Tensor, "*B D"], moment: Moment) -> tuple[Float[Tensor, "*B D"], Routing | None]:
+        """Each token by itself, whatever the moment; no routing."""
         return self.down(self.activation(self.up(x))), None

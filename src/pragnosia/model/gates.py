@@ -127,7 +127,7 @@ def pass_gate(
     # Those that pass are one row now: (1, N, D).
     mixed = mixed.flatten(0, 1)[None]
     tokens = (stream if everyone else stream.index_select(0, passing.tokens))[None] + mixed
-    thought, routing = layer.feed_forward(layer.feed_forward_norm(tokens), moment.setting.awake)
+    thought, routing = layer.feed_forward(layer.feed_forward_norm(tokens), moment)
     update = (mixed + thought)[0] * gate.strengths[passing.tokens].to(mixed.dtype)
     x = stream.index_add(0, passing.tokens, update.to(x.dtype)).view_as(x)
     return x, memory, _of_all(routing, passing.tokens, gate)
@@ -142,6 +142,7 @@ def _of_all(routing: Routing | None, tokens: Int[Tensor, " N"], gate: Routing) -
         strengths.new_zeros(count, strengths.shape[1]).index_copy(0, tokens, strengths),
         scores.new_zeros(count, scores.shape[1]).index_copy(0, tokens, scores),
         gate,
+        None if routing is None else routing.asked,
     )
 
 

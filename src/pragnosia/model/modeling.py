@@ -29,7 +29,7 @@ class PragnosiaPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["PragnosiaLayer"]  # noqa: RUF012  (transformers reads it so)
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     # What moves in steps of a thousandth would stand still in bfloat16.
-    _keep_in_fp32_modules_strict = ["balance", "thresholds", "num_observed", "steering"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["balance", "thresholds", "num_observed", "steering", "center", "spread"]  # noqa: RUF012
     _supports_sdpa = True
     _can_compile_fullgraph = True
 

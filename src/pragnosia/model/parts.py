@@ -2,7 +2,7 @@
 
 A mixer is made by `Class(config, layer)`, answers `forward(x, memory, moment) -> (y, memory)` and knows its
 `fresh_memory(batch, room, like)`. A feed-forward is made by `Class(config, layer)` and answers
-`forward(x, awake) -> (y, routing or None)`. A router is a `thalamus.Thalamus`, made by `Class(width, units, organ)`.
+`forward(x, moment) -> (y, routing or None)`. A router is a `thalamus.Thalamus`, made by `Class(width, units, organ)`.
 docs/extend.md adds one in a single file.
 """
 
@@ -22,6 +22,7 @@ FEED_FORWARDS = {
     "dense": "pragnosia.model.feed_forward:FeedForward",
     "experts": "pragnosia.model.experts:Experts",
     "columns": "pragnosia.model.columns:Columns",
+    "memory": "pragnosia.model.hippocampus:Hippocampus",
 }
 THALAMI = {
     "softmax": "pragnosia.model.thalamus:SoftmaxThalamus",

@@ -68,7 +68,7 @@ def pass_slots(
         x = x + recalled
         said.append(recalled)
     x = x + mixed
-    thought, routing = layer.feed_forward(layer.feed_forward_norm(x), moment.setting.awake)
+    thought, routing = layer.feed_forward(layer.feed_forward_norm(x), moment)
     said.insert(1, thought)
     x = x + thought
     if layer.workspace is not None:

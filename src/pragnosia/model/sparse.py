@@ -11,6 +11,7 @@ import math
 from abc import ABC
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ from pragnosia.model.feed_forward import FeedForward
 from pragnosia.model.organs import UnitsConfig
 from pragnosia.model.parts import THALAMI, part
 from pragnosia.model.thalamus import Routing, Thalamus
+
+if TYPE_CHECKING:
+    from pragnosia.model.attention import Moment
 
 
 class SparseFeedForward(nn.Module, ABC):
@@ -50,13 +54,13 @@ class SparseFeedForward(nn.Module, ABC):
             self.lobes[label] = range(first, first + count)
             first += count
 
-    def forward(self, x: Float[Tensor, "B T D"], awake: float) -> tuple[Float[Tensor, "B T D"], Routing]:
+    def forward(self, x: Float[Tensor, "B T D"], moment: Moment) -> tuple[Float[Tensor, "B T D"], Routing]:
         """The woken units' sum plus the shared units', and who woke."""
         tokens = x.flatten(0, 1)
-        routing = self.thalamus(tokens, awake)
+        routing = self.thalamus(tokens, moment.setting.awake)
         y = self.bank(tokens, routing.units, routing.strengths).view_as(x)
         if self.shared is not None:
-            y = y + self.shared(x, awake)[0]
+            y = y + self.shared(x, moment)[0]
         return y, routing
 
     @contextmanager

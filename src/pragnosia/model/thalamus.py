@@ -40,6 +40,8 @@ class Routing(NamedTuple):
     scores: Float[Tensor, "T U"]
     gate: Routing | None = None
     """Who passed, where the layer has a gate (gates.py): its one unit is the layer. For the others nobody woke."""
+    asked: Float[Tensor, "N 2 Q"] | None = None
+    """Mean and spread of the queries of N batches, where the layer recalls (hippocampus.py) and learns."""
 
     @property
     def routes(self) -> bool:
@@ -52,19 +54,27 @@ class Routing(NamedTuple):
         if self.gate is None:
             return self
         here = self.gate.units[:, 0] != ASLEEP
-        return Routing(self.units[here], self.strengths[here], self.scores[here])
+        return Routing(self.units[here], self.strengths[here], self.scores[here], asked=self.asked)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Routing:
         """Every tensor changed alike."""
         gate = None if self.gate is None else self.gate.each(change)
-        return Routing(change(self.units), change(self.strengths), change(self.scores), gate)
+        asked = None if self.asked is None else change(self.asked)
+        return Routing(change(self.units), change(self.strengths), change(self.scores), gate, asked)
 
 
 def joined(parts: Sequence[Routing]) -> Routing:
     """The routings of several batches as those of one."""
     gates = [part.gate for part in parts if part.gate is not None]
     units, strengths, scores = (torch.cat(column) for column in zip(*(part[:3] for part in parts), strict=True))
-    return Routing(units, strengths, scores, joined(gates) if gates else None)
+    asked = [part.asked for part in parts if part.asked is not None]
+    return Routing(units, strengths, scores, joined(gates) if gates else None, torch.cat(asked) if asked else None)
+
+
+def nobody(x: Float[Tensor, "T D"], asked: Tensor | None = None) -> Routing:
+    """The routing of a layer without units: U and A are 0."""
+    none = x.new_empty(len(x), 0, dtype=torch.float32)
+    return Routing(none.long(), none, none, asked=asked)
 
 
 def sparse(routings: Sequence[Routing | None]) -> list[Routing]:

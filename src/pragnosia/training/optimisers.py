@@ -2,10 +2,11 @@
 
     kind         which                                         adamw    muon     decay   rate
     matrices     hidden matrices and banks of units            AdamW    Muon     yes     1
-    router       the thalamus (rows of units, not a map),      AdamW    AdamW    no      router_multiplier
+    router       thalamus, keys (rows of units, not a map),    AdamW    AdamW    no      router_multiplier
                  and what makes tokens ask for slots
     embeddings   token table and output head                   AdamW    AdamW    no      1
     vectors      norms, biases, sinks                          AdamW    AdamW    no      1
+    memory       the table of long-term memory                 RowAdam  RowAdam  no      memory_multiplier
 
 Clipping writes no gradient: AdamW's fused kernel divides by `grad_scale` while it reads them anyway.
 Loshchilov & Hutter 2019 (arXiv 1711.05101) for AdamW; Muon in muon.py.
@@ -23,8 +24,9 @@ from torch import Tensor, nn
 from pragnosia.errors import ConfigError, unknown_name
 from pragnosia.training.eight_bit import AdamW8bit
 from pragnosia.training.muon import Muon
+from pragnosia.training.row_wise import RowAdam
 
-KINDS = ("matrices", "router", "embeddings", "vectors")
+KINDS = ("matrices", "router", "embeddings", "vectors", "memory")
 Named = tuple[str, nn.Parameter]
 Name = Literal["adamw", "adamw8bit", "muon"]
 
@@ -38,6 +40,8 @@ class OptimiserConfig:
     learning_rate: float = 2e-3
     router_multiplier: float = 1.0
     """Learning rate of the routers, as a multiple of `learning_rate`."""
+    memory_multiplier: float = 2.0
+    """Learning rate of the table of long-term memory, likewise."""
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
@@ -50,7 +54,7 @@ class OptimiserConfig:
     def __post_init__(self) -> None:
         if self.name not in get_args(Name):
             raise ConfigError(unknown_name("optimiser.name", self.name, get_args(Name)))
-        for key in ("learning_rate", "router_multiplier", "epsilon"):
+        for key in ("learning_rate", "router_multiplier", "memory_multiplier", "epsilon"):
             if not getattr(self, key) > 0:
                 raise ConfigError(f"optimiser.{key} is {getattr(self, key)}; it must be greater than 0")
         for key in ("beta1", "beta2", "momentum"):
@@ -66,7 +70,9 @@ def kind_of(name: str, weight: Tensor, embedded: set[int]) -> str:
     """The row of the table above; `embedded` holds the ids of token tables and heads."""
     if id(weight) in embedded:
         return "embeddings"
-    if ".thalamus." in f".{name}" or ".salience." in name:
+    if name.endswith("hippocampus.rows"):
+        return "memory"
+    if ".thalamus." in f".{name}" or ".salience." in name or name.endswith(".keys"):
         return "router"
     return "vectors" if weight.ndim < 2 or "bias" in name.rsplit(".", 1)[-1] else "matrices"
 
@@ -84,8 +90,11 @@ class Optimisers:
         for name, weight in self.weights.items():
             of_kind[kind_of(name, weight, embedded)].append(weight)
         groups = [_group(kind, weights, config) for kind, weights in of_kind.items() if weights]
-        by_muon = [group for group in groups if config.name == "muon" and group["kind"] == "matrices"]
-        by_adamw = [group for group in groups if group not in by_muon]
+        others = {"memory": "rows", "matrices": "muon" if config.name == "muon" else "adamw"}
+        by_muon, by_rows, by_adamw = (
+            [group for group in groups if others.get(group["kind"], "adamw") == name]
+            for name in ("muon", "rows", "adamw")
+        )
         self.parts: list[torch.optim.Optimizer] = []
         if by_adamw:
             betas = (config.beta1, config.beta2)
@@ -96,6 +105,8 @@ class Optimisers:
             )
         if by_muon:
             self.parts.append(Muon(by_muon, lr=1.0, momentum=config.momentum))
+        if by_rows:
+            self.parts.append(RowAdam(by_rows, lr=1.0, betas=(config.beta1, config.beta2), eps=config.epsilon))
 
     @property
     def groups(self) -> Iterator[dict[str, Any]]:
@@ -109,8 +120,8 @@ class Optimisers:
 
     @torch.no_grad()
     def step(self, factor: float) -> Tensor:
-        """Move every weight at `factor` times its peak rate; the norm of the gradient before clipping."""
-        gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
+        """Move every weight at `factor` times its peak rate; the gradient's norm before clipping, a table's aside."""
+        gradients = [w.grad for w in self.weights.values() if w.grad is not None and not w.grad.is_sparse]
         norm = _norm(gradients)
         scale = (norm / self.clip).clamp(min=1.0) if self.clip is not None else None
         if scale is not None and scale.is_cpu and float(scale) == 1.0:
@@ -151,6 +162,6 @@ def _norm(gradients: list[Tensor]) -> Tensor:
 
 def _group(kind: str, weights: list[nn.Parameter], config: OptimiserConfig) -> dict[str, Any]:
     """One parameter group; `peak` is its learning rate at the top of the schedule."""
-    multiplier = config.router_multiplier if kind == "router" else 1.0
+    multiplier = {"router": config.router_multiplier, "memory": config.memory_multiplier}.get(kind, 1.0)
     decay = config.weight_decay if kind == "matrices" else 0.0
     return {"params": weights, "kind": kind, "peak": config.learning_rate * multiplier, "weight_decay": decay}

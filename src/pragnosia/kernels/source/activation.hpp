@@ -73,6 +73,9 @@ inline void clamped_row(const float* __restrict hidden, int64_t width, float* __
         active[f] = (v + 1.f) * g * sigmoid(ALPHA * g);
     }
 }
+inline void drelu_row(const float* __restrict hidden, int64_t width, float* __restrict active) {
+    for (int64_t f = 0; f < width; ++f) active[f] = Relu::at(hidden[f]).value * Relu::at(hidden[width + f]).value;
+}
 
 // One row backward: `hidden` becomes its gradient, `active` is recomputed; `grad` is that of `active`.
 template <class G> void gated_row_back(float* __restrict hidden, int64_t width, const float* __restrict grad, float* __restrict active) {
@@ -102,6 +105,14 @@ inline void clamped_row_back(float* __restrict hidden, int64_t width, const floa
         hidden[width + f] = free_v ? grad[f] * g * s : 0.f;
     }
 }
+inline void drelu_row_back(float* __restrict hidden, int64_t width, const float* __restrict grad, float* __restrict active) {
+    for (int64_t f = 0; f < width; ++f) {
+        const Gate gate = Relu::at(hidden[f]), value = Relu::at(hidden[width + f]);
+        active[f] = gate.value * value.value;
+        hidden[f] = grad[f] * value.value * gate.slope;
+        hidden[width + f] = grad[f] * gate.value * value.slope;
+    }
+}
 
 struct Activation {
     int parts;
@@ -116,6 +127,7 @@ inline const Activation& activation(int code) {
         {1, plain_row<Relu2>, plain_row_back<Relu2>},
         {1, plain_row<Gelu>, plain_row_back<Gelu>},
         {2, clamped_row, clamped_row_back},
+        {2, drelu_row, drelu_row_back},
     };
     return table[code];
 }

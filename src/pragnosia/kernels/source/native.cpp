@@ -11,6 +11,7 @@
 #include "loss.hpp"
 #include "packing.hpp"
 #include "norm.hpp"
+#include "recall.hpp"
 #include "route.hpp"
 #include "span.hpp"
 #include "step.hpp"
@@ -116,6 +117,36 @@ int pragnosia_route_back(const Routing* routing, const float* scores, const int6
     } catch (const std::exception&) {
         return 2;
     }
+}
+
+// Long-term memory (recall.hpp): who is recalled, what it sums to, and the slopes of both; 2 out of memory.
+int pragnosia_recall(const Recall* recall, const float* scores, int64_t* rows, float* strengths) {
+    try {
+        return recall_rows(*recall, scores, rows, strengths), 0;
+    } catch (const std::exception&) {
+        return 2;
+    }
+}
+void pragnosia_recall_back(const Recall* recall, const int64_t* rows, const float* strengths, const float* grad, const float* query,
+                           const float* keys, float* slopes, float* grad_query, float* grad_keys) {
+    recall_back(*recall, rows, strengths, grad, query, keys, slopes, grad_query, grad_keys);
+}
+void pragnosia_read_rows(const RowsCall* call, float* y) {
+    call->typed([&](auto* table) { read_rows(*call, table, y); });
+}
+int64_t pragnosia_group_slots(const int64_t* rows, int64_t slots, int64_t table_rows, int64_t* counts, int32_t* order, int64_t* named,
+                              int64_t* bounds) {
+    return group_slots(rows, slots, table_rows, counts, order, named, bounds);
+}
+void pragnosia_rows_back(const RowsCall* call, const float* grad, const int32_t* order, const int64_t* bounds, int64_t found,
+                         float* grad_strengths, float* grad_rows) {
+    call->typed([&](auto* table) { rows_back(*call, table, grad, order, bounds, found, grad_strengths, grad_rows); });
+}
+
+void pragnosia_step_rows(const RowsStep* step, const float* slopes, const int32_t* order, const int64_t* named, const int64_t* bounds,
+                         int64_t found) {
+    if (step->is_bf16) step_rows(*step, static_cast<bf16*>(step->table), slopes, order, named, bounds, found);
+    else step_rows(*step, static_cast<float*>(step->table), slopes, order, named, bounds, found);
 }
 
 // Rows normed; `scales` (one per row) may be null where no gradient will be asked.

@@ -40,19 +40,20 @@ class Passage {
     const StepMixer& mixer(int64_t layer, StepMixer& own) const {
         if (layer < step.passing) return step.mixers[layer];
         own = step.mixers[layer];
-        for (StepLinear* matrix : {&own.query, &own.key, &own.value, &own.out}) shift(*matrix);
+        for (StepLinear* matrix : {&own.query, &own.key, &own.value, &own.out}) shift(matrix->weight);
+        for (StepDendrites* dendrites : {&own.hearing, &own.speaking}) shift(dendrites->gate.weight), shift(dendrites->weight);
         return own;
     }
     const StepFeedForward& feed_forward(int64_t layer, StepFeedForward& own) const {
         if (layer < step.passing) return step.feed_forwards[layer];
         own = step.feed_forwards[layer];
-        for (StepLinear* matrix : {&own.always_up, &own.always_down}) shift(*matrix);
+        for (StepLinear* matrix : {&own.always_up, &own.always_down}) shift(matrix->weight);
         return own;
     }
 
   private:
-    void shift(StepLinear& matrix) const {
-        if (matrix.weight) matrix.weight.base = record + (matrix.weight.at(0) - step.pool->first_slot());
+    void shift(Stored& weight) const {
+        if (weight) weight.base = record + (weight.at(0) - step.pool->first_slot());
     }
     void wait_for(int64_t layer) {
         hold_from(layer);

@@ -4,7 +4,7 @@
 //
 // A weight is read once for up to TOKENS tokens. Each token's sums run in the order of step.hpp, and all but the products
 // is its very code, so that its numbers are bit for bit those of a token alone; `products_agree` holds products to that.
-// What is no plain dense product (woken units, units on disk) goes through `think`, token after token.
+// What is no plain dense product (woken units, units on disk, dendrites) is computed token after token.
 #pragma once
 #include <deque>
 
@@ -148,7 +148,8 @@ class SpanRun {
         const auto normed = [&](int64_t t) { return &each.own[t].normed; };
         if (!span.only_remember) product_of_some(m.query, each, me, normed, [&](int64_t t) { return runs[t].query; });
         product(m.key, each, me, normed, [&](int64_t t) { return runs[t].key; });
-        product(m.value, each, me, normed, [&](int64_t t) { return runs[t].value; });
+        if (m.hearing) hear(m.hearing, each, me);
+        else product(m.value, each, me, normed, [&](int64_t t) { return runs[t].value; });
         meet();
         for (int64_t t = 0; t < span.count; ++t) {
             runs[t].angles(m.head_dim, each.own[t].rotation);
@@ -169,8 +170,19 @@ class SpanRun {
             for (int64_t h = 0; h < m.heads; ++h) run.merge(m, h, parts, each.own[t].heads.plain + h * m.head_dim);
             each.own[t].heads.lay_out(m.query.outs, step);
         }
-        product_of_some<true>(m.out, each, me, [&](int64_t t) { return &each.own[t].heads; }, [&](int64_t t) { return runs[t].x; });
+        const auto heads = [&](int64_t t) { return &each.own[t].heads; };
+        if (m.speaking) {
+            product_of_some(m.speaking.gate, each, me, heads, [&](int64_t t) { return runs[t].drive; });
+            meet();
+            for (int64_t i = 0; i < each.some; ++i) runs[each.who[i]].speak_driven(m.speaking, me, each.own[each.who[i]]);
+        } else product_of_some<true>(m.out, each, me, heads, [&](int64_t t) { return runs[t].x; });
         meet();
+    }
+    // Every token has dendrites of its own.
+    void hear(const StepDendrites& d, Each& each, Member me) const {
+        product(d.gate, each, me, [&](int64_t t) { return &each.own[t].normed; }, [&](int64_t t) { return runs[t].drive; });
+        meet();
+        for (int64_t t = 0; t < span.count; ++t) runs[t].hear_driven(d, me, each.own[t]);
     }
     int64_t parts_of(const StepMixer& m, const StepRun& run) const {
         return StepRun::chunks(m, run.position + 1 - StepRun::first_seen(m, run.position), step.threads);
@@ -187,11 +199,13 @@ class SpanRun {
 
     // False where a unit cannot be read: every thread sees it, since it met the others.
     bool think(const StepFeedForward& f, Member me, Each& each) const {
-        if (f.router == DENSE && !f.always_up.by_input) return think_densely(f, me, each), true;
+        if (f.router == DENSE && !f.always_up.by_input && !f.recall.asks.outs) return think_densely(f, me, each), true;
         for (int64_t t = 0; t < span.count; ++t) {
             StepFeedForward told = f;
-            told.out_units += t * span.told_slots, told.out_strengths += t * span.told_slots;
-            told.out_scores += t * span.told_units;
+            if (f.router != DENSE) {
+                told.out_units += t * span.told_slots, told.out_strengths += t * span.told_slots;
+                told.out_scores += t * span.told_units;
+            }
             if (each.loudness[t] == 0.f) {
                 if (me.id == 0) StepRun::tell_nobody(told);
                 continue;

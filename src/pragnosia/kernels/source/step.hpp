@@ -11,6 +11,7 @@
 #include "packed.hpp"
 #include "packing.hpp"
 #include "pool.hpp"
+#include "recall.hpp"
 #include "route.hpp"
 
 // Numbers as they lie in memory; `base` is null where a part is absent.
@@ -35,9 +36,20 @@ struct StepLinear {
     int64_t by_input;  // plain numbers lie (depth, outs), and those of inputs asleep are not read (awake.hpp)
     double threshold;  // by_input: inputs up to this magnitude sleep
 };
+// A thread's place in the team, and its share of a count of rows.
+struct Member {
+    int64_t id, team;
+    int64_t from(int64_t count, int64_t step) const { return std::min(count, (count + step - 1) / step * id / team * step); }
+    int64_t to(int64_t count, int64_t step) const { return Member{id + 1, team}.from(count, step); }
+};
+// One piece of machine code for a token alone and for a token among others (span.hpp): their bits agree.
+#define ONE_CODE __attribute__((noinline, noclone))
+
+#include "dendrites.hpp"
+
 struct StepMixer {
     Stored norm;
-    StepLinear query, key, value, out;
+    StepLinear query, key, value, out;  // no value and no output where dendrites stand for them
     Stored query_norm, key_norm, sinks;
     int64_t heads, key_heads, head_dim, norm_heads, window;  // window 0: all that was seen
     double clip;                                              // 0: none
@@ -46,7 +58,15 @@ struct StepMixer {
     Stored gate;      // (D,): scores tokens, of which not all pass the layer (model/gates.py); absent: all do
     double cutoff;    // scores up to this do not
     float* out_gate;  // the score, told to whoever asks
+    StepDendrites hearing, speaking;
     const float* fading;  // added to the score of a key so many tokens back (model/fleeting.py); absent: none fades
+};
+// Long-term memory (model/hippocampus.py): queries, keys of both halves and the table.
+struct StepRecall {
+    StepLinear asks;
+    const float *center, *spread;  // of the queries
+    Stored keys, table;            // (H, 2, side, K/2), (rows, D)
+    int64_t heads, side, awake;    // `awake` of a head
 };
 struct StepFeedForward {
     Stored norm;
@@ -65,6 +85,7 @@ struct StepFeedForward {
     int64_t pool_layer;  // where the bank lies in the step's pool, and `up` and `down` are null; else -1
     StepLinear gist;     // what a router of low rank reads instead of x; no rows where there is none
     int64_t most;        // neurons of a unit that may speak; 0: all
+    StepRecall recall;   // instead of all this: long-term memory; no `asks` where there is none
 };
 struct Step {
     int64_t width, layers, threads;
@@ -80,15 +101,6 @@ struct Step {
     Pool* pool;  // null where every bank lies in memory
     int64_t passing;  // layers from here on are records of the pool, and pass (passing.hpp); `layers` where none is
 };
-
-// A thread's place in the team, and its share of a count of rows.
-struct Member {
-    int64_t id, team;
-    int64_t from(int64_t count, int64_t step) const { return std::min(count, (count + step - 1) / step * id / team * step); }
-    int64_t to(int64_t count, int64_t step) const { return Member{id + 1, team}.from(count, step); }
-};
-// One piece of machine code for a token alone and for a token among others (span.hpp): their bits agree.
-#define ONE_CODE __attribute__((noinline, noclone))
 
 inline void meet() {
 #pragma omp barrier
@@ -130,10 +142,11 @@ class StepRun {
     friend class SpanRun;
     const Step& step;
     const int64_t token, position;
-    int64_t most_keys = 0, most_queries = 0, most_units = 0, most_slots = 0, most_hidden = 0, most_resting = 0, most_unit = 0, most_gist = 0, most_parts = 0, most_group = 1, head_dim = 2;
+    int64_t most_keys = 0, most_queries = 0, most_units = 0, most_slots = 0, most_hidden = 0, most_resting = 0, most_unit = 0, most_gist = 0, most_parts = 0, most_group = 1, most_drives = 0, most_voices = 0, head_dim = 2;
+    int64_t most_asks = 0, most_halves = 0, most_recalled = 0;
     // shared by the team
-    float *x, *before, *query, *key, *value, *scores, *gist, *active, *peaks, *sums, *mixed;
-    int64_t* best;
+    float *x, *before, *query, *key, *value, *drive, *scores, *gist, *active, *peaks, *sums, *mixed, *asked, *halves, *shares;
+    int64_t *best, *rows;
     mutable std::atomic<bool> failed{false};  // a unit cannot be read
     // one of each per thread, laid end to end
     char* own_memory;
@@ -145,6 +158,8 @@ class StepRun {
         int64_t* units;
         Stored *up, *down;  // the woken units' weights
         Said* said;         // by their neurons
+        Driven driven;      // the dendrites awake in a layer
+        float *voices, *voice;
     };
 
     static int64_t chunks(const StepMixer& mixer, int64_t seen, int64_t threads) {
@@ -168,6 +183,11 @@ class StepRun {
             most_hidden = std::max(most_hidden, f.slots * round_up(f.unit_width, 16) + round_up(f.always_down.depth, 16));
             most_resting = std::max(most_resting, f.always_down.depth), most_unit = std::max(most_unit, f.unit_width);
             most_gist = std::max(most_gist, f.gist.outs);
+            const StepRecall& r = f.recall;
+            most_asks = std::max(most_asks, r.asks.outs), most_halves = std::max(most_halves, 2 * r.heads * r.side);
+            most_recalled = std::max(most_recalled, r.heads * r.awake);
+            for (const StepDendrites* d : {&m.hearing, &m.speaking})
+                most_drives = std::max(most_drives, d->gate.outs), most_voices = std::max(most_voices, d->speaking());
         }
     }
 
@@ -192,16 +212,20 @@ class StepRun {
                     most_slots * (Scratch::size<Vector>(1) + Vector::bytes(most_unit)) + floats(most_keys) +
                     floats(2 * head_dim) + floats(most_group * pitch) + floats(most_group * ROW) + 2 * floats(most_units) +
                     floats(most_slots) + Scratch::size<int64_t>(most_slots) + 2 * Scratch::size<Stored>(most_slots) +
-                    Scratch::size<Said>(most_slots * most_unit);
-        return 2 * floats(step.width) + floats(most_queries) + 2 * floats(most_keys) + floats(most_units) + floats(most_gist) + floats(most_hidden) +
+                    Scratch::size<Said>(most_slots * most_unit) + Scratch::size<int64_t>(most_voices) + floats(most_voices) +
+                    floats(most_voices * pitch) + floats(head_dim);
+        return 2 * floats(step.width) + floats(most_queries) + 2 * floats(most_keys) + floats(most_drives) + floats(most_units) + floats(most_gist) + floats(most_hidden) +
+               floats(most_asks) + floats(most_halves) + floats(most_recalled) + Scratch::size<int64_t>(most_recalled) +
                2 * floats(most_parts) + floats(most_parts * head_dim) + Scratch::size<int64_t>(step.threads) + own_bytes * step.threads;
     }
     void take(Scratch& memory) {
         x = memory.take<float>(step.width), before = memory.take<float>(step.width), query = memory.take<float>(most_queries);
         key = memory.take<float>(most_keys), value = memory.take<float>(most_keys);
-        scores = memory.take<float>(most_units), gist = memory.take<float>(most_gist), active = memory.take<float>(most_hidden);
+        drive = memory.take<float>(most_drives), scores = memory.take<float>(most_units), gist = memory.take<float>(most_gist), active = memory.take<float>(most_hidden);
         peaks = memory.take<float>(most_parts), sums = memory.take<float>(most_parts);
         mixed = memory.take<float>(most_parts * head_dim), best = memory.take<int64_t>(step.threads);
+        asked = memory.take<float>(most_asks), halves = memory.take<float>(most_halves);
+        shares = memory.take<float>(most_recalled), rows = memory.take<int64_t>(most_recalled);
         own_memory = memory.take<char>(own_bytes * step.threads);
     }
     // The likeliest of this thread's words; a NaN is likelier than anything.
@@ -243,7 +267,10 @@ class StepRun {
         mine.units = reinterpret_cast<int64_t*>(at), at += Scratch::size<int64_t>(most_slots);
         mine.up = reinterpret_cast<Stored*>(at), at += Scratch::size<Stored>(most_slots);
         mine.down = reinterpret_cast<Stored*>(at), at += Scratch::size<Stored>(most_slots);
-        mine.said = reinterpret_cast<Said*>(at);
+        mine.said = reinterpret_cast<Said*>(at), at += Scratch::size<Said>(most_slots * most_unit);
+        mine.driven.units = reinterpret_cast<int64_t*>(at), at += Scratch::size<int64_t>(most_voices);
+        mine.driven.loudness = take(most_voices);
+        mine.voices = take(most_voices * round_up(head_dim, 16)), mine.voice = take(head_dim);
         return mine;
     }
     // Sums of a thread's outputs as packed rows deal them, and of each group's zero points.
@@ -374,7 +401,8 @@ class StepRun {
     // Key and value alone, for later tokens to find.
     void only_remember(const StepMixer& m, Member me, Own& mine) const {
         product(m.key, mine.normed, me, key);
-        product(m.value, mine.normed, me, value);
+        if (m.hearing) hear_alone(m.hearing, me, mine);
+        else product(m.value, mine.normed, me, value);
         meet();
         angles(m.head_dim, mine.rotation);
         prepare(m, key, m.key_norm, m.key_heads, mine, mine.keys);
@@ -386,7 +414,8 @@ class StepRun {
     void mix(const StepMixer& m, Member me, Own& mine) const {
         product(m.query, mine.normed, me, query);
         product(m.key, mine.normed, me, key);
-        product(m.value, mine.normed, me, value);
+        if (m.hearing) hear_alone(m.hearing, me, mine);
+        else product(m.value, mine.normed, me, value);
         meet();
         const int64_t first = first_seen(m, position), seen = position + 1 - first, parts = chunks(m, seen, step.threads);
         angles(m.head_dim, mine.rotation);
@@ -402,8 +431,33 @@ class StepRun {
         meet();
         for (int64_t h = 0; h < m.heads; ++h) merge(m, h, parts, mine.heads.plain + h * m.head_dim);
         mine.heads.lay_out(m.query.outs, step);
-        product<true>(m.out, mine.heads, me, x);
+        if (m.speaking) {
+            product(m.speaking.gate, mine.heads, me, drive);
+            meet();
+            speak_driven(m.speaking, me, mine);
+        } else product<true>(m.out, mine.heads, me, x);
         meet();
+    }
+
+    // Values by dendrites, of which the whole team has to know how much they are driven.
+    void hear_alone(const StepDendrites& d, Member me, Own& mine) const {
+        product(d.gate, mine.normed, me, drive);
+        meet();
+        hear_driven(d, me, mine);
+    }
+    // The same two when that lies in `drive`.
+    void hear_driven(const StepDendrites& d, Member me, const Own& mine) const {
+        most_driven(d, drive, mine.driven);
+        if (d.weight.format == BF16) hear<bf16>(d, mine.driven, mine.normed.wide.split, me, value);
+        else hear<float>(d, mine.driven, mine.normed.plain, me, value);
+    }
+    void speak_driven(const StepDendrites& d, Member me, const Own& mine) const {
+        most_driven(d, drive, mine.driven);
+        d.weight.typed([&](auto* w) {
+            using W = std::decay_t<decltype(*w)>;
+            raise_voices<W>(d, mine.driven, mine.heads.plain, mine.voice, mine.voices);
+            speak_to<W>(d, mine.driven, mine.voices, me, x);
+        });
     }
 
     // cos and sin of this position.
@@ -501,6 +555,7 @@ class StepRun {
 
     ONE_CODE void think(const StepFeedForward& f, Member me, Own& mine) const {
         normalise(x, f.norm, step.width, mine.normed);
+        if (f.recall.asks.outs) return recollect(f.recall, me, mine);
         if (f.router != DENSE) {
             if (f.gist.outs) {
                 product(f.gist, mine.normed, me, gist);
@@ -536,6 +591,45 @@ class StepRun {
         if (step.pool && f.pool_layer >= 0 && me.id == 0)
             for (int64_t a = 0; a < f.slots; ++a)
                 if (mine.units[a] >= 0) step.pool->release(f.pool_layer, mine.units[a]);
+    }
+    // The rows that this token recalls, weighted and summed into the stream.
+    void recollect(const StepRecall& r, Member me, const Own& mine) const {
+        const int64_t half = r.asks.outs / (2 * r.heads), keys = 2 * r.heads * r.side;
+        product(r.asks, mine.normed, me, asked);
+        meet();
+        const auto number = [&](int64_t k) { return (asked[k] - r.center[k]) / r.spread[k]; };
+        r.keys.typed([&](auto* key) {
+            std::vector<float> query(half);
+            int64_t of = -1;
+            for (int64_t i = me.from(keys, LINES), to = me.to(keys, LINES); i < to; ++i) {
+                if (i / r.side != of) {
+                    of = i / r.side;
+                    for (int64_t k = 0; k < half; ++k) query[k] = number(of * half + k);
+                }
+                float sum = 0;
+                const auto* __restrict its = key + i * half;
+#pragma omp simd reduction(+ : sum)
+                for (int64_t k = 0; k < half; ++k) sum += query[k] * widen(its[k]);
+                halves[i] = sum;
+            }
+        });
+        meet();
+        static thread_local Scratch memory;
+        memory.reset(Best::bytes(r.awake));
+        Best found(memory, r.awake);
+        for (int64_t h = me.id; h < r.heads; h += me.team)
+            found.find(halves + 2 * h * r.side, halves + (2 * h + 1) * r.side, r.side, r.awake, rows + h * r.awake, shares + h * r.awake);
+        meet();
+        const int64_t from = me.from(step.width, LINES), to = me.to(step.width, LINES), recalled = r.heads * r.awake;
+        r.table.typed([&](auto* table) {
+            for (int64_t a = 0; a < recalled; ++a) {
+                const auto* __restrict row = table + rows[a] * step.width;
+                if (a + 2 < recalled)
+                    for (int64_t d = from; d < to; d += LINES) __builtin_prefetch(table + rows[a + 2] * step.width + d);
+                for (int64_t d = from; d < to; ++d) x[d] += shares[a] * widen(row[d]);
+            }
+        });
+        meet();
     }
     void think_from_memory(const StepFeedForward& f, Member me, const Own& mine, int64_t pitch) const {
         const int64_t blocks = (f.unit_width + BLOCK - 1) / BLOCK;
