@@ -40,7 +40,7 @@ class OptimiserConfig:
     learning_rate: float = 2e-3
     router_multiplier: float = 1.0
     """Learning rate of the routers, as a multiple of `learning_rate`."""
-    memory_multiplier: float = 2.0
+    memory_multiplier: float = 10.0
     """Learning rate of the table of long-term memory, likewise."""
     weight_decay: float = 0.1
     beta1: float = 0.9
