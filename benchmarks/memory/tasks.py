@@ -1,7 +1,7 @@
 """Do working memory, a workspace and fleeting attention pay where something has to be kept in mind?
 
-    recall   pairs of a key and a value, a gap longer than the window, then the keys again in another order: the value
-             of each is asked for (multi-query associative recall, Arora et al. 2023, arXiv 2312.04927), made anew for
+    recall   pairs of a key and a value, a gap longer than the window, then some of the keys again: the value of each
+             is asked for (multi-query associative recall, Arora et al. 2023, arXiv 2312.04927), made anew for
              every step
     babi     who is where, who has what: bAbI tasks 1, 2, 6, 11, 12, 13 (Weston et al. 2015, arXiv 1502.05698), one
              question a row, stories of the test never seen
@@ -74,9 +74,10 @@ class Task:
 def recall() -> Task:
     """Up to 6 pairs of 8 keys and 8 values, nothing, the questions: none finds its answer within the window.
 
-    A row to learn from has 1 to 6 pairs, since matching is learned from few first; a row of the test has 6.
+    A row to learn from has 1 to 6 pairs, since matching is learned from few first; a row of the test has 6. At most 3
+    are asked for: were all, the value that is left over would be the answer, which needs no matching.
     """
-    pairs, kinds, gap = 6, 8, 12
+    pairs, questions, kinds, gap = 6, 3, 8, 12
     start = 2 * pairs + gap
 
     def filled(generator: torch.Generator, sizes: Tensor) -> Batch:
@@ -84,20 +85,21 @@ def recall() -> Task:
         keys = torch.rand(count, kinds, generator=generator).argsort(1)[:, :pairs]
         values = torch.randint(kinds, 2 * kinds, (count, pairs), generator=generator)
         # those that are there in another order, then the others
-        order = (torch.rand(count, pairs, generator=generator) + ~here).argsort(1)
-        asked = torch.stack((keys.gather(1, order), values.gather(1, order)), 2)
+        order = (torch.rand(count, pairs, generator=generator) + ~here).argsort(1)[:, :questions]
+        asked, some = torch.stack((keys.gather(1, order), values.gather(1, order)), 2), here[:, :questions]
         told, nothing = torch.stack((keys, values), 2), torch.full((count, gap), 2 * kinds)
-        told, asked = (part.masked_fill(~here[..., None], 2 * kinds).flatten(1) for part in (told, asked))
+        told = told.masked_fill(~here[..., None], 2 * kinds).flatten(1)
+        asked = asked.masked_fill(~some[..., None], 2 * kinds).flatten(1)
         row = torch.cat((told, nothing, asked), 1)
         answers = torch.full_like(row, IGNORED)
-        answers[:, start + 1 :: 2] = row[:, start + 1 :: 2].masked_fill(~here, IGNORED)
+        answers[:, start + 1 :: 2] = row[:, start + 1 :: 2].masked_fill(~some, IGNORED)
         return row, answers
 
     def rows(generator: torch.Generator, count: int) -> Batch:
         return filled(generator, torch.randint(1, pairs + 1, (count,), generator=generator))
 
     test = filled(torch.Generator().manual_seed(10_000), torch.full((TEST_ROWS,), pairs))
-    return Task(2 * kinds + 1, start + 2 * pairs, 10, 6, 2000, 32, rows, test)
+    return Task(2 * kinds + 1, start + 2 * questions, 10, 6, 4000, 32, rows, test)
 
 
 def babi() -> Task:
