@@ -48,7 +48,11 @@ def format_duration(seconds: float) -> str:
 
 def format_joules(value: float) -> str:
     """`0.0021` -> `2.1 mJ`."""
-    return _scaled(value, [(1e3, "kJ"), (1, "J"), (1e-3, "mJ"), (1e-6, "uJ"), (1e-9, "nJ"), (1e-12, "pJ")])
+    return (
+        "0 J"
+        if not value
+        else _scaled(value, [(1e3, "kJ"), (1, "J"), (1e-3, "mJ"), (1e-6, "uJ"), (1e-9, "nJ"), (1e-12, "pJ")])
+    )
 
 
 def parse_joules(text: str) -> float:

@@ -9,12 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from tokenizers import Tokenizer
 
-from pragnosia import kernels
+from pragnosia import PragnosiaConfig, PragnosiaForCausalLM, kernels
 from pragnosia.model.setting import WHOLE
 
 Run = Callable[..., Any]
 SAY = ("Once upon a time", "--max-new-tokens", 30)
+
+
+def test_a_foreign_text_is_told_so(run: Run, model: Path, tmp_path: Path) -> None:
+    """Nothing is wrong with it, but it is not what the model will meet."""
+    text = tmp_path / "foreign.txt"
+    text.write_text("".join(chr(200 + (7 * n * n) % 300) for n in range(700)), "utf-8")
+    loud = made(tmp_path / "loud", model, experts=EXPERTS, initializer_range=2.0)
+    outcome = run("calibrate", loud, "--data", text, "--agreement", 0.6)
+    assert outcome.code == 0
+    assert "the model predicts this text worse than chance (" in outcome.err.splitlines()[-1]
 
 
 def test_what_is_written_and_said(run: Run, calibrated: Path, story: Path) -> None:
@@ -91,7 +103,9 @@ def test_refused(run: Run, calibrated: Path, model: Path, story: Path, tmp_path:
     run("eval", model, "--data", story, "--exit-confidence", "calibrated").refused("no calibrated exits")
     short = tmp_path / "short.txt"
     short.write_text("Once upon a time there was a small brain.", "utf-8")
-    run("calibrate", model, "--data", short).refused("the text has", "calibrating to an agreement of 0.99 takes 2000")
+    takes = "calibrating to an agreement of 0.99 takes 2000: give more"
+    run("calibrate", model, "--data", short).refused("the text has", f"{takes} text, or a lower --agreement")
+    run("calibrate", model, "--data", story, "--tokens", 100).refused(f"--tokens is 100; {takes}, or a lower")
     assert not (model / "exits.json").exists()
     assert not (model / "energy.json").exists()
     broken = tmp_path / "broken"
@@ -99,6 +113,102 @@ def test_refused(run: Run, calibrated: Path, model: Path, story: Path, tmp_path:
     (broken / "exits.json").write_text("{", "utf-8")
     run("generate", broken, "hi").refused("exits.json is damaged", "calibrate again")
     assert run("calibrate", broken, "--data", story, "--agreement", 0.6, "--layers", 1).code == 0
+
+
+EXPERTS = {"num_units": 8, "unit_width": 16, "thalamus": {"kind": "sigmoid", "num_awake": 2}}
+
+
+def made(folder: Path, tokenizer: Path, **dress: Any) -> Path:
+    """Another model, with the tokenizer that lies there."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "initializer_range": 0.3}
+    shape |= {"max_position_embeddings": 64, "attention": {"num_heads": 2, "num_key_value_heads": 1}} | dress
+    PragnosiaForCausalLM(PragnosiaConfig(**shape)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tokenizer / name, folder / name)
+    return folder
+
+
+def test_one_number_says_how_much_text_it_takes(
+    run: Run, model: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As much text as is asked for is enough, and what is less is refused before the model is loaded."""
+    words = story.read_text("utf-8")
+    asked = ("--agreement", 0.6, "--data")
+    told = run("calibrate", model, "--tokens", 1, *asked, story)
+    told.refused("--tokens is 1; calibrating to an agreement of 0.6 takes 512: give more")
+    enough = tmp_path / "enough.txt"
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    enough.write_text(words[: tokenizer.encode(words, add_special_tokens=False).offsets[511][1]], "utf-8")
+    copy = Path(shutil.copytree(model, tmp_path / "copy"))
+    values = run("calibrate", copy, *asked, enough, "--json").values
+    assert values["dial"]["tokens"] == 512
+    few = tmp_path / "few.txt"
+    few.write_text(enough.read_text("utf-8")[:-30], "utf-8")
+    monkeypatch.setattr("pragnosia.inference.speaker.Pragnosia.from_pretrained", None)
+    run("calibrate", model, *asked, few).refused("the text has 4", "an agreement of 0.6 takes 512: give more text")
+    one = made(tmp_path / "one", model, num_hidden_layers=1, experts=EXPERTS)
+    run("calibrate", one, "--data", few).refused("the text has 4", "measuring settings takes 512: give more text")
+    nothing = made(tmp_path / "nothing", model, num_hidden_layers=1, feed_forward={"width": 32})
+    monkeypatch.undo()
+    assert "nothing to dial" in run("calibrate", nothing, "--data", few, "--tokens", 3).out
+
+
+def test_it_says_how_far_it_is(run: Run, model: Path, story: Path, tmp_path: Path) -> None:
+    """A line per part where nobody watches; none beside JSON."""
+    copy = Path(shutil.copytree(model, tmp_path / "copy"))
+    given = ("calibrate", copy, "--data", story, "--agreement", 0.6)
+    lines = run(*given).err.splitlines()
+    assert lines[0].startswith("reading what exits guess: 0 of ")
+    settings = [line for line in lines if line.startswith("measuring settings: ")]
+    assert settings[0].startswith("measuring settings: 0 of ")
+    last = settings[-1].split()
+    assert last[2] == last[4] != "0"
+    assert run(*given, "--json").err == ""
+
+
+def test_a_dense_model_has_no_units_to_count(run: Run, model: Path, story: Path, tmp_path: Path) -> None:
+    """And the table does not say that they sleep."""
+    dense = made(tmp_path / "dense", model, feed_forward={"width": 32})
+    table = run("calibrate", dense, "--data", story, "--agreement", 0.6, "--layers", 1).out.splitlines()
+    head = next(number for number, line in enumerate(table) if line.split()[:1] == ["energy"])
+    assert table[head].split()[:3] == ["energy", "bits/byte", "awake"]
+    assert table[head + 1].split()[2] == "-"
+    told = run("eval", dense, "--data", story, "--max-bytes", "2KiB", "--energy", "1,draft").out.splitlines()
+    assert [line.split()[2] for line in told[:3]] == ["awake", "-", "-"]
+
+
+def test_intents_are_told(run: Run, calibrated: Path, story: Path) -> None:
+    """Where the dial would be for each, and how often the words are the whole model's."""
+    outcome = run("calibrate", calibrated, "--data", story, "--agreement", 0.6, "--layers", 1)
+    assert "same words" in outcome.out
+    told = outcome.out.splitlines()[-1]
+    assert told.startswith("by intent: draft ")
+    assert "; answer " in told
+    assert told.endswith("think 1.000 (all of it)")
+    for notch in json.loads((calibrated / "energy.json").read_text())["notches"]:
+        assert 0 <= notch["agreed"] <= 1
+
+
+@pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
+@pytest.mark.parametrize(
+    "command",
+    [("pack", "--no-quality"), ("sparsify", "--level", 0.3, "--tokens", 300), ("sparsify", "--pattern", "2:4")],
+    ids=["pack", "level", "pattern"],
+)
+def test_what_is_made_of_a_model_is_calibrated_anew(
+    run: Run, calibrated: Path, story: Path, tmp_path: Path, command: tuple[Any, ...]
+) -> None:
+    verb, *options = command
+    text = ("--data", story) if "--level" in options else ()
+    out = tmp_path / "out"
+    told = run(verb, calibrated, out, *options, *text).out
+    assert f"exits.json and energy.json of {calibrated} are its alone; run: pragnosia calibrate {out} --data" in told
+    assert not (out / "energy.json").exists()
+    assert not (out / "exits.json").exists()
+    run("generate", out, "Once", "--energy", "0.5").refused("is not calibrated", f"pragnosia calibrate {out} --data")
+    assert run("calibrate", out, "--data", story, "--agreement", 0.6).code == 0
+    assert run("generate", out, "Once", "--energy", "draft", "--max-new-tokens", 3, "--json").values["energy"] < 1
 
 
 def test_who_cannot_leave_early_is_told_so(run: Run, calibrated: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,37 @@ def test_inspect_says_who_sleeps(run: Run) -> None:
     assert "12 of 256 units of width 16, 95.3% asleep" in run("inspect", "braingpt-small").out
 
 
+def test_inspect_what_a_configuration_would_train(run: Run, trained: Path, tmp_path: Path) -> None:
+    """As what it has trained is seen."""
+    config = trained.parent / "tiny.yaml"
+    would, does = (run("inspect", path, "--json").values for path in (config, trained))
+    assert would | {"model": None} == does | {"model": None}
+    assert does["precision"] == "float32"
+    told = run("inspect", Path(__file__).parents[2] / "configs" / "braingpt-nano.yaml").out
+    assert "6 of 128 units of width 16, 95.3% asleep" in told
+    assert "6 layers of width 192, vocabulary 2048" in told
+    brief = tmp_path / "brief.yml"
+    brief.write_text("model: {preset: braingpt-small}\ntokenizer: {vocab_size: 16384}\n", "utf-8")
+    assert "12 of 256 units" in run("inspect", brief).out, "how long it is trained matters to nobody here"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("steps: 3\n", ("has no section `model`",)),
+        ("model: {hiden_size: 3}\nsteps: 3\n", ("hiden_size", "hidden_size")),
+        ("model: {preset: nanno}\nsteps: 3\n", ("nanno", "nano")),
+        ("model: 7\n", ("model is 7",)),
+        ("[", ("is not YAML",)),
+    ],
+)
+def test_inspect_a_configuration_that_is_none(run: Run, tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
+    config = tmp_path / "x.yaml"
+    config.write_text(text, "utf-8")
+    run("inspect", config).refused(*words)
+    run("inspect", tmp_path / "none.yaml").refused("cannot read the configuration", "none.yaml")
+
+
 def test_inspect_a_model_and_in_words(run: Run, model: Path) -> None:
     outcome = run("inspect", model)
     assert outcome.code == 0

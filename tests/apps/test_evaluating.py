@@ -61,6 +61,47 @@ def test_a_frontier_of_energies(run: Run, calibrated: Path, story: Path, tmp_pat
     assert "all of it" in told.out
 
 
+def test_energies_that_come_to_one_setting_are_measured_once(
+    run: Run, calibrated: Path, story: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And stand side by side all the same."""
+    from pragnosia.measure import evaluation, frontier
+
+    settings = []
+
+    def counted(do: Callable[..., Any]) -> Callable[..., Any]:
+        def done(*given: Any, **more: Any) -> Any:
+            found = do(*given, **more)
+            settings.append(more.get("setting") or found.setting)
+            return found
+
+        return done
+
+    monkeypatch.setattr(evaluation, "evaluate", counted(evaluation.evaluate))
+    monkeypatch.setattr(frontier, "point", counted(frontier.point))
+    given = ("eval", calibrated, "--data", story, "--max-bytes", "1KiB", "--json", "--energy", "1.0,draft,0.01,draft,1")
+    table = run(*given).values["frontier"]
+    assert [one["energy"] for one in table] == [1.0, "draft", 0.01, "draft", 1.0]
+    assert len(settings) == 4, "two settings, read and decoded"
+    assert len(set(settings)) == 2
+    for one, other in ((0, 4), (1, 2), (1, 3)):
+        assert table[one] | {"energy": 0} == table[other] | {"energy": 0}
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf", "JPG", "jpeg", "webp"])
+def test_a_picture_is_what_its_name_says(tmp_path: Path, ending: str) -> None:
+    from matplotlib.figure import Figure
+
+    from pragnosia.measure.pictures import save
+
+    figure = Figure(figsize=(1, 1))
+    figure.subplots().plot([1, 2])
+    save(figure, tmp_path / f"x.{ending}")
+    begins = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF", "jpg": b"\xff\xd8\xff", "webp": b"RIFF"}
+    assert (tmp_path / f"x.{ending}").read_bytes().startswith(begins[ending.lower().replace("jpeg", "jpg")])
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_one_mechanism_alone(run: Run, model: Path, story: Path) -> None:
     """Without a calibration."""
     given = ("eval", model, "--data", story, "--max-bytes", "2KiB", "--json")
@@ -74,6 +115,8 @@ def test_one_mechanism_alone(run: Run, model: Path, story: Path) -> None:
     [
         (("--energy", "1", "--plot", "x.png"), "takes several energies"),
         (("--energy", "1,0.5", "--plot", "nowhere/x.png"), "there is no folder"),
+        (("--energy", "1,0.5", "--plot", "x.gif"), "end it in one of .png, .svg, .pdf, .jpg, .jpeg, .webp"),
+        (("--energy", "1,0.5", "--plot", "x"), "--plot x: a picture's name says what it is written as"),
         (("--energy", "1,2"), "energy is 2.0"),
         (("--energy", "half"), "energy is 'half'"),
         (("--energy", "1,0.5", "--exit-confidence", "0.9"), "--energy sets all there is to set"),

@@ -20,6 +20,7 @@ def test_it_says_what_it_read(run: Run, model: Path, story: Path, tmp_path: Path
     command = ("pack", model, tmp_path / "out", "--format", "int3", "--calibrate", story, "--calibrate-tokens", 200)
     values = run(*command, "--data", story, "--memory", "8GiB", "--json").values
     assert values["calibration"]["tokens"] == 200
+    assert values["not_carried"] == [], "the energy of the source was not calibrated"
     assert values["kl_divergence"] >= 0
     assert run("generate", tmp_path / "out", "Once", "--max-new-tokens", 3, "--json").values["tokens"] == 3
     plain = run("pack", model, tmp_path / "plain", "--format", "int3", "--json").values

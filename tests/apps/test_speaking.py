@@ -261,6 +261,40 @@ def test_an_energy_budget_lasts_for_a_talk(
     assert said < all_said
 
 
+def test_a_turn_that_costs_more_than_is_left(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Is told of in a line, and costs nothing."""
+    turns, given = tmp_path / "turns", ("chat", model, "--max-new-tokens", 2, "--seed", 1, "--energy-budget")
+    joules = []
+    for text, budget in (("hi\n", "1J"), ("hi\n" + "once upon a time " * 3 + "\n", "{}uJ")):
+        turns.write_text(text, "utf-8")
+        with turns.open(encoding="utf-8") as stdin:
+            monkeypatch.setattr(sys, "stdin", stdin)
+            outcome = run(*given, budget.format(1.02e6 * joules[0] if joules else 1), "--json")
+        assert outcome.code == 0
+        joules.append(outcome.values["joules"])
+        assert len(outcome.values["messages"]) == 2, "a turn and its answer"
+    assert joules[0] == joules[1]
+    assert len(outcome.err.splitlines()) == 1
+    assert "is left, and reading this prompt of " in outcome.err
+    assert "give a larger --energy-budget or a shorter text" in outcome.err
+
+
+@pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
+def test_who_leaves_early_by_the_dial_does_not_speculate(run: Run, calibrated: Path, tmp_path: Path) -> None:
+    """Which is told, not passed over."""
+    copy = Path(shutil.copytree(calibrated, tmp_path / "copy"))
+    dial = json.loads((copy / "energy.json").read_text())
+    for notch in dial["notches"][1:]:
+        notch["setting"] |= {"leave": [[1, 0.1]], "memory": "propagated"}
+    (copy / "energy.json").write_text(json.dumps(dial))
+    say = ("generate", copy, "hi", "--max-new-tokens", 2, "--energy")
+    told = run(*say, "draft", "--speculate")
+    told.refused("at this energy tokens leave early (", "leave 1:0.1 propagated), which excludes --speculate")
+    assert run(*say, "draft").code == run(*say, 1, "--speculate").code == 0
+
+
 @pytest.mark.parametrize("given", ["lots", "0J", "-1J"])
 def test_an_energy_budget_that_is_none(run: Run, model: Path, given: str) -> None:
     outcome = run("generate", model, "Once", f"--energy-budget={given}")
@@ -337,7 +371,7 @@ def nano(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).write(folder)  # fmt: skip
     cheap = Setting(leave=((2, 1e-6),), memory="propagated")
     notches = [
-        Notch(setting=setting, bits_per_byte=bits, operations_per_token=cost, bytes_per_token=cost,
+        Notch(setting=setting, bits_per_byte=bits, agreed=1.0, operations_per_token=cost, bytes_per_token=cost,
               joules_per_token=cost, layers_used=layers, units_awake=1.0)
         for setting, bits, cost, layers in ((WHOLE, 2.0, 100.0, 6.0), (cheap, 2.2, 40.0, 2.0))
     ]  # fmt: skip

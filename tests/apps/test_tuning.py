@@ -48,6 +48,18 @@ def test_merge_says_what_it_did(run: Run, model: Path, adapter: Path, tmp_path: 
     assert run("generate", tmp_path / "out", "Once", "--max-new-tokens", 3, "--json").code == 0
 
 
+def test_a_calibration_is_the_models_alone(
+    run: Run, calibrated: Path, adapter: Path, chat: Path, tmp_path: Path
+) -> None:
+    """Other weights: other costs and other words. Who merges or tunes by blocks is told to measure again."""
+    merged, tuned = tmp_path / "merged", tmp_path / "tuned"
+    blocks = ("--method", "blocks", "--sequence-length", 32, "--steps", 1, "--block-steps", 1, "--out", tuned)
+    for out, command in ((merged, ("merge", calibrated, adapter, merged)), (tuned, ("tune", calibrated, *blocks))):
+        done = run(*command, *(("--data", chat) if out == tuned else ()))
+        assert f"exits.json and energy.json of {calibrated} are its alone; run: pragnosia calibrate {out}" in done.out
+        assert not list(out.glob("e*.json"))
+
+
 def test_merge_refuses_at_once(at_once: Run, model: Path, adapter: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     at_once("merge", tmp_path / "none", adapter, out).refused("no model directory at")

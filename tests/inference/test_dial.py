@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from pragnosia.inference.dial import ENERGY, INTENTS, Dial, Notch, model_print, 
 from pragnosia.model.setting import WHOLE, Setting
 
 
-def notch(setting: Setting, joules: float, bits: float, operations: float | None = None) -> Notch:
+def notch(setting: Setting, joules: float, bits: float, operations: float | None = None, agreed: float = 1.0) -> Notch:
     return Notch(
         setting=setting,
         bits_per_byte=bits,
+        agreed=agreed,
         operations_per_token=joules if operations is None else operations,
         bytes_per_token=joules,
         joules_per_token=joules,
@@ -73,6 +75,20 @@ def test_intents() -> None:
     assert dial.at("answer", leaving=False).setting == Setting(awake=0.5)
 
 
+def test_an_answer_has_the_whole_models_words() -> None:
+    """On a foreign text everything is predicted as badly, and the bits alone would let every token leave at once."""
+    leave = Setting(leave=((1, 0.01),), memory="propagated")
+    half, more = Setting(awake=0.5), Setting(awake=0.75)
+    foreign = made(
+        notch(leave, 20, 1.99, agreed=0.4), notch(half, 60, 2.0, agreed=0.89), notch(more, 80, 2.0, agreed=0.9)
+    )
+    assert foreign.at("answer").setting == more, "though another costs less and predicts better"
+    assert foreign.at("draft").setting == foreign.at(0.5).setting == leave
+    assert foreign.at("answer", leaving=False).setting == more
+    assert made(notch(leave, 20, 1.9, agreed=0.4)).at("answer").setting == WHOLE
+    assert made(notch(half, 60, 2.05, agreed=1.0)).at("answer").setting == WHOLE, "the bits count, too"
+
+
 @given(
     st.lists(st.tuples(st.floats(1, 150), st.floats(1.5, 4), st.floats(1, 150)), min_size=1, max_size=12),
     st.lists(st.floats(0.01, 1), min_size=2, max_size=6),
@@ -122,6 +138,7 @@ def test_written_and_read(model: Path) -> None:
         ({"notches": None}, "no calibration"),
         ({"more": 1}, "more"),
         ({"data": None}, "no calibration"),
+        ({"notches": [asdict(notch(WHOLE, 100.0, 2.0, agreed=0.9))]}, "agree with itself"),
     ],
 )
 def test_damaged_values(change: dict[str, Any], told: str, model: Path) -> None:
@@ -136,7 +153,15 @@ def test_damaged_values(change: dict[str, Any], told: str, model: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"joules_per_token": 0}, {"bits_per_byte": "2"}, {"layers_used": -1}, {"setting": {"awake": 2}}, {"x": 1}],
+    [
+        {"joules_per_token": 0},
+        {"bits_per_byte": "2"},
+        {"layers_used": -1},
+        {"agreed": 1.1},
+        {"agreed": None},
+        {"setting": {"awake": 2}},
+        {"x": 1},
+    ],
 )
 def test_damaged_notches(change: dict[str, Any], model: Path) -> None:
     usual(model=model_print(model)).write(model)

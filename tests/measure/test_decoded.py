@@ -39,7 +39,7 @@ def figures(model: Any, rows: Any, setting: Setting) -> Any:
     """As an evaluation has them, of whole rows."""
     reader = _Reader(model, EvaluationOptions(setting=setting))
     with torch.inference_mode():
-        reader.nats(rows, rows.shape[1] - 1)
+        reader.scores(rows, rows.shape[1] - 1)
 
     class Read:
         passed = reader.passed()

@@ -19,6 +19,7 @@ from pragnosia.inference.exits import Exit, Exits
 from pragnosia.measure.accounting import account
 from pragnosia.measure.dial import calibrate_dial, mechanisms
 from pragnosia.measure.evaluation import evaluate
+from pragnosia.measure.passages import opening
 from pragnosia.model.setting import WHOLE
 
 STORY = "Once upon a time there was a small brain. It slept most of the day, and woke a little for every word.\n" * 40
@@ -51,6 +52,7 @@ def small(**dress: Any) -> Any:
         hidden_size=32,
         num_hidden_layers=3,
         max_position_embeddings=64,
+        initializer_range=0.3,
         attention={"num_heads": 2, "num_key_value_heads": 1, "head_dim": 16},
         **dress,
     )
@@ -88,9 +90,41 @@ def test_what_a_model_has(dress: dict[str, Any], exits: Exits | None, tokenizer:
     if exits is None:
         assert all(not one.setting.leave for one in dial.notches)
     one = dial.frontier()[-1]
-    again = evaluate(model, tokenizer, [STORY[:2400]], context=64, stride=64, setting=one.setting)
+    said, whole = list[torch.Tensor](), list[torch.Tensor]()
+    for setting, words in ((WHOLE, whole), (one.setting, said)):
+        found, size = opening(tokenizer, 300, [STORY], 616)
+        again = evaluate(model, tokenizer, [STORY], context=64, stride=64, max_bytes=size, setting=setting, words=words)
+        assert again.tokens == pytest.approx(found, abs=2)
     assert one.bits_per_byte == pytest.approx(again.bits_per_byte)
     assert one.layers_used == pytest.approx(again.layers_per_token)
+    assert one.agreed == pytest.approx(float((torch.cat(said) == torch.cat(whole)).double().mean()))
+    assert one.agreed < 1 or one.setting == WHOLE
+    assert dial.whole.agreed == 1
+
+
+def test_words_are_those_that_would_be_said(tokenizer: Any) -> None:
+    """The likeliest after each token, as the model's own logits have it."""
+    model, words = small(**UNITS), list[torch.Tensor]()
+    text = STORY[:100]
+    read = evaluate(model, tokenizer, [text], context=64, stride=64, words=words)
+    ids = torch.tensor([[tokenizer.bos_token_id or tokenizer.eos_token_id, *tokenizer(text)["input_ids"]]])
+    assert read.tokens == ids.shape[1] - 1 < 64
+    with torch.inference_mode():
+        assert torch.equal(torch.cat(words), model(ids[:, :-1]).logits[0].argmax(-1))
+
+
+@pytest.mark.parametrize("tokens", [10, 600, 10**6])
+def test_the_opening_of_a_text(tokenizer: Any, tokens: int) -> None:
+    """So many bytes hold so many tokens."""
+    documents = ["Ünd so füˑrth: naïve. " * 3, STORY]
+    found, size = opening(tokenizer, 300, documents, tokens)
+    whole = [len(tokenizer(text)["input_ids"]) for text in documents]
+    assert found == min(tokens, sum(whole))
+    joined = sum(len(text.encode()) for text in documents)
+    assert size <= joined
+    first = documents[0].encode()[:size].decode(errors="ignore")
+    rest = STORY[: max(0, size - len(documents[0].encode()))]
+    assert sum(len(tokenizer(part)["input_ids"]) for part in (first, rest)) == pytest.approx(found, abs=2)
 
 
 def test_levels_that_wake_as_many_are_one() -> None:

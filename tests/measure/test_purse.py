@@ -22,6 +22,7 @@ from pragnosia.measure.activity import ActivityMeter
 from pragnosia.measure.dial import notch
 from pragnosia.measure.energy import energy_model
 from pragnosia.measure.evaluation import Evaluation, EvaluationOptions, _Reader
+from pragnosia.measure.meter import EnergyMeter
 from pragnosia.measure.purse import Purse
 from pragnosia.model.setting import WHOLE, Setting
 from pragnosia.units import parse_joules
@@ -60,10 +61,10 @@ def notches(speaker: Any) -> list[Notch]:
     for number, setting in enumerate(settings):
         reader = _Reader(speaker, EvaluationOptions(setting=setting))
         with torch.inference_mode():
-            reader.nats(rows, 80)
+            reader.scores(rows, 80)
         read = replace(SOME, passed=reader.passed(), heads_per_token=reader.heads / 80)
         read = replace(read, awake_per_token=reader.meter.activity().awake_per_token)
-        found.append(replace(notch(setting, read, counted, MODEL), bits_per_byte=2.0 + number))
+        found.append(replace(notch(setting, read, counted, MODEL, 1.0), bits_per_byte=2.0 + number))
     return found
 
 
@@ -98,8 +99,7 @@ def answered(
     trace = Trace()
     decoder = Decoder(model, 200, setting, trace)
     purse = Purse(joules, decoder, account(model, precision="float32"), MODEL, notches)
-    decoder.setting = purse.choose(len(PROMPT), new)
-    decoder.read(PROMPT)
+    purse.read(PROMPT, new)
     spoken = Spoken(decoder, new, Sampling(), (), purse.ran_out)
     list(spoken)
     return purse, costs(model, trace), spoken.stopped
@@ -177,8 +177,97 @@ def test_the_cost_it_expects_is_near_the_cost_that_comes(speaker: Any, notches: 
 def test_a_prompt_that_cannot_be_paid_for(speaker: Any) -> None:
     decoder = Decoder(speaker, 200)
     purse = Purse(1e-9, decoder, account(speaker, precision="float32"), MODEL)
-    with pytest.raises(PromptError, match=r"of 1 nJ are left, and reading this prompt of 12 tokens takes about"):
+    with pytest.raises(PromptError, match=r"1 nJ of 1 nJ is left, and reading this prompt of 12 tokens takes about"):
         purse.choose(12, 10)
+
+
+def test_what_a_later_prompt_takes_is_asked_of_what_is_left(speaker: Any) -> None:
+    """The second turn's, in one line; nothing is spent on it, and a shorter one is read."""
+    purse, each, _ = answered(speaker, 1.0, new=20)
+    decoder, spent = purse.decoder, purse.spent
+    assert spent == pytest.approx(sum(each))
+    purse.joules = spent + 3 * each[-1]
+    ids, state = list(decoder.ids), decoder.state
+    with pytest.raises(PromptError, match=r"is left, and reading this prompt of 150 tokens takes about") as told:
+        purse.read([5] * 150, 10)
+    assert "\n" not in str(told.value)
+    assert (decoder.ids, decoder.state, purse.spent) == (ids, state, spent)
+    assert not purse.empty
+    purse.read([5], 10)
+    spoken = Spoken(decoder, 10, Sampling(), (), purse.ran_out)
+    said = list(spoken)
+    assert spoken.stopped == "energy"
+    assert len(said) < 4
+    assert purse.joules <= purse.spent <= purse.joules + 2 * each[-1]
+    with pytest.raises(PromptError, match=r"nothing of .* is left"):
+        purse.read([5], 10)
+
+
+class Each:
+    """A counter: so many joules for each token that was read, and some for whatever else runs."""
+
+    source = "rapl"
+
+    def __init__(self, trace: Trace, each: float) -> None:
+        self.trace, self.each, self.else_ = trace, each, 0.0
+
+    def joules(self) -> float:
+        """So far."""
+        return self.else_ + self.each * sum(self.trace.num_tokens)
+
+
+def counted_answer(model: Any, budget: float, prompt: list[int], notches: Any = (), new: int = 60) -> tuple[Purse, int]:
+    """By counters; and the tokens that were said."""
+    trace = Trace()
+    counter = Each(trace, 1.0)
+    with EnergyMeter([counter]) as meter:
+        purse = Purse(
+            budget, Decoder(model, 200, WHOLE, trace), account(model, precision="float32"), MODEL, notches, meter
+        )
+        counter.else_ += 1000.0  # before anything is asked
+        purse.read(prompt, new)
+        said = len(list(Spoken(purse.decoder, new, Sampling(), (), purse.ran_out)))
+        counter.else_ += 1000.0  # while somebody thinks
+        return purse, said
+
+
+def test_counters_are_asked_while_a_prompt_is_read(speaker: Any, notches: list[Notch]) -> None:
+    """Joules of the machine, which are not the model's: 1 for a token."""
+    purse, said = counted_answer(speaker, 40.5, PROMPT)
+    assert said == 30, "12 were given, and the last one said has not been read"
+    assert purse.spent == 41
+    purse, said = counted_answer(speaker, 1000.0, PROMPT, notches)
+    assert (purse.spent, said, purse.decoder.setting) == (71, 60, WHOLE)
+    purse, _ = counted_answer(speaker, 40.5, PROMPT, notches)
+    assert purse.decoder.setting != WHOLE, "though by the model it is enough"
+
+
+@pytest.mark.parametrize("budget", [0.5, 3.5, 9.0, 11.5])
+def test_a_prompt_takes_at_most_a_token_too_many(speaker: Any, budget: float) -> None:
+    """Of the machine's joules, too."""
+    trace = Trace()
+    counter = Each(trace, 1.0)
+    with EnergyMeter([counter]) as meter:
+        decoder = Decoder(speaker, 200, WHOLE, trace)
+        purse = Purse(budget, decoder, account(speaker, precision="float32"), MODEL, (), meter)
+        with pytest.raises(PromptError, match=r"nothing of .* is left: reading \d+ of the prompt's 13 tokens took"):
+            purse.read([*PROMPT, 7], 10)
+        assert budget <= purse.spent <= budget + 1
+        assert purse.empty
+        assert (decoder.ids, decoder.length) == ([], 0)
+        with pytest.raises(PromptError, match=r"nothing of .* is left, and reading this prompt of 1 tokens"):
+            purse.read([7], 10)
+
+
+def test_pieces_say_what_the_whole_says(speaker: Any) -> None:
+    whole, parts = Decoder(speaker, 200), Decoder(speaker, 200)
+    for decoder in (whole, parts):
+        decoder.read(PROMPT)
+    for piece in (1, 2, 50):
+        parts.take_in(piece)
+    assert parts.length == len(PROMPT) - 1
+    said = [list(decoder.speak(20, Sampling())) for decoder in (whole, parts)]
+    assert said[0] == said[1]
 
 
 @pytest.mark.parametrize(("text", "joules"), [("50J", 50), ("200 mJ", 0.2), ("1.5kJ", 1500), ("3", 3), ("7uJ", 7e-6)])

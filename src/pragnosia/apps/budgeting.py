@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
@@ -14,6 +14,8 @@ from pragnosia.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
     from pragnosia.inference.speaker import Pragnosia
+
+Amount = TypeVar("Amount", int, float)
 
 Memory = Annotated[
     str | None,
@@ -48,16 +50,22 @@ def check_memory(memory: str | None) -> None:
 
 def size_of(option: str, text: str) -> int:
     """The bytes an option was given. Raises ConfigError."""
-    from pragnosia.errors import ConfigError
     from pragnosia.units import parse_bytes
 
+    return amount_of(option, text, parse_bytes, "4GiB")
+
+
+def amount_of(option: str, text: str, parse: Callable[[str], Amount], example: str) -> Amount:
+    """What an option was given, as `parse` reads it. Raises ConfigError for what is no amount, and for nothing."""
+    from pragnosia.errors import ConfigError
+
     try:
-        size = parse_bytes(text)
+        amount = parse(text)
     except ValueError as error:
         raise ConfigError(f"{option}: {error}") from error
-    if size <= 0:
-        raise ConfigError(f"{option} is {text}; it must be more than nothing, as in 4GiB")
-    return size
+    if amount <= 0:
+        raise ConfigError(f"{option} is {text}; it must be more than nothing, as in {example}")
+    return amount
 
 
 def open_speaker(
@@ -153,6 +161,19 @@ def streamed_line(values: dict[str, Any]) -> str:
     )
 
 
+def _by_lines(doing: str) -> Counting:
+    """A line for every tenth that is done."""
+    tenth = -1
+
+    def tell(done: int, total: int) -> None:
+        nonlocal tenth
+        if (now := 10 * done // max(total, 1)) != tenth:
+            tenth = now
+            print(f"{doing}: {done} of {total}", file=sys.stderr, flush=True)
+
+    return tell
+
+
 class Counting(Protocol):
     """Is told how much is done, and of how much."""
 
@@ -169,11 +190,17 @@ def bytes_from_disk(speaker: Pragnosia) -> Callable[[], int] | None:
 
 @contextmanager
 def bar(
-    doing: str, *, quiet: bool = False, counts: bool = False, disk: Callable[[], int] | None = None
+    doing: str,
+    *,
+    quiet: bool = False,
+    counts: bool = False,
+    disk: Callable[[], int] | None = None,
+    lines: bool = False,
 ) -> Iterator[Counting | None]:
     """Bytes done (or with `counts` a share), how fast and how long still, on stderr, where somebody watches.
 
-    `disk` says how many bytes have been read meanwhile, where that is something else than what is done.
+    `disk` says how many bytes have been read meanwhile, where that is something else than what is done. With `lines`
+    there are up to ten lines of counts where nobody watches, as a log is written.
 
     It shows from the first word it is told until all is done, may then show again, and leaves nothing behind.
     """
@@ -181,7 +208,7 @@ def bar(
 
     console = Console(file=sys.stderr)
     if quiet or not console.is_terminal:
-        yield None
+        yield _by_lines(doing) if lines and not quiet else None
         return
     from rich.progress import (
         BarColumn,

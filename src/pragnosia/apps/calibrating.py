@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,9 +15,11 @@ from pragnosia.apps.evaluating import Data
 from pragnosia.apps.speaking import Model
 
 if TYPE_CHECKING:
-    from pragnosia.inference.dial import Dial
+    from pragnosia.data import Source
+    from pragnosia.inference.dial import Dial, Notch
     from pragnosia.inference.exits import Exits
 
+_CHANCE = 8
 _NOTHING = "nothing to dial: the model has no units, no trained exits and no gates, so energy stays 1"
 
 
@@ -30,7 +33,12 @@ def calibrate(
     layers: Annotated[
         str | None, typer.Option(help="Layers to exit behind, as 2,4; default those the model was trained with.")
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Of the text, from its beginning; best of held-out text.")] = 8192,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of the text, from its beginning; best of held-out text. Default 8192, or what agreement takes."
+        ),
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
@@ -58,14 +66,16 @@ def calibrate(
     from pragnosia.measure.dial import calibrate_dial
     from pragnosia.measure.exits import calibrate_exits
 
-    speaker = Pragnosia.from_pretrained(model, speculate=False)
     text = Joined(tuple(resolve(source) for source in data))
+    tokens = _enough(model, text, tokens, agreement, behind)
+    speaker = Pragnosia.from_pretrained(model, speculate=False)
     parts = speaker.model, speaker.tokenizer, text
     exits = None
-    if speaker.model.config.num_hidden_layers > 1 or behind:
-        exits = calibrate_exits(*parts, layers=behind, agreement=agreement, tokens=tokens)
+    if speaker.model.config.num_hidden_layers > 1:
+        with bar("reading what exits guess", quiet=as_json, counts=True, lines=True) as told:
+            exits = calibrate_exits(*parts, layers=behind, agreement=agreement, tokens=tokens, progress=told)
     trained = behind is not None or getattr(speaker.model.config, "exits", None) is not None
-    with bar("measuring settings", quiet=as_json, counts=True) as told:
+    with bar("measuring settings", quiet=as_json, counts=True, lines=True) as told:
         dial = calibrate_dial(
             *parts,
             counted=counted(speaker),
@@ -86,7 +96,48 @@ def calibrate(
             "no token leaves early or drafts when it speaks: it runs by its modules; its exits are no part of the dial"
         )
     lines += ["", *_dial_table(dial)] if dial is not None else [_NOTHING]
-    return Answer({"model": str(model), "data": data, **values, "dial": None if dial is None else asdict(dial)}, lines)
+    values = {"model": str(model), "data": data, **values, "dial": None if dial is None else asdict(dial)}
+    return Answer(values, lines, aside="" if dial is None else _foreign(dial))
+
+
+def _enough(model: Path, text: Source, tokens: int | None, agreement: float, behind: list[int] | None) -> int:
+    """How much is read. Raises UserErrors where that, or what there is, is less than this model takes."""
+    from pragnosia.errors import ConfigError, DataError
+    from pragnosia.inference.exits import check_layers
+    from pragnosia.inference.loading import load_config, load_tokenizer
+    from pragnosia.measure.dial import FEWEST
+    from pragnosia.measure.exits import TOKENS, needed_tokens
+    from pragnosia.measure.passages import opening
+
+    config, needed, what = load_config(model), needed_tokens(agreement), f"calibrating to an agreement of {agreement:g}"
+    check_layers(behind or [], config.num_hidden_layers)
+    if config.num_hidden_layers == 1:  # no exit can be there
+        turns = config.units is not None or getattr(config, "gates", None) is not None
+        needed, what = FEWEST if turns else 0, "measuring settings"
+    mend = ", or a lower --agreement" if needed > FEWEST else ""
+    if tokens is not None and tokens < needed:
+        raise ConfigError(f"--tokens is {tokens}; {what} takes {needed}: give more{mend}")
+    if needed:
+        tokenizer = load_tokenizer(model, config.vocab_size, config.tokenizer_digest)
+        found, _ = opening(tokenizer, config.vocab_size, text.documents(), needed)
+        if found < needed:
+            raise DataError(f"the text has {found} tokens; {what} takes {needed}: give more text{mend}")
+    return max(tokens or TOKENS, needed)
+
+
+def _foreign(dial: Dial) -> str:
+    """That what was measured says little, of a text that is nothing like what the model has learned."""
+    bits = dial.whole.bits_per_byte
+    if bits <= _CHANCE:
+        return ""
+    told = f"the model predicts this text worse than chance ({bits:.1f} bits per byte, chance is {_CHANCE}): "
+    return f"pragnosia: {told}its energies mean little; calibrate on text like that which it will meet"
+
+
+def _intents(dial: Dial) -> list[tuple[str, Notch]]:
+    from pragnosia.inference.dial import INTENTS
+
+    return [(intent, dial.at(intent)) for intent in INTENTS]
 
 
 def _layers(text: str) -> list[int]:
@@ -114,7 +165,12 @@ def _table(found: Exits, *, drafts: bool) -> list[str]:
 
 
 def _dial_table(dial: Dial) -> list[str]:
-    """Every notch that is worth its cost, dearest first."""
-    rows = [in_columns((f"{dial.share(one):.3f}", *cost_cells(one))) + f"  {one.setting}" for one in dial.frontier()]
-    header = in_columns(("energy", *COSTS)) + "  setting"
-    return [header, *rows, f"per token that is decoded behind {dial.context:.0f} others; joules by {dial.energy_model}"]
+    """Every notch that is worth its cost, dearest first, and where the dial is for what people want."""
+    rows = [
+        in_columns((f"{dial.share(one):.3f}", *cost_cells(one), f"{one.agreed:.1%}")) + f"  {one.setting}"
+        for one in dial.frontier()
+    ]
+    header = in_columns(("energy", *COSTS, "same words")) + "  setting"
+    told = f"per token that is decoded behind {dial.context:.0f} others; joules by {dial.energy_model}"
+    intents = (f"{intent} {dial.share(notch):.3f} ({notch.setting})" for intent, notch in _intents(dial))
+    return [header, *rows, told, f"by intent: {'; '.join(intents)}"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pragnosia.apps.budgeting import amount_of
 from pragnosia.apps.leaving import check_early
 from pragnosia.units import format_bytes, format_count, format_joules
 
@@ -89,12 +90,19 @@ def as_wish(text: str) -> Wish:
 
 
 def set_to(speaker: Pragnosia, wishes: Wishes, wish: Wish | None = None) -> Setting:
-    """The setting for a wish, the only one there is unless given; that none is so cheap is told on stderr."""
+    """The setting for a wish, the only one there is unless given; that none is so cheap is told on stderr.
+
+    Raises ConfigError as `Pragnosia.turned`, and where tokens would leave early and speculate.
+    """
     alone = None if wishes.awake is None else replace(speaker.setting, awake=wishes.awake)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         setting = speaker.turned(wishes.energies[0] if wish is None else wish, alone)
     tell(told)
+    if setting.leave and wishes.early["speculate"]:
+        from pragnosia.errors import ConfigError
+
+        raise ConfigError(f"at this energy tokens leave early ({setting}), which excludes --speculate; leave it out")
     return setting
 
 
@@ -115,6 +123,20 @@ def setting_values(speaker: Pragnosia, setting: Setting) -> dict[str, Any]:
     return {"energy": shares[0] if shares else None, "setting": setting.write()}
 
 
+def left_behind(source: Path) -> list[str]:
+    """The calibrations beside a model, which another one that is made of it does not get: its weights are others."""
+    from pragnosia.inference.dial import ENERGY
+    from pragnosia.inference.exits import EXITS
+
+    return [name for name in (EXITS, ENERGY) if (source / name).is_file()]
+
+
+def left_behind_rows(names: list[str], source: Path, out: Path | str) -> list[tuple[str, str]]:
+    """The same for people: what to do."""
+    told = f"no: {' and '.join(names)} of {source} are its alone; run: pragnosia calibrate {out} --data TEXT"
+    return [("calibrated", told)] if names else []
+
+
 COSTS = ("bits/byte", "awake", "layers", "operations", "bytes", "joules")
 
 
@@ -122,7 +144,7 @@ def cost_cells(one: Notch | Point) -> tuple[str, ...]:
     """What a setting gives and what a token of it costs, under the headings COSTS."""
     return (
         f"{one.bits_per_byte:.4f}",
-        f"{one.units_awake:.2f}",
+        f"{one.units_awake:.2f}" if one.units_awake else "-",  # none there are
         f"{one.layers_used:.2f}",
         format_count(one.operations_per_token),
         format_bytes(one.bytes_per_token),
@@ -147,13 +169,7 @@ def check_budget(text: str | None, speculate: bool | None, exit_confidence: str 
             "--energy-budget counts token by token and chooses the exits itself; leave --speculate and "
             "--exit-confidence out"
         )
-    try:
-        joules = parse_joules(text)
-    except ValueError as error:
-        raise ConfigError(f"--energy-budget: {error}") from error
-    if joules <= 0:
-        raise ConfigError(f"--energy-budget is {text}; it must be more than nothing, as in 50J")
-    return joules
+    return amount_of("--energy-budget", text, parse_joules, "50J")
 
 
 def open_purse(joules: float | None, speaker: Pragnosia, decoder: Decoder, meter: EnergyMeter) -> Purse | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,7 @@ from pragnosia.apps.budgeting import (
     Vram,
     check_memory,
     open_speaker,
+    size_of,
     streamed,
     streamed_line,
 )
@@ -62,7 +63,9 @@ def evaluate(
     max_bytes: MaxBytes = None,
     energy: Energies = "1",
     awake: Awake = None,
-    plot: Annotated[Path | None, typer.Option(help="With several energies: draw the frontier, as PNG.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="With several energies: draw the frontier, as .png, .svg, .pdf, .jpg or .webp.")
+    ] = None,
     memory: Memory = None,
     adapter: Adapter = None,
     exact: Exact = False,
@@ -113,8 +116,11 @@ def _frontier(
     """Every setting beside the others."""
     from pragnosia.measure.frontier import draw_frontier
 
-    read = [first, *(text.measured(setting) for _, setting in settings[1:])]
-    points = [text.point(*one, measured) for one, measured in zip(settings, read, strict=True)]
+    found: dict[Setting, Point] = {}
+    for wish, setting in settings:  # several energies may come to one
+        if setting not in found:
+            found[setting] = text.point(wish, setting, text.measured(setting) if found else first)
+    points = [replace(found[setting], energy=wish) for wish, setting in settings]
     lines = [in_columns(("energy", *COSTS, "tokens/s")) + "  setting"]
     for one, (_, setting) in zip(points, settings, strict=True):
         row = str(one.energy), *cost_cells(one), f"{one.tokens_per_second:.1f}"
@@ -132,8 +138,15 @@ def _check_plot(path: Path, energies: list[Wish]) -> None:
 
     if len(energies) < 2:
         raise ConfigError("--plot draws a frontier, which takes several energies: --energy 1,0.5,0.2")
+    from pragnosia.measure.pictures import FORMATS
+
+    if path.suffix[1:].lower() not in FORMATS:
+        endings = ", ".join(f".{name}" for name in FORMATS)
+        raise ConfigError(f"--plot {path}: a picture's name says what it is written as; end it in one of {endings}")
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"--plot {path}: there is no folder {path.absolute().parent}; make it first")
+    if path.is_dir():
+        raise ConfigError(f"--plot {path} is a folder; name a picture")
 
 
 def _check_input(model: Path, data: list[str], max_bytes: str | None) -> None:
@@ -148,13 +161,7 @@ def _check_input(model: Path, data: list[str], max_bytes: str | None) -> None:
 
 
 def _limit(max_bytes: str | None) -> int | None:
-    from pragnosia.errors import ConfigError
-    from pragnosia.units import parse_bytes
-
-    try:
-        return parse_bytes(max_bytes) if max_bytes else None
-    except ValueError as error:
-        raise ConfigError(f"--max-bytes: {error}") from error
+    return None if max_bytes is None else size_of("--max-bytes", max_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
+from pragnosia.apps.dialling import left_behind, left_behind_rows
 from pragnosia.checkpoints.gguf_header import gguf_in
+from pragnosia.errors import ConfigError
 from pragnosia.units import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -23,7 +25,11 @@ Out = Annotated[Path, typer.Argument(help="A directory to make.", metavar="OUT")
 @answering
 def inspect(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL|PRESET", help="A model directory, a GGUF file or the name of a preset.")
+        str,
+        typer.Argument(
+            metavar="MODEL|PRESET|CONFIG",
+            help="A model directory, a GGUF file, the name of a preset, or the YAML that a model is trained from.",
+        ),
     ],
     context: Annotated[
         int | None, typer.Option(min=1, help="Tokens remembered; default 2048 or all the model holds.")
@@ -87,7 +93,7 @@ def _check_outside(folder: Path) -> None:
 
 
 def _described(model: str) -> tuple[PragnosiaConfig, str]:
-    """Configuration and precision of a directory or a preset."""
+    """Configuration and precision of a directory, a preset, or a model that a YAML file would train."""
     from pragnosia.errors import CheckpointError, unknown_name
     from pragnosia.inference.loading import load_config
     from pragnosia.model.presets import PRESETS, preset
@@ -95,6 +101,8 @@ def _described(model: str) -> tuple[PragnosiaConfig, str]:
 
     if model in PRESETS:
         return preset(model), "bfloat16"
+    if Path(model).suffix in (".yaml", ".yml") and not Path(model).is_dir():
+        return _to_be_trained(Path(model)), "float32"
     if not Path(model).exists() and "/" not in model:
         raise CheckpointError(unknown_name("preset", model, PRESETS) + "; and there is no directory of that name")
     config = load_config(model)
@@ -103,6 +111,21 @@ def _described(model: str) -> tuple[PragnosiaConfig, str]:
         return config, plain
     entry = read_index(Path(model)).entry
     return config, entry.name if entry.plain_dtype is None else plain
+
+
+def _to_be_trained(file: Path) -> PragnosiaConfig:
+    """The shape that a training configuration gives; how long it is trained need not be said."""
+    from pragnosia.data import load_tokenizer
+    from pragnosia.training.assembly import model_config
+    from pragnosia.training.configuration import read_config
+    from pragnosia.training.settings import read_settings
+
+    values = read_settings(file)
+    if "model" not in values:
+        raise ConfigError(f"{file} has no section `model`: it describes none; see configs/")
+    config = read_config(values if values.keys() & {"steps", "tokens"} else values | {"steps": 1})
+    own = config.tokenizer.path
+    return model_config(config, None if own is None else load_tokenizer(own))
 
 
 def _description(values: dict[str, Any], config: PragnosiaConfig) -> list[str]:
@@ -177,8 +200,9 @@ def import_model(
     check_vacant(out)
     from pragnosia.checkpoints.importing import import_model as bring_in
 
-    report = bring_in(source, out, tokenizer=tokenizer)
-    return Answer(asdict(report), _moved(asdict(report), "imported"))
+    report, left = bring_in(source, out, tokenizer=tokenizer), left_behind(source)
+    told = aligned(left_behind_rows(left, source, out))
+    return Answer(asdict(report) | {"not_carried": left}, [*_moved(asdict(report), "imported"), *told])
 
 
 @answering

@@ -11,6 +11,7 @@ import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
 from pragnosia.apps.budgeting import bar, check_memory
+from pragnosia.apps.dialling import left_behind, left_behind_rows
 from pragnosia.errors import UserError
 from pragnosia.units import GIB, KIB, format_bytes
 
@@ -85,7 +86,8 @@ def pack(
         calibration = calibrated(source, resolve(calibrate), tokens=calibrate_tokens, memory=memory)
     with bar("packing", quiet=as_json) as progress:
         report = pack_model(blueprint(source), out, format, calibration=calibration, progress=progress)
-    values: dict[str, Any] = {"source": str(source), **asdict(report)}
+    left = left_behind(source)
+    values: dict[str, Any] = {"source": str(source), **asdict(report), "not_carried": left}
     rows = [
         ("packed", f"{source} to {out} as {format}{', resumed' if report.resumed else ''}"),
         ("size", f"{format_bytes(report.num_bytes)} of {format_bytes(report.source_bytes)}"),
@@ -108,7 +110,7 @@ def pack(
             ("KL divergence", f"{lost['kl_divergence']:.4g} nats per token, over {lost['kl_tokens']} tokens"),
             ("measured on", f"{format_bytes(lost['text_bytes'])} of {', '.join(data or [_TEXT])}"),
         ]
-    return Answer(values | lost, aligned(rows))
+    return Answer(values | lost, aligned([*rows, *left_behind_rows(left, source, out)]))
 
 
 def _loss_on_little(source: Path, packed: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
 from pragnosia.apps.budgeting import bar
+from pragnosia.apps.dialling import left_behind, left_behind_rows
 from pragnosia.units import format_bytes
 
 if TYPE_CHECKING:
@@ -71,9 +72,12 @@ def sparsify(
     if is_packed(source):
         raise CheckpointError(f"{source} is packed; sparsify the model it was made from")
     check_vacant(out)
+    left = left_behind(source)
     if level is not None:
-        return _put_to_sleep(source, out, level, data or [], tokens or _TOKENS, share_out=share_out)
-    return _prune(source, out, f"{format}-{PATTERN}", data or [], tokens, recover, quiet=as_json)
+        values, rows = _put_to_sleep(source, out, level, data or [], tokens or _TOKENS, share_out=share_out)
+    else:
+        values, rows = _prune(source, out, f"{format}-{PATTERN}", data or [], tokens, recover, quiet=as_json)
+    return Answer(values | {"not_carried": left}, aligned([*rows, *left_behind_rows(left, source, out)]))
 
 
 def _check_choice(
@@ -105,7 +109,9 @@ def _check_choice(
         resolve(text)
 
 
-def _put_to_sleep(source: Path, out: Path, level: float, data: list[str], tokens: int, *, share_out: bool) -> Answer:
+def _put_to_sleep(
+    source: Path, out: Path, level: float, data: list[str], tokens: int, *, share_out: bool
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Thresholds found, examined and written."""
     from dataclasses import replace
 
@@ -148,12 +154,12 @@ def _put_to_sleep(source: Path, out: Path, level: float, data: list[str], tokens
         *_perplexities(values),
         ("bytes per token", f"{format_bytes(read)}, before {format_bytes(whole)} ({read / whole:.0%})"),
     ]
-    return Answer(values, aligned(rows))
+    return values, rows
 
 
 def _prune(
     source: Path, out: Path, name: str, data: list[str], tokens: int | None, recover: int, *, quiet: bool
-) -> Answer:
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Two of every four weights kept, with or without a training, and packed."""
     from dataclasses import asdict
 
@@ -192,7 +198,7 @@ def _prune(
         values |= {"perplexity_before": before, "perplexity": after}
         values |= {"tokens": found.num_seen, "held_out_tokens": found.num_held_out}
         rows += _perplexities(values)
-    return Answer(values, aligned(rows))
+    return values, rows
 
 
 def _recovered(

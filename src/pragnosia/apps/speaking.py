@@ -128,9 +128,10 @@ def generate(
     started = time.perf_counter()
     with EnergyMeter() as meter, _reading(speaker, quiet=as_json) as decoder.progress:
         purse = open_purse(joules, speaker, decoder, meter)
-        if purse is not None:
-            decoder.setting = purse.choose(len(ids), max_new_tokens)
-        decoder.read(ids)
+        if purse is None:
+            decoder.read(ids)
+        else:
+            purse.read(ids, max_new_tokens)
         spent_all = None if purse is None else purse.ran_out
         spoken = Spoken(decoder, max_new_tokens, sampling, speaker.stop_tokens, spent_all)
         pieces = [_shown(piece, quiet=as_json) for piece in speaker.pieces(iter(spoken), sampling.stop, after=ids)]
@@ -263,6 +264,8 @@ def _talk(conversation: Conversation, turns: list[dict[str, str]], as_json: bool
                 answer = _reply(conversation, line, as_json)
         except (PromptError, CheckpointError) as error:  # one turn that cannot be is not the end of a talk
             print(f"pragnosia: {one_line(error)}", file=sys.stderr)
+            if conversation.purse is not None and conversation.purse.empty:
+                break
             continue
         finally:
             seconds += time.perf_counter() - started

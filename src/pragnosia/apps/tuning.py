@@ -10,6 +10,7 @@ import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
 from pragnosia.apps.budgeting import Memory, Vram, check_memory, size_of
+from pragnosia.apps.dialling import left_behind, left_behind_rows
 from pragnosia.units import format_bytes, format_count, format_duration
 
 T = TypeVar("T")
@@ -135,7 +136,8 @@ def tune(
         checkpoint=CheckpointConfig(every=save_every),
     )
     report = run(config, out=out, resume=resume, reporter=Bar())
-    values = asdict(report)
+    left = left_behind(model) if method == "blocks" else []  # beside an adapter the model stays as it is
+    values = asdict(report) | {"not_carried": left}
     rows = [
         (
             "adapter" if report.blocks is None else "model",
@@ -158,7 +160,7 @@ def tune(
             ("read", f"{format_bytes(report.bytes_read)} from disk, {report.hit_rate:.0%} of units were here{on_gpu}"),
             ("waiting", f"{format_duration(report.seconds_waiting)} for the disk, validation included"),
         ]
-    return Answer(values, aligned(rows))
+    return Answer(values, aligned([*rows, *left_behind_rows(left, model, report.out)]))
 
 
 def _check_method(method: str, **options: dict[str, object]) -> None:
@@ -211,4 +213,5 @@ def merge(
         ("changed", f"{report.num_adapted} tensors of {', '.join(report.targets)}"),
         ("size", size),
     ]
-    return Answer(asdict(report), aligned(rows))
+    left = left_behind(model)
+    return Answer(asdict(report) | {"not_carried": left}, aligned([*rows, *left_behind_rows(left, model, out)]))

@@ -21,14 +21,18 @@ from pragnosia.model.state import State
 class Purse(Protocol):
     """What a conversation may cost (measure/purse.py)."""
 
-    def choose(self, prompt: int, new: int) -> Setting:
-        """How much may wake for the next answer. Raises PromptError where it cannot be paid for."""
+    def read(self, ids: list[int], new: int) -> None:
+        """Let the decoder read, and set it for an answer of at most `new` tokens. Raises PromptError for too dear."""
 
     def turn(self, setting: Setting) -> None:
         """Where it chooses from: this, or less."""
 
     def ran_out(self) -> bool:
-        """Whether nothing is left."""
+        """Count what was done; whether nothing is left."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was left when it was last counted."""
 
 
 class Conversation:
@@ -130,9 +134,10 @@ class Conversation:
                 f"this turn and what goes before it take {needed} tokens, {self.decoder.bound} {limit} with the "
                 "answer; say it in fewer words"
             )
-        if self.purse is not None:
-            self.decoder.setting = self.purse.choose(len(ids), self.max_new_tokens)
-        self.decoder.read(ids)
+        if self.purse is None:
+            self.decoder.read(ids)
+        else:
+            self.purse.read(ids, self.max_new_tokens)
         self.passed += len(ids)
         self.text, self.marks[1:-1] = text, []
 

@@ -86,6 +86,11 @@ class Decoder:
         """What the model remembers: all tokens it has read."""
         return self._state if self._program is None else self._program.state
 
+    @property
+    def length(self) -> int:
+        """Tokens that the model has read."""
+        return self._state.length if self._program is None else self._program.length
+
     def rewind(self, state: State) -> None:
         """Go back to where the text was when this was its state."""
         self._program, self._state = None, state
@@ -103,6 +108,16 @@ class Decoder:
         if outside:
             raise PromptError(f"token {outside[0]} is not in the model's vocabulary of {vocabulary}")
         self.ids += ids
+
+    @torch.inference_mode()
+    def take_in(self, tokens: int) -> None:
+        """Read so many of the tokens that wait, now and at once; the last one waits for `speak`."""
+        self._fold()
+        waiting = min(tokens, len(self.ids) - 1 - self._state.length)
+        while waiting > 0:
+            count = min(waiting, self._most())
+            self._settle(self._modules(count), count)
+            waiting -= count
 
     @property
     def bound(self) -> str:
@@ -146,7 +161,7 @@ class Decoder:
             if isinstance(self._program, Program):
                 self._record(self._program.routings, 1)
             return chosen
-        piece = self._piece if self.model.device.type == "cpu" else prompt_piece(self.model.config, self.room)
+        piece = self._most()
         with self._watched(len(self.ids) - self._state.length):
             unread = len(self.ids) - self._state.length
             if unread > piece and self._comes_from_disk():
@@ -159,6 +174,10 @@ class Decoder:
         chosen = self._choose(sampler, logits, int(logits.argmax()))
         self._settle(output, unread)
         return chosen
+
+    def _most(self) -> int:
+        """Tokens of a prompt that are read at once."""
+        return self._piece if self.model.device.type == "cpu" else prompt_piece(self.model.config, self.room)
 
     def _kind(self, single: bool) -> str:
         """What will compute single tokens; what cannot climb speaks with all layers."""

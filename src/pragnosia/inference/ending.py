@@ -30,7 +30,7 @@ class Spoken:
         stop_tokens: Collection[int] = (),
         spent: Callable[[], bool] | None = None,
     ) -> None:
-        """`spent` is asked after each token whether it was the last that could be paid for."""
+        """`spent` is asked after each token whether it was the last that could be paid for, and when all is said."""
         self.decoder, self.max_new_tokens = decoder, max_new_tokens
         self.sampling, self.stop_tokens = sampling, stop_tokens
         self.spent = spent
@@ -40,12 +40,16 @@ class Spoken:
 
     def __iter__(self) -> Iterator[int]:
         begun = len(self.decoder.ids)
-        for token in self.decoder.speak(self.max_new_tokens, self.sampling, self.stop_tokens):
-            self.began = self.began or time.perf_counter()
-            yield token
-            if self.spent is not None and self.spent():
-                self.stopped = "energy"
-                return
+        try:
+            for token in self.decoder.speak(self.max_new_tokens, self.sampling, self.stop_tokens):
+                self.began = self.began or time.perf_counter()
+                yield token
+                if self.spent is not None and self.spent():
+                    self.stopped = "energy"
+                    return
+        finally:
+            if self.spent is not None:  # who leaves early, or stops, has made one token more
+                self.spent()
         # Not reached by a listener who leaves early.
         if self.decoder.ids[-1] not in self.stop_tokens:
             enough = len(self.decoder.ids) - begun >= self.max_new_tokens

@@ -30,7 +30,7 @@ from pragnosia.inference.loading import load_model, load_tokenizer
 from pragnosia.inference.plan import Plan
 from pragnosia.inference.shelf import Shelf, open_shelf
 from pragnosia.inference.stream import StreamedBank, build
-from pragnosia.measure.passages import Passages
+from pragnosia.measure.passages import BYTES_PER_TOKEN, Passages
 from pragnosia.model.bank import Bank
 from pragnosia.model.cortex import Cortex
 from pragnosia.quantisation.calibration import Calibration, even
@@ -42,7 +42,6 @@ WINDOW = 1024
 """Tokens read at once, as many as a plan has scratch for."""
 PRIOR = 16
 _PRODUCTS = 96 * MIB  # the code that torch's library of products writes for each shape, and keeps
-_BYTES_PER_TOKEN = 32  # of text, at most: a tokenizer that needs more reads fewer tokens
 
 
 def calibrate(
@@ -86,7 +85,7 @@ def cut(
 ) -> Iterator[Tensor]:
     """The first `tokens` of all documents one after the other, in windows (T,) of `length`. Raises DataError."""
     held, left = torch.empty(0, dtype=torch.long), tokens
-    for passage in Passages(tokenizer, vocab_size).of(text.documents(), _BYTES_PER_TOKEN * tokens):
+    for passage in Passages(tokenizer, vocab_size).of(text.documents(), BYTES_PER_TOKEN * tokens):
         held, left = torch.cat([held, passage.tokens[:left]]), left - len(passage.tokens[:left])
         while len(held) >= length:
             yield held[:length].clone()

@@ -3,7 +3,8 @@
 Every setting reads the same text as it would decode it (evaluation.py, leaving.py), and costs what one token would
 that is decoded alone (decoded.py), so notches differ by the setting and by nothing else. First each mechanism is turned
 alone; levels that are worth their cost there are then combined with those of the others. Notches stay that nothing as
-cheap predicts better than: among all, and among those at which all layers speak, for where no token can leave early.
+cheap predicts better than: among all, among those at which all layers speak, for where no token can leave early, and
+among both those that say nearly what the whole model says.
 """
 
 from __future__ import annotations
@@ -12,22 +13,25 @@ from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pragnosia.data.sources import Source
 from pragnosia.errors import DataError
-from pragnosia.inference.dial import Dial, Notch, frontier
+from pragnosia.inference.dial import Dial, Notch, frontier, nearly_whole
 from pragnosia.inference.exits import Exits
 from pragnosia.measure.accounting import Account
 from pragnosia.measure.decoded import decoded
 from pragnosia.measure.energy import EnergyModel, energy_model
 from pragnosia.measure.evaluation import Evaluation, evaluate
+from pragnosia.measure.passages import opening
 from pragnosia.model.cortex import Cortex
 from pragnosia.model.setting import WHOLE, Setting
 from pragnosia.model.thalamus import Thalamus, ThresholdThalamus
 
 TOKENS, WINDOW, FEWEST = 4096, 512, 512
-_BYTES_PER_TOKEN = 4  # of text: a tokenizer that needs more reads fewer tokens, one of bytes more
+_MORE = 16  # tokens that are read beside: a text that is cut at the end of one is not always split as before
 _AWAKE = (1.0, 0.75, 0.5, 0.25, 0.125)
 _GATES = (0.75, 0.5)
 _CONFIDENCES = (0.8, 0.5, 0.3, 0.15, 0.05)
@@ -58,51 +62,62 @@ def calibrate_dial(  # noqa: PLR0913  what a dial is made of
         return None
     context = min(int(model.config.max_position_embeddings), WINDOW)
     joules = energy_model(device=model.device.type)
-    limit = _BYTES_PER_TOKEN * min(tokens, TOKENS)
-    notches = dict[Setting, Notch]()
+    wanted = max(min(tokens, TOKENS), FEWEST) + _MORE
+    found, limit = opening(tokenizer, int(model.config.vocab_size), text.documents(), wanted)
+    if found < FEWEST:
+        raise DataError(f"the text has {found} tokens; measuring settings takes {FEWEST}: give more text")
+    notches, whole = dict[Setting, Notch](), list[Tensor]()
     alone = [WHOLE, *(setting for turn in turns for setting in turn)]
 
     def measure(settings: Sequence[Setting], total: int) -> None:
         for setting in settings:
             if progress is not None:
                 progress(len(notches), total)
-            read = evaluate(model, tokenizer, text, context=context, stride=context, max_bytes=limit, setting=setting)
-            if read.tokens < FEWEST:
-                raise DataError(f"the text has {read.tokens} tokens; measuring settings takes {FEWEST}: give more text")
-            notches[setting] = notch(setting, read, counted, joules)
+            words: list[Tensor] = whole if setting == WHOLE else []
+            read = evaluate(model, tokenizer, text, words=words, setting=setting, **windows)
+            agreed = float((torch.cat(words) == torch.cat(whole)).double().mean())
+            notches[setting] = notch(setting, read, counted, joules, agreed)
             measured.update(tokens=read.tokens, context=seen(read))
 
     measured: dict[str, Any] = {}
+    windows: dict[str, Any] = {"context": context, "stride": context, "max_bytes": limit}
     measure(alone, len(alone) + 1)
     worth = [[one.setting for one in frontier(notches[setting] for setting in (WHOLE, *turn))] for turn in turns]
     both = [setting for setting in map(_joined, product(*worth)) if setting not in notches]
     measure(both, len(alone) + len(both))
     if progress is not None:
         progress(len(notches), len(notches))
-    best = frontier(notches.values())
-    speaking = frontier(one for one in notches.values() if not one.setting.leave)
+    every = list(notches.values())
+    speaking = [one for one in every if not one.setting.leave]
+    nearly = [[one for one in some if nearly_whole(one, every[0])] for some in (every, speaking)]
+    kept = [one for some in (every, speaking, *nearly) for one in frontier(some)]
     return Dial(
         model=name,
         num_layers=len(counted.layers),
         energy_model=joules.name,
         data=tuple(data),
-        notches=(*best, *(one for one in speaking if one not in best)),
+        notches=tuple(dict.fromkeys(kept)),
         **measured,
     )
 
 
-def notch(setting: Setting, read: Evaluation, counted: Account, joules: EnergyModel) -> Notch:
-    """One setting, from a text read at it."""
+def notch(setting: Setting, read: Evaluation, counted: Account, joules: EnergyModel, agreed: float) -> Notch:
+    """One setting, from a text read at it; `agreed` is the share of its words that are the whole model's."""
+    return Notch(agreed=agreed, **figures(setting, read, counted, joules))
+
+
+def figures(setting: Setting, read: Evaluation, counted: Account, joules: EnergyModel) -> dict[str, Any]:
+    """Of one setting, by their names in a notch: what reading a text at it says by itself."""
     cost = decoded(counted, read, setting, seen(read))
-    return Notch(
-        setting=setting,
-        bits_per_byte=read.bits_per_byte,
-        operations_per_token=cost.operations,
-        bytes_per_token=cost.num_bytes,
-        joules_per_token=joules.estimate(cost.operations, cost.num_bytes, counted.arithmetic).joules,
-        layers_used=cost.layers_used,
-        units_awake=cost.units_awake,
-    )
+    return {
+        "setting": setting,
+        "bits_per_byte": read.bits_per_byte,
+        "operations_per_token": cost.operations,
+        "bytes_per_token": cost.num_bytes,
+        "joules_per_token": joules.estimate(cost.operations, cost.num_bytes, counted.arithmetic).joules,
+        "layers_used": cost.layers_used,
+        "units_awake": cost.units_awake,
+    }
 
 
 def seen(read: Evaluation) -> float:

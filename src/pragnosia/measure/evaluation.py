@@ -33,7 +33,7 @@ from pragnosia.measure.energy import EnergyModel, energy_model
 from pragnosia.measure.leaving import read_leaving
 from pragnosia.measure.meter import EnergyMeter
 from pragnosia.measure.passages import Passage, Passages, windows
-from pragnosia.measure.scoring import listening, score
+from pragnosia.measure.scoring import Scores, listening, score
 from pragnosia.model.cortex import Cortex
 from pragnosia.model.setting import WHOLE, Setting
 
@@ -145,9 +145,13 @@ def evaluate(
     documents: Iterable[str] | Source,
     *,
     progress: Progress | None = None,
+    words: list[Tensor] | None = None,
     **options: Any,
 ) -> Evaluation:
     """Score `documents`; `options` as in EvaluationOptions. `progress` is told the tokens scored so far.
+
+    `words` gets the likeliest token in place of each that was scored (N,), batch by batch: of one text and one window
+    they come in one order, so that those of two settings can be compared.
 
     Raises:
         DataError: no text, text that is none, or a tokenizer that is not the model's.
@@ -164,7 +168,10 @@ def evaluate(
     began = time.perf_counter()
     with listening(model), EnergyMeter() as counters:
         for batch, num_scored in _batches(_spans(passages, context, stride, counts), choices.batch_size):
-            nats += reader.nats(batch, num_scored)
+            scores = reader.scores(batch, num_scored)
+            nats -= float(scores.log_probabilities.sum(dtype=torch.float32))
+            if words is not None:
+                words.append(scores.likeliest.cpu())
             counts.tokens += len(batch) * num_scored
             if progress is not None:
                 progress(counts.tokens)
@@ -226,7 +233,7 @@ class _Reader:
         beyond = self._left.flip(0).cumsum(0).flip(0)  # those that passed so many layers, or more
         return tuple((beyond[1:] / beyond[0].clamp_min(1)).tolist())
 
-    def nats(self, batch: Int[Tensor, "B T+1"], num_scored: int) -> float:
+    def scores(self, batch: Int[Tensor, "B T+1"], num_scored: int) -> Scores:
         """Of the last `num_scored` tokens of each row."""
         rows = batch.to(self.model.device)
         if self.setting.leave:
@@ -240,8 +247,7 @@ class _Reader:
         self._left += torch.bincount(depths, minlength=len(self._left))
         exits = sum(int((depths >= layer).sum()) for layer, _ in self.setting.leave)
         self.heads += exits + int((depths == len(self._left) - 1).sum())
-        scores = score(hidden, self.model.lm_head, rows[:, -num_scored:].flatten())
-        return -float(scores.log_probabilities.sum(dtype=torch.float32))
+        return score(hidden, self.model.lm_head, rows[:, -num_scored:].flatten())
 
     def energy_model(self) -> EnergyModel:
         """The stated one of this device."""

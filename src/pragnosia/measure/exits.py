@@ -10,7 +10,7 @@ says what the choice gives. What a draft gains is reckoned in bytes of weights, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +29,13 @@ from pragnosia.measure.leaving import answers
 from pragnosia.measure.scoring import listening
 from pragnosia.model.cortex import Cortex
 
-TOKENS, WINDOW = 8192, 512
+TOKENS, WINDOW, FEWEST = 8192, 512, 512
 _CONFIDENCES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 _FURTHER = 0.1
 """What each further token of a span costs beside the reading of a weight, as a share of that."""
+
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -52,20 +55,20 @@ def calibrate_exits(
     layers: Sequence[int] | None = None,
     agreement: float = 0.99,
     tokens: int = TOKENS,
+    progress: Progress | None = None,
 ) -> Exits:
     """Calibrate exits behind `layers` (None: those the model was trained with, or four) on a text's first `tokens`.
 
+    `progress` is told how many of them have been read, and of how many.
     Raises ConfigError for a layer or an agreement that cannot be, DataError for a text that is too short.
     """
     config: Any = model.config
     num_layers, vocabulary = int(config.num_hidden_layers), int(config.vocab_size)
-    if not 0 < agreement < 1:
-        raise ConfigError(f"the agreement is {agreement}; it must lie between 0 and 1, as 0.99")
+    needed = needed_tokens(agreement)
     chosen = sorted(set(exit_layers(config) if layers is None else layers))
     check_layers(chosen, num_layers)
     if not chosen:
         raise ConfigError(f"the model has {num_layers} layer; an exit needs one behind it")
-    needed = max(512, 2 * math.ceil(10 / (1 - agreement)))
     length = min(int(config.max_position_embeddings), WINDOW)
     windows = list(cut(tokenizer, text, vocabulary, max(tokens, needed), length))
     found = sum(map(len, windows))
@@ -73,7 +76,7 @@ def calibrate_exits(
         raise DataError(
             f"the text has {found} tokens; calibrating to an agreement of {agreement} takes {needed}: give more text"
         )
-    guesses = read_guesses(model, windows, chosen)
+    guesses = read_guesses(model, windows, chosen, progress)
     half = found // 2
     exits, agreed, depth = _chosen(guesses, half, agreement, num_layers)
     counted = account(model, precision=stored(model))
@@ -92,6 +95,13 @@ def calibrate_exits(
     )
 
 
+def needed_tokens(agreement: float) -> int:
+    """Of text: half of them choose, and ten of those may be wrong. Raises ConfigError for what is no agreement."""
+    if not 0 < agreement < 1:
+        raise ConfigError(f"the agreement is {agreement}; it must lie between 0 and 1, as 0.99")
+    return max(FEWEST, 2 * math.ceil(10 / (1 - agreement)))
+
+
 def exit_layers(config: Any) -> list[int]:
     """The exits a model was trained with; of one without, up to four that stand evenly."""
     if getattr(config, "exits", None) is not None:
@@ -100,16 +110,24 @@ def exit_layers(config: Any) -> list[int]:
     return sorted({round(total * part / 5) for part in range(1, 5)} - {0, total})
 
 
-def read_guesses(model: Cortex, windows: Sequence[Tensor], layers: Sequence[int]) -> dict[int, Guesses]:
+def read_guesses(
+    model: Cortex, windows: Sequence[Tensor], layers: Sequence[int], progress: Progress | None = None
+) -> dict[int, Guesses]:
     """By layer: what its exit says of each token, beside what the full model says."""
     parts: dict[int, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
+    done, total = 0, sum(map(len, windows))
     with listening(model):
         for window in windows:
+            if progress is not None:
+                progress(done, total)
+            done += len(window)
             output = model.model(window[None].to(model.device), use_cache=False, output_hidden_states=True)
             full = answers(output.hidden_states[-1][0], model.lm_head)[0]
             for layer in layers:
                 words, sure = answers(model.model.norm(output.hidden_states[layer])[0], model.lm_head)
                 parts[layer].append(((words == full).cpu(), sure.cpu()))
+    if progress is not None:
+        progress(done, total)
     return {
         layer: Guesses(torch.cat([right for right, _ in some]), torch.cat([sure for _, sure in some]))
         for layer, some in parts.items()

@@ -18,9 +18,10 @@ from pragnosia.errors import PromptError
 from pragnosia.inference.decode import Decoder
 from pragnosia.inference.sampling import Sampling
 from pragnosia.measure.accounting import Account
-from pragnosia.measure.dial import notch
+from pragnosia.measure.dial import figures
 from pragnosia.measure.energy import energy_model
 from pragnosia.measure.evaluation import Evaluation
+from pragnosia.measure.labels import label
 from pragnosia.measure.meter import EnergyMeter
 from pragnosia.measure.pictures import COOL, INK, WARM, save, style
 from pragnosia.model.cortex import Cortex
@@ -72,24 +73,26 @@ def point(
     if spoken < 1:
         raise PromptError(f"the model ended after {len(moments)} tokens, too few to time; give another text")
     used = meter.measured if joules else None
-    found = notch(setting, read, counted, energy_model(device=model.device.type))
+    found = figures(setting, read, counted, energy_model(device=model.device.type))
+    if used and joules:
+        found["joules_per_token"] = (used.joules - joules.joules) / spoken
     return Point(
         energy=energy,
-        setting=setting,
-        bits_per_byte=found.bits_per_byte,
-        operations_per_token=found.operations_per_token,
-        bytes_per_token=found.bytes_per_token,
-        joules_per_token=(used.joules - joules.joules) / spoken if used and joules else found.joules_per_token,
         joules_source=used.source if used else "model",
         tokens_per_second=spoken / max(moments[-1] - moments[warm], 1e-9),
-        units_awake=found.units_awake,
-        layers_used=found.layers_used,
         decoding=decoder.decoding,
+        **found,
     )
 
 
 def draw_frontier(points: Sequence[Point], path: Path, title: str) -> None:
-    """Quality over operations, bytes, joules and speed; each point says its setting."""
+    """Quality over operations, bytes, joules and speed; each point says its energies."""
+    ordered = sorted(points, key=lambda one: one.joules_per_token)
+    named = dict[Setting, list[str]]()
+    for one in ordered:
+        named.setdefault(one.setting, []).append(f"{one.energy}")
+    shown = list({one.setting: one for one in ordered}.values())
+    names = [", ".join(dict.fromkeys(named[one.setting])) for one in shown]
     figure = Figure(figsize=(11, 7.5), layout="constrained", facecolor="white")
     panels = [
         ("operations_per_token", "operations per token", format_count),
@@ -97,14 +100,14 @@ def draw_frontier(points: Sequence[Point], path: Path, title: str) -> None:
         ("joules_per_token", "joules per token", format_joules),
         ("tokens_per_second", "tokens per second, decoding", format_count),
     ]
-    for axes, (key, label, written) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-        style(axes, f"Quality over {label}", label, "bits per byte")
-        x, y = [getattr(one, key) for one in points], [one.bits_per_byte for one in points]
+    for axes, (key, what, written) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        style(axes, f"Quality over {what}", what, "bits per byte")
+        x, y = [getattr(one, key) for one in shown], [one.bits_per_byte for one in shown]
         axes.plot(x, y, color=COOL, linewidth=1.2, alpha=0.6)
         axes.plot(x, y, color=WARM, linestyle="", marker="o", markersize=5)
         axes.xaxis.set_major_formatter(lambda value, _, written=written: written(value))
         axes.margins(0.12)
-        for one, at in zip(points, zip(x, y, strict=True), strict=True):
-            axes.annotate(f"{one.energy}", at, (5, 5), textcoords="offset points", color=INK, fontsize=8.5)
     figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
+    for axes, (key, _, _) in zip(figure.axes, panels, strict=True):
+        label(axes, [(getattr(one, key), one.bits_per_byte) for one in shown], names)
     save(figure, path)

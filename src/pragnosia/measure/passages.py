@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from pragnosia.data.tokenizers import check_vocabulary, plain_encoder
 from pragnosia.errors import DataError
 
+BYTES_PER_TOKEN = 32  # of text, at most: a tokenizer that needs more reads fewer tokens
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -67,6 +69,23 @@ class Passages:
             ids, scored = [self.start, *encoding.ids], text
         words = len(scored.split()) + scored.count("\n")
         return Passage(torch.tensor(ids, dtype=torch.long), len(scored.encode()), words)
+
+
+def opening(
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int, documents: Iterable[str], tokens: int
+) -> tuple[int, int]:
+    """How many of the first `tokens` of all documents there are to score, and about how many bytes they stand for.
+
+    Raises DataError as Passages.
+    """
+    found = num_bytes = 0
+    for passage in Passages(tokenizer, vocab_size).of(documents, BYTES_PER_TOKEN * tokens):
+        some = passage.tokens[1 : 1 + tokens - found]
+        found += len(some)
+        if found == tokens:
+            return found, num_bytes + len(str(tokenizer.decode(some.tolist(), skip_special_tokens=True)).encode())
+        num_bytes += passage.num_bytes
+    return found, num_bytes
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int | None:

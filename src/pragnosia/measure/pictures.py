@@ -10,13 +10,15 @@ from matplotlib.figure import Figure
 from pragnosia.units import format_count
 
 INK, SOFT, WARM, COOL, LEAF = "#22223b", "#9a8c98", "#c1440e", "#2a6f97", "#588157"
+FORMATS = ("png", "svg", "pdf", "jpg", "jpeg", "webp")
+"""As what a picture can be written: what its name ends in."""
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure whole or not at all."""
+    """Write a figure as what its name ends in, one of FORMATS, whole or not at all."""
     temporary = path.with_name(f".{path.name}")
     try:
-        figure.savefig(temporary, dpi=130, format="png")
+        figure.savefig(temporary, dpi=130, format=path.suffix[1:].lower())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -4,7 +4,9 @@ Before each answer the purse chooses the dearest notch of the dial at which the 
 are paid for by what is left; while the answer is said it counts what has woken, and ends it with the token that takes
 the last of it. So a conversation never costs more than the budget and one token.
 
-Joules are those of the machine's counters where there are any, else of a stated model (measure/energy.py).
+Joules are those of a stated model (measure/energy.py), which never says less of a prompt than reading it then takes; or
+of the machine's counters, where there are any. Those cannot be foreseen: a prompt is then read in pieces that double,
+from one token on, and what they took says what the rest will take. What runs while nobody is answered is not counted.
 """
 
 from __future__ import annotations
@@ -23,13 +25,15 @@ from pragnosia.measure.meter import EnergyMeter
 from pragnosia.model.setting import WHOLE, Setting
 from pragnosia.units import format_joules
 
+_MEND = "give a larger --energy-budget or a shorter text"
+
 
 @final
 class Purse:
     """What may be spent on one decoder's text.
 
     purse = Purse(50.0, decoder, account(model), energy_model(), dial.frontier())
-    decoder.setting = purse.choose(prompt_tokens, max_new_tokens)
+    purse.read(prompt, max_new_tokens)
     for token in decoder.speak(…):
         if purse.ran_out(): break
     """
@@ -58,6 +62,7 @@ class Purse:
         self._own = decoder.trace is None
         self._trace = decoder.trace = decoder.trace or Trace()
         self._activity, self._seen, self._climbs = ActivityMeter(counted), 0, 0
+        self._measured, self._mark = 0.0, self._counted()
 
     def turn(self, setting: Setting) -> None:
         """Where the dial is turned down from; a setting that the dial does not know stays."""
@@ -65,9 +70,18 @@ class Purse:
 
     @property
     def spent(self) -> float:
-        """Joules since the purse was made."""
+        """Joules, when they were last counted."""
+        return self._modelled() if self._mark is None else self._measured
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was left then."""
+        return self.spent >= self.joules
+
+    def ran_out(self) -> bool:
+        """Count what was done since; whether nothing is left."""
         counts = self._trace.num_tokens[self._seen :]
-        past = len(self.decoder.ids) - 1 - sum(counts)  # the last id has not been read yet
+        past = self.decoder.length - sum(counts)
         for routings, tokens in zip(self._trace.routings[self._seen :], counts, strict=True):
             self._activity.add(routings, tokens=tokens, past=max(past, 0), logits=1)
             past += tokens
@@ -79,12 +93,39 @@ class Purse:
             self._trace.num_tokens.clear()
             self._trace.climbs.clear()
             self._seen = self._climbs = 0
-        measured: Energy | None = self.meter.read() if self.meter is not None else None
-        return self._activity.activity().energy(self.model, measured).joules
+        before, self._mark = self._mark, self._counted()
+        if before is not None and self._mark is not None:
+            self._measured += self._mark - before
+        return self.empty
 
-    def ran_out(self) -> bool:
-        """Whether nothing is left."""
-        return self.spent >= self.joules
+    def read(self, ids: list[int], new: int) -> None:
+        """Let the decoder read `ids`, and set it for an answer of at most `new` tokens.
+
+        Raises PromptError where what is left does not pay for reading them; the decoder is then as it was.
+        """
+        decoder = self.decoder
+        before, state = list(decoder.ids), decoder.state
+        decoder.setting = self.choose(len(ids), new)
+        decoder.read(ids)
+        self._mark = self._counted()  # what ran meanwhile is not ours
+        if self._mark is None:
+            return
+        begun, piece = self.spent, 1
+        try:
+            while len(decoder.ids) - decoder.length > 1:
+                decoder.take_in(piece)
+                if self.ran_out():
+                    raise PromptError(
+                        f"nothing of {format_joules(self.joules)} is left: reading {decoder.length - state.length} of "
+                        f"the prompt's {len(ids)} tokens took {format_joules(self.spent - begun)}; {_MEND}"
+                    )
+                each = (self.spent - begun) / (decoder.length - state.length)
+                piece = min(2 * piece, max(1, int((self.joules - self.spent) / max(each, 1e-12))))
+        except PromptError:
+            decoder.rewind(state)
+            decoder.ids[:] = before
+            raise
+        decoder.setting, _ = self._afforded(1, new)
 
     def choose(self, prompt: int, new: int) -> Setting:
         """The setting for an answer of at most `new` tokens to `prompt` new ones.
@@ -92,17 +133,37 @@ class Purse:
         The cheapest there is where none lets the answer be finished. Raises PromptError where what is left does not
         even pay for reading the prompt.
         """
-        left, past = self.joules - self.spent, self.decoder.state.length
-        for setting, share in self.levels:
-            reading = self.reading(prompt, past, setting)
-            if reading + new * self.saying(past + prompt + new // 2, setting, share) <= left:
-                return setting
+        left = self.joules - self.spent
+        setting, reading = self._afforded(prompt, new)
         if reading > left:
             raise PromptError(
-                f"{format_joules(max(left, 0))} of {format_joules(self.joules)} are left, and reading this prompt of "
-                f"{prompt} tokens takes about {format_joules(reading)}; give a larger --energy-budget or a shorter text"
+                f"{format_joules(left) if left > 0 else 'nothing'} of {format_joules(self.joules)} is left, and "
+                f"reading this prompt of {prompt} tokens takes about {format_joules(reading)}; {_MEND}"
             )
         return setting
+
+    def _afforded(self, prompt: int, new: int) -> tuple[Setting, float]:
+        """The dearest setting that what is left pays for, or the cheapest; and the joules of the prompt there."""
+        left, past, scale = self.joules - self.spent, self.decoder.length, self._scale()
+        for setting, share in self.levels:
+            reading = scale * self.reading(prompt, past, setting)
+            if reading + scale * new * self.saying(past + prompt + new // 2, setting, share) <= left:
+                break
+        return setting, reading
+
+    def _scale(self) -> float:
+        """Joules counted for one of the model's, which are the least that can be; 1 where nothing was counted yet."""
+        if self._mark is None or not self._measured:
+            return 1.0
+        return max(1.0, self._measured / max(self._modelled(), 1e-12))
+
+    def _modelled(self) -> float:
+        return self._activity.activity().energy(self.model).joules
+
+    def _counted(self) -> float | None:
+        """By the machine's counters, of all that has run since they began."""
+        measured: Energy | None = self.meter.read() if self.meter is not None else None
+        return None if measured is None else measured.joules
 
     def saying(self, past: int, setting: Setting, share: float | None) -> float:
         """Joules of one token behind `past` others: a notch's measured `share` of what the whole model takes there."""

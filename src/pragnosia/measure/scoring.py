@@ -37,6 +37,8 @@ class Scores:
     """Nats."""
     greedy: Bool[Tensor, " N"]
     """Whether the token is the one the model thinks likeliest, of equals the first."""
+    likeliest: Int[Tensor, " N"]
+    """That one."""
 
 
 def scratch(vocabulary: int, width: int, tokens: int) -> int:
@@ -50,7 +52,11 @@ def score(hidden: Float[Tensor, "N D"], head: Head, targets: Int[Tensor, " N"]) 
     """Score each target by the hidden state before it."""
     blocks = zip(hidden.split(ROWS), targets.split(ROWS), strict=True)
     parts = [_score_rows(rows.float(), head, aims) for rows, aims in blocks]
-    return Scores(torch.cat([part.log_probabilities for part in parts]), torch.cat([part.greedy for part in parts]))
+    return Scores(
+        torch.cat([part.log_probabilities for part in parts]),
+        torch.cat([part.greedy for part in parts]),
+        torch.cat([part.likeliest for part in parts]),
+    )
 
 
 def _score_rows(rows: Float[Tensor, "R D"], head: Head, targets: Int[Tensor, " R"]) -> Scores:
@@ -66,7 +72,7 @@ def _score_rows(rows: Float[Tensor, "R D"], head: Head, targets: Int[Tensor, " R
         inside = (column >= 0) & (column < logits.shape[1])
         here = logits.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
         chosen = torch.where(inside, here, chosen)
-    return Scores(chosen - norm, likeliest == targets)
+    return Scores(chosen - norm, likeliest == targets, likeliest)
 
 
 def _blocks(head: Head) -> Iterator[tuple[int, Tensor]]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from pragnosia import kernels
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.linear import Linear
+from pragnosia.model.memory_organs import HippocampusConfig
 from pragnosia.model.thalamus import Routing, nobody, own_precision
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class Hippocampus(nn.Module):
     def __init__(self, config: PragnosiaConfig, layer: int) -> None:
         super().__init__()
         assert config.hippocampus is not None
-        organ = self.organ = config.hippocampus
+        organ: HippocampusConfig = config.hippocampus
+        self.organ = organ
         width = organ.num_heads * organ.key_width
         self.query = Linear(config.hidden_size, width, bias=False)
         self.keys = nn.Parameter(torch.empty(organ.num_heads * 2 * organ.side, organ.key_width // 2))
