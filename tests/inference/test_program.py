@@ -66,6 +66,12 @@ CLOTHES: dict[str, dict[str, Any]] = {
         "attention": HEADS | {"sliding_window": 9, "sinks": True, "qk_norm": "head", "output_bias": True},
         "layer_types": ["full_attention", "sliding_attention"],
     },
+    "fleeting, a window, sinks, gates": {
+        "fleeting": {"intact": 3, "power": 0.8},
+        "attention": HEADS | {"sliding_window": 9, "sinks": True},
+        "layer_types": ["sliding_attention", "full_attention"],
+        "gates": {"layers": [1]},
+    },
     "long-term memory": {
         "experts": None,
         "feed_forward": {"width": 37},

@@ -22,6 +22,11 @@ DRESSES: dict[str, dict[str, Any]] = {
         "attention": {"sliding_window": 4, "sinks": True},
         "layer_types": ["full_attention", "sliding_attention"],
     },
+    "fleeting, a window and sinks": {
+        "attention": {"sliding_window": 4, "sinks": True},
+        "layer_types": ["full_attention", "sliding_attention"],
+        "fleeting": {"intact": 2, "power": 0.7},
+    },
 }
 CACHES: dict[str, Callable[[PragnosiaForCausalLM], State | Cache]] = {
     "state": lambda model: model.fresh_state(2, 8),

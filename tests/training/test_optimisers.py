@@ -101,6 +101,7 @@ def test_adamw_with_clipping_is_torchs(clip: float | None) -> None:
         ("model.layers.0.mixer_norm.weight", (4,), "vectors"),
         ("model.layers.0.feed_forward.thalamus.weight", (2, 4), "router"),
         ("model.layers.0.feed_forward.thalamus.bias", (2,), "router"),
+        ("model.layers.0.working_memory.slots.salience.weight", (1, 4), "router"),
     ],
 )
 def test_kinds(name: str, shape: tuple[int, ...], kind: str) -> None:

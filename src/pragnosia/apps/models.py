@@ -161,12 +161,27 @@ def _description(values: dict[str, Any], config: PragnosiaConfig) -> list[str]:
     if config.gates is not None:
         layers = ", ".join(map(str, config.gates.layers))
         rows.append(("gates", f"{100 * config.gates.share:g}% of the tokens pass layer {layers} (counted from 0)"))
+    rows += _remembering(config)
     for purpose, needed in values["memory"].items():
         parts = ", ".join(
             f"{name.replace('_', ' ')} {format_bytes(size)}" for name, size in values["memory_parts"][purpose].items()
         )
         rows.append((f"memory to {purpose}", f"{format_bytes(needed)} ({parts})"))
     return aligned(rows)
+
+
+def _remembering(config: PragnosiaConfig) -> list[tuple[str, str]]:
+    """What there is beside plain keys and values."""
+    rows = []
+    if (fades := config.fleeting) is not None:
+        where = "all layers" if fades.layers is None else f"layer {', '.join(map(str, fades.layers))}"
+        rows.append(("fleeting", f"behind {fades.intact} tokens, by power {fades.power:g}, {where}"))
+    for name in ("working_memory", "workspace"):
+        if slots := getattr(config, name):
+            layers = ", ".join(map(str, slots.layers))
+            does = f"{slots.num_slots} slots in layer {layers} (counted from 0), written every {slots.segment} tokens"
+            rows.append((name.replace("_", " "), does))
+    return rows
 
 
 @answering

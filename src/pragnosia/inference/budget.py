@@ -33,6 +33,7 @@ from pragnosia.inference.shelf import EMBEDDING
 from pragnosia.inference.sizes import Sizes
 from pragnosia.inference.split import by_layer, layer_of
 from pragnosia.inference.vram import cuda_bytes, vram_scratch, vram_tuning_scratch
+from pragnosia.model.slot_organs import slot_bytes
 from pragnosia.units import MIB, parse_bytes
 
 PAGE_TABLES = 512
@@ -139,7 +140,7 @@ def _bare(
         budget=budget,
         interpreter=interpreter,
         resident=weights,
-        cache=0 if tuning else 2 * keys * room * sizes.dtype.itemsize,
+        cache=0 if tuning else 2 * keys * room * sizes.dtype.itemsize + slot_bytes(config, sizes.dtype.itemsize),
         scratch=reserve + (tuning_scratch(sizes, room) if tuning else prompt_scratch(sizes, room)),
         record=record,
         record_read=sizes.record_read,

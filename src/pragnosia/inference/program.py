@@ -284,7 +284,12 @@ class Pen:
             values=memory.values.data_ptr(),
             memory_is_bf16=memory.keys.dtype is torch.bfloat16,
             room=memory.keys.shape[2],
+            fading=self._fading(mixer, memory.keys.shape[2]),
         )
+
+    def _fading(self, mixer: Attention, room: int) -> int | None:
+        """What is taken from a key's score, by its age."""
+        return None if mixer.fading is None else self.address(mixer.fading.of_ages(torch.arange(room)))
 
     def _linear_or_dendrites(self, plain: str, driven: str, organ: nn.Module) -> dict[str, Any]:
         """One matrix for every token, or those of the dendrites that are driven most."""

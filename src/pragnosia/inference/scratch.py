@@ -9,6 +9,7 @@ from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.kernels.cross_entropy import CHUNK_BYTES
 from pragnosia.kernels.native import FINE_BESIDE_TILES
 from pragnosia.model.organs import UnitsConfig
+from pragnosia.model.slot_organs import slot_scratch
 from pragnosia.units import MIB
 
 PROMPT_PIECE = 1024
@@ -42,7 +43,8 @@ def speaking_scratch(sizes: Sizes, tokens: int) -> int:
 def prompt_scratch(sizes: Sizes, room: int) -> int:
     """Of a prompt that fills the room: one piece at work, and the stream of all where there are several."""
     stream = room * int(sizes.config.hidden_size) * sizes.dtype.itemsize if room > PROMPT_PIECE else 0
-    return speaking_scratch(sizes, min(room, PROMPT_PIECE)) + stream
+    piece = min(room, PROMPT_PIECE)
+    return speaking_scratch(sizes, piece) + slot_scratch(sizes.config, piece) + stream
 
 
 def widest(sizes: Sizes) -> int:
@@ -62,7 +64,8 @@ def tuning_parts(sizes: Sizes, tokens: int) -> tuple[int, int, int]:
     config, item = sizes.config, sizes.dtype.itemsize
     width, heads = int(config.hidden_size), int(config.attention.num_heads * (config.attention.head_dim or 0))
     kept = 3 * int(config.num_hidden_layers) * tokens * width * item
-    at_work = tokens * (16 * width + 12 * heads + 4 * widest(sizes)) * item + tokens * 4 * width * 4
+    slots = 3 * slot_scratch(config, tokens)  # and what is kept of it for the way back
+    at_work = slots + tokens * (16 * width + 12 * heads + 4 * widest(sizes)) * item + tokens * 4 * width * 4
     unit = 0
     if config.units is not None and not sizes.is_dense:
         organ = config.units

@@ -45,6 +45,7 @@ from pragnosia.inference.token_ids import token_ids
 from pragnosia.inference.vram import check_vram
 from pragnosia.model.cortex import Cortex
 from pragnosia.model.setting import WHOLE, Setting
+from pragnosia.model.workspace_state import WorkspaceState, workspace_state
 
 if TYPE_CHECKING:
     from pragnosia.tuning.configuration import LoraConfig
@@ -311,6 +312,10 @@ class Pragnosia:
         eos = self.model.generation_config.eos_token_id
         named = eos if isinstance(eos, list) else [eos]
         return {int(token) for token in (*named, self.tokenizer.eos_token_id) if token is not None}
+
+    def workspace_state(self, text: str) -> WorkspaceState:
+        """What is in the global workspace behind `text`. Raises ConfigError for a model without one."""
+        return workspace_state(self.model, self.encode(text), lambda token: str(self.tokenizer.decode([token])))
 
     def pieces(self, ids: Iterator[int], stop: Sequence[str] = (), after: Sequence[int] = ()) -> Iterator[str]:
         """Ids as text that grows: whole characters only, nothing at or after a stop text.

@@ -90,6 +90,7 @@ class StepMixer(ctypes.Structure):
         ("cutoff", REAL),
         ("out_gate", ADDRESS),
         *((name, StepDendrites) for name in ("hearing", "speaking")),
+        ("fading", ADDRESS),
     )
 
 

@@ -1,6 +1,6 @@
 """What a model costs per token, counted from its parameters: no weights are needed, meta tensors suffice.
 
-    operations = 2 sum(matrix elements awake) + 4 sum over layers of (H K) min(C, window)
+    operations = 2 sum(matrix elements awake) + 4 sum over layers of (H K) min(C, window), and of (H K) M for slots
     bytes      = (parameters awake) x (bytes each) + keys and values of C tokens read, of one written
 
 One token at batch 1 that sees a context of C tokens, itself included. A multiply-accumulate is two operations.
@@ -26,6 +26,7 @@ from pragnosia.model.cortex import Cortex, PlainCortex
 from pragnosia.model.dendrites import Dendrites, Hearing
 from pragnosia.model.hippocampus import Hippocampus
 from pragnosia.model.thalamus import Thalamus
+from pragnosia.model.working_memory import SlotReader
 from pragnosia.quantisation.layers import PackedLinear
 from pragnosia.tuning.lora import adapters
 
@@ -82,6 +83,14 @@ class LayerAccount:
     recalled_parameters: int = 0
     """Rows of the table of long-term memory that a token recalls here; the table is counted outside the layers."""
     norms_queries: bool = False
+    slot_operations: int = 0
+    """Of one token: what it offers to slots beyond the first writer's share, and what it reads of them."""
+    slot_width: int = 0
+    """Numbers in slots that a token reads."""
+    slot_bytes: tuple[int, int] = (0, 0)
+    """What slots keep of a text, however long: numbers of the cache's precision, and strengths of four bytes."""
+    slot_hidden: int = 0
+    """Numbers of one token that slots keep for the way back."""
     hidden: int = 0
     """Feed-forward activations of one token that are always there, before and after the non-linearity."""
     unit_hidden: int = 0
@@ -106,7 +115,7 @@ class LayerAccount:
     def operations(self, awake: float, seen: float) -> float:
         """Of one token that wakes `awake` units, looks at `seen` keys and does not pass the layer by."""
         matrices = self.matrix_parameters + awake * self.unit_matrix_parameters + self.recalled_parameters
-        return 2 * matrices + 4 * self.query_width * seen
+        return 2 * matrices + 4 * self.query_width * seen + self.slot_operations
 
     def mean_operations(self, seen: float) -> float:
         """Of a token that wakes as many units as usual, whether or not it passes."""
@@ -158,6 +167,7 @@ class Account:
     def bytes_per_token(self) -> int:
         """Weights, keys and values that move at batch 1."""
         keys = sum(2 * layer.key_width * (layer.passing * layer.seen(self.context) + 1) for layer in self.layers)
+        keys += sum(layer.slot_width for layer in self.layers)
         return round(bytes_of(self.active_parameters, self.precision) + bytes_of(keys, self.cache_precision))
 
     @property
@@ -171,9 +181,10 @@ class Account:
         return self.precision if "float" in self.precision else "bfloat16"
 
     def cache_bytes(self, context: int, batch: int = 1) -> int:
-        """Keys and values of `batch` sequences of `context` tokens; the state keeps them whole, windowed or not."""
-        keys = sum(2 * layer.key_width for layer in self.layers) * context * batch
-        return round(bytes_of(keys, self.cache_precision))
+        """Keys and values of `batch` sequences of `context` tokens, which are kept whole, windowed or not; slots."""
+        keys = sum(2 * layer.key_width for layer in self.layers) * context
+        slots, strengths = (sum(layer.slot_bytes[part] for layer in self.layers) for part in (0, 1))
+        return round(batch * (bytes_of(keys + slots, self.cache_precision) + 4 * strengths))
 
 
 def stored(model: Cortex) -> str:
@@ -245,6 +256,7 @@ def _layer_account(layer: nn.Module, awake: float, gates: float) -> LayerAccount
     heard = {name: shape for name, shape in others.items() if name.startswith(_HEARD)} if gate is not None else {}
     hearing = [d for d in dendrites if gate is not None and isinstance(d, Hearing)]
     values = sum(d.weight.numel() * d.num_awake // d.each for d in hearing)
+    slots = [module for module in layer.modules() if isinstance(module, SlotReader)]
     recalling = [module for module in layer.modules() if isinstance(module, Hippocampus)]
     return LayerAccount(
         parameters=sum(map(prod, others.values())),
@@ -263,8 +275,32 @@ def _layer_account(layer: nn.Module, awake: float, gates: float) -> LayerAccount
         heard_matrix_parameters=_matrices(heard.values()) + values,
         recalled_parameters=sum(module.recalled * module.query.in_features for module in recalling),
         norms_queries="mixer.q_norm.weight" in others,
+        slot_operations=sum(map(_slot_operations, slots)),
+        slot_width=sum(one.organ.num_slots * one.organ.entry_width for one in slots),
+        slot_bytes=(
+            sum(one.organ.num_entries(one.writers) * one.organ.entry_width for one in slots),
+            sum(one.organ.num_entries(one.writers) for one in slots),
+        ),
+        slot_hidden=sum(map(_slot_hidden, slots)),
         hidden=_hidden(others),
         unit_hidden=_hidden(units),
+    )
+
+
+def _slot_operations(slots: SlotReader) -> int:
+    """Keys and values of every writer but the first, which is among the matrices, and weighing and mixing M slots."""
+    offering = 2 * sum(layer.weight.numel() for layer in (slots.k_proj, slots.v_proj))
+    return (slots.writers - 1) * offering + 2 * slots.organ.num_slots * slots.organ.entry_width
+
+
+def _slot_hidden(slots: SlotReader) -> int:
+    """Numbers of one token that slots keep for the way back: what it offers, its share of those read, its weights."""
+    organ = slots.organ
+    found = organ.num_slots * organ.entry_width // organ.segment
+    return (
+        slots.writers * (organ.entry_width + slots.q_proj.in_features)
+        + found
+        + 3 * organ.num_heads * (organ.num_slots + 1)
     )
 
 

@@ -190,7 +190,8 @@ class ActivityMeter:
                 num_bytes=bytes_of(
                     sum(layer.parameters for layer in always) + sum(layer.heard_parameters for layer in gated),
                     account.precision,
-                ),
+                )
+                + bytes_of(sum(layer.slot_width for layer in some), account.cache_precision),
                 widths=widths,
                 sparse=tuple(start + index for index, layer in enumerate(some) if layer.num_units),
                 gated=tuple(start + index for index, layer in enumerate(some) if layer.heard_parameters),

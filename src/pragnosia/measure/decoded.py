@@ -49,7 +49,7 @@ def decoded(account: Account, read: Evaluation, setting: Setting, seen: float) -
         operations += 2 * (awake * layer.unit_matrix_parameters + remembering)
         weights += share * (layer.parameters - layer.silent_parameters - layer.asleep_parameters)
         weights += awake * layer.unit_parameters + remembering
-        keys += 2 * layer.key_width * (share * looked + 1)
+        keys += 2 * layer.key_width * (share * looked + 1) + layer.slot_width
     units = [awake for layer, awake in zip(account.layers, read.awake_per_token, strict=True) if layer.num_units]
     return Decoded(
         operations=operations,

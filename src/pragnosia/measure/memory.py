@@ -108,7 +108,7 @@ def _kept(account: Account, layer: LayerAccount) -> int:
     """Numbers per token one layer keeps for its backward pass."""
     attention = (4 if layer.norms_queries else 2) * (layer.query_width + layer.key_width)
     thought = layer.hidden + layer.num_awake * layer.unit_hidden + layer.num_units
-    return 8 * account.hidden_size + attention + thought
+    return 8 * account.hidden_size + attention + thought + layer.slot_hidden
 
 
 def _positive(name: str, value: int) -> int:

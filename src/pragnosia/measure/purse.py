@@ -181,7 +181,7 @@ class Purse:
             operations += 4 * layer.query_width * pairs(tokens, past, layer.window)
             woken = min(layer.num_units, tokens * layer.num_awake)  # of a prompt nearly all, each read once
             awake += layer.parameters + woken * layer.unit_parameters
-            keys += 2 * layer.key_width * (layer.seen(past + tokens) + tokens)
+            keys += 2 * layer.key_width * (layer.seen(past + tokens) + tokens) + layer.slot_width
         moved = bytes_of(awake, account.precision) + bytes_of(keys, account.cache_precision)
         return self.model.estimate(operations, moved, account.arithmetic).joules
 

@@ -19,6 +19,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from pragnosia.model.bank import Table
 from pragnosia.model.configuration import PragnosiaConfig
+from pragnosia.model.fleeting import Fading
 from pragnosia.model.gates import Passing
 from pragnosia.model.linear import Linear
 from pragnosia.model.norm import RMSNorm
@@ -41,6 +42,10 @@ class Moment:
     """Long-term memory, of which all layers that have such read."""
     passing: Passing | None = None
     """The tokens that are to be mixed; the others are only remembered. None: all."""
+    seen: int | Tensor = 0
+    """Tokens before these, padding among them."""
+    present: Tensor | None = None
+    """The mask that was given: (B, S), False for what is no token, or (B, 1, T, S); None: rows are one text each."""
 
 
 class RotaryPositions(nn.Module):
@@ -108,6 +113,9 @@ class Attention(nn.Module):
         self.q_norm: nn.Module = RMSNorm(normed[0], eps=config.rms_norm_eps) if normed else nn.Identity()
         self.k_norm: nn.Module = RMSNorm(normed[1], eps=config.rms_norm_eps) if normed else nn.Identity()
         self.sinks = nn.Parameter(torch.zeros(organ.num_heads)) if organ.sinks else None
+        fleeting = config.fleeting
+        fades = fleeting is not None and (fleeting.layers is None or layer in fleeting.layers)
+        self.fading = Fading(fleeting.intact, fleeting.power) if fades else None
 
     def forward(
         self, x: Float[Tensor, "B T D"], memory: KeyValues | Borrowed | None, moment: Moment
@@ -121,7 +129,11 @@ class Attention(nn.Module):
         if moment.passing is not None:
             return self._mix_some(x, keys_values, moment, moment.passing), memory
         query = rotate(self._heads(self.q_proj(x), self.q_norm), moment.rotation)
-        mixed = self._attend(query, keys_values, moment.masks[self.layer_type])
+        mask = moment.masks[self.layer_type]
+        if self.fading is not None:
+            here = torch.arange(x.shape[1], device=x.device)
+            mask = self._faded(keys_values, mask, here, moment.seen, x.shape[1])
+        mixed = self._attend(query, keys_values, mask)
         return self.o_proj(mixed.transpose(1, 2).flatten(2)), memory
 
     def _mix_some(
@@ -135,6 +147,8 @@ class Attention(nn.Module):
         query = rotate(self._heads(self.q_proj(tokens), self.q_norm), (cos, sin))  # (1, H, N, K)
         rows = query[0].transpose(0, 1)[passing.slots].transpose(1, 2)  # (B, H, P, K)
         visible = passing.visible(moment.masks[self.layer_type], x.shape[1], keys_values[0].shape[2])
+        if self.fading is not None:
+            visible = self._faded(keys_values, visible, passing.places, moment.seen, x.shape[1])
         mixed = self._attend(rows, keys_values, visible).transpose(1, 2)[passing.filled]  # (N, H, K)
         y: Tensor = self.o_proj(mixed.flatten(1))[None]
         return y
@@ -154,6 +168,16 @@ class Attention(nn.Module):
         if norm is not None and self.norm_heads:
             heads = norm(heads)
         return heads.transpose(1, 2)
+
+    def _faded(
+        self, keys_values: KeysValues, mask: Tensor | None, places: Tensor, seen: int | Tensor, length: int
+    ) -> Float[Tensor, "*B T S"]:
+        """What is added to scores, where older keys fade; a window shows one new token as much as it shows many."""
+        assert self.fading is not None
+        if mask is None and self.window is not None and length == 1:
+            total = keys_values[0].shape[2]
+            mask = torch.arange(total, device=places.device) >= total - self.window
+        return self.fading.mask(mask, places, keys_values[0], seen, length)
 
     def _attend(self, query: Float[Tensor, "B H T K"], keys_values: KeysValues, mask: Tensor | None) -> Tensor:
         key, value = keys_values
@@ -177,7 +201,7 @@ class Attention(nn.Module):
         if mask is None and length > 1:
             mask = torch.ones(length, seen, dtype=torch.bool, device=query.device).tril()
         if mask is not None:
-            visible = visible.masked_fill(~mask, float("-inf"))
+            visible = visible.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else mask
         sink = self.sinks.to(query.dtype).view(1, heads, 1, 1).expand(batch, heads, length, 1)
         scores = torch.cat((visible.expand(batch, heads, length, seen), sink), -1)
         nowhere = key.new_zeros(batch, key.shape[1], 1, key.shape[3])

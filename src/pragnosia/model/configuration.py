@@ -31,6 +31,7 @@ from pragnosia.model.organs import (
     require_positive,
     require_whole,
 )
+from pragnosia.model.slot_organs import FleetingConfig, WorkingMemoryConfig, WorkspaceConfig
 
 __all__ = [
     "AttentionConfig",
@@ -39,11 +40,14 @@ __all__ = [
     "ExitsConfig",
     "ExpertsConfig",
     "FeedForwardConfig",
+    "FleetingConfig",
     "GatesConfig",
     "HippocampusConfig",
     "PragnosiaConfig",
     "ThalamusConfig",
     "UnitsConfig",
+    "WorkingMemoryConfig",
+    "WorkspaceConfig",
 ]
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
@@ -57,6 +61,9 @@ ORGANS: dict[str, type[Organ]] = {
     "experts": ExpertsConfig,
     "exits": ExitsConfig,
     "gates": GatesConfig,
+    "fleeting": FleetingConfig,
+    "working_memory": WorkingMemoryConfig,
+    "workspace": WorkspaceConfig,
     "hippocampus": HippocampusConfig,
 }
 
@@ -139,6 +146,12 @@ class PragnosiaConfig(PreTrainedConfig):
     """Layers after which a token may leave, and how that is trained; None: every token is for the whole way."""
     gates: Any = None
     """Layers that a token may pass by, and how many do; None: every token passes every layer."""
+    fleeting: Any = None
+    """How attention to older tokens fades; None: it does not."""
+    working_memory: Any = None
+    """Layers with slots that tokens compete for, read by all later segments; None: attention alone looks back."""
+    workspace: Any = None
+    """Layers whose modules compete for a few slots that all later tokens read; None: there is none."""
     hippocampus: Any = None
     """The table of long-term memory that the layers whose feed-forward is `memory` read."""
     mixers: str | list[str] | None = None
@@ -233,12 +246,13 @@ class PragnosiaConfig(PreTrainedConfig):
                 f"exits.layers names {layer}, the model has {self.num_hidden_layers} layers; "
                 f"exits stand after layer 1 to {self.num_hidden_layers - 1}",
             )
-        for layer in self.gates.layers if self.gates is not None else ():
-            require(
-                layer < self.num_hidden_layers,
-                f"gates.layers names {layer}, the model has {self.num_hidden_layers} layers: "
-                f"0 to {self.num_hidden_layers - 1}",
-            )
+        for name in ("gates", "fleeting", "working_memory", "workspace"):
+            for layer in getattr(getattr(self, name), "layers", None) or ():
+                require(
+                    layer < self.num_hidden_layers,
+                    f"{name}.layers names {layer}, the model has {self.num_hidden_layers} layers: "
+                    f"0 to {self.num_hidden_layers - 1}",
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """As transformers writes it, with the organs as plain dictionaries."""

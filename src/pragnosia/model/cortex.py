@@ -14,7 +14,7 @@ B batch, T time, D width, H heads, K head width, U units in a bank, A awake unit
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, final
 
@@ -35,10 +35,12 @@ from pragnosia.model.linear import Linear
 from pragnosia.model.norm import RMSNorm
 from pragnosia.model.output_cortex import PragnosiaCausalLMOutput, PragnosiaOutput, next_token_loss
 from pragnosia.model.parts import FEED_FORWARDS, MIXERS, part
+from pragnosia.model.remembering import fresh_memory, pass_slots, slot_organs
 from pragnosia.model.setting import WHOLE, Setting
 from pragnosia.model.sparse import SparseFeedForward
 from pragnosia.model.state import Memory, State, as_visibility, borrowed, causal_mask
 from pragnosia.model.thalamus import Routing
+from pragnosia.model.workspace_state import WorkspaceState, workspace_state
 
 _ZEROS = {"bias", "up_bias", "down_bias", "sinks", "balance", "steering", "num_observed", "center"}
 
@@ -56,6 +58,7 @@ class CortexLayer(nn.Module):
         if config.gates is not None and layer in config.gates.layers:
             check_gated(layer, self.mixer)
             self.gate = TokenGate(config.hidden_size, config.gates)
+        self.working_memory, self.workspace = slot_organs(config, layer)
 
     def forward(
         self, x: Float[Tensor, "B T D"], memory: Memory | None, moment: Moment
@@ -63,6 +66,8 @@ class CortexLayer(nn.Module):
         """One layer: the stream, this layer's memory, and who woke."""
         if self.gate is not None:
             return pass_gate(self, x, memory, moment)
+        if self.working_memory is not None or self.workspace is not None:
+            return pass_slots(self, x, memory, moment)
         mixed, memory = self.mixer(self.mixer_norm(x), memory, moment)
         x = x + mixed
         thought, routing = self.feed_forward(self.feed_forward_norm(x), moment)
@@ -80,7 +85,7 @@ def initialise(module: nn.Module, config: PragnosiaConfig) -> None:
     | weight that writes to the stream, down        | N(0, initializer_range / sqrt(2 L))   |
     | weight of a norm                              | 1                                     |
     | biases, sinks, balance, steering, num_observed,| 0                                     |
-    | center                                        |                                       |
+    | center, weight of a layer that starts silent  |                                       |
     | spread                                        | 1                                     |
     | keys of long-term memory                      | N(0, 1 / width of a key)              |
     | rows of long-term memory                      | N(0, initializer_range)               |
@@ -92,6 +97,8 @@ def initialise(module: nn.Module, config: PragnosiaConfig) -> None:
     for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
         if name == "weight" and isinstance(module, RMSNorm):
             init.ones_(tensor)
+        elif name in _ZEROS or getattr(module, "starts_silent", False):
+            init.zeros_(tensor)
         elif name in ("weight", "up", "down"):
             writes = name == "down" or getattr(module, "writes_to_stream", False)
             init.normal_(tensor, std=writer_std if writes else std)
@@ -99,8 +106,6 @@ def initialise(module: nn.Module, config: PragnosiaConfig) -> None:
             init.normal_(tensor, std=std)
         elif name == "keys":
             init.normal_(tensor, std=tensor.shape[-1] ** -0.5)
-        elif name in _ZEROS:
-            init.zeros_(tensor)
         elif name == "spread":
             init.ones_(tensor)
         elif name == "thresholds":
@@ -174,7 +179,7 @@ class CortexStack(nn.Module):
         layers: list[Any] = list(self.layers)
         # beside the layer's norm, which stays where it computes
         rows = [like.new_empty(0, like.shape[-1], device=layer.mixer_norm.weight.device) for layer in layers]
-        memories = (layer.mixer.fresh_memory(batch, room, its) for layer, its in zip(layers, rows, strict=True))
+        memories = (fresh_memory(layer, batch, room, its) for layer, its in zip(layers, rows, strict=True))
         return State(tuple(memories))
 
     def _state(self, given: State | Cache | None, use_cache: bool | None, x: Tensor) -> State:
@@ -182,7 +187,8 @@ class CortexStack(nn.Module):
         if isinstance(given, State):
             return given
         if given is not None:
-            return borrowed(given, len(self.layers))
+            has_slots = self.config.working_memory is not None or self.config.workspace is not None
+            return borrowed(given, len(self.layers), slots=has_slots)
         wanted = self.config.use_cache if use_cache is None else use_cache
         if wanted and not self.training:
             return self.fresh_state(x.shape[0], x.shape[1] + 64)
@@ -212,14 +218,20 @@ class CortexStack(nn.Module):
                 else create_masks_for_generate(self.config, x, attention_mask, past, position_ids)
             )
             masks = {kind: as_visibility(mask) for kind, mask in built.items()}
+            flat = isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 and not attention_mask.all()
+            present = attention_mask if flat else None
         else:
             windows = {"full_attention": None, "sliding_attention": self.config.sliding_window}
-            padding = None if attention_mask is None or bool(attention_mask.all()) else attention_mask
+            present = None if attention_mask is None or bool(attention_mask.all()) else attention_mask
             masks = {
-                kind: causal_mask(x.shape[1], seen, windows[kind], padding, x.device)
+                kind: causal_mask(x.shape[1], seen, windows[kind], present, x.device)
                 for kind in dict.fromkeys(self.config.layer_types or ())
             }
-        return Moment(self.positions(position_ids, x.dtype), masks, setting, table=self.hippocampus)
+        # a static cache counts on in the tensor it gave
+        counted: Any = seen
+        before = counted.clone() if isinstance(counted, Tensor) else counted
+        rotation, table = self.positions(position_ids, x.dtype), self.hippocampus
+        return Moment(rotation, masks, setting, seen=before, present=present, table=table)
 
 
 class Cortex(nn.Module):
@@ -295,6 +307,10 @@ class Cortex(nn.Module):
         """An empty state with room for `room` tokens before it has to grow."""
         state: State = self.model.fresh_state(batch, room)
         return state
+
+    def workspace_state(self, ids: Sequence[int] | Int[Tensor, " T"]) -> WorkspaceState:
+        """What is in the global workspace behind these tokens (workspace_state.py). Raises ConfigError for none."""
+        return workspace_state(self, ids)
 
     def experts(self) -> Iterator[SparseFeedForward]:
         """The sparse feed-forwards, from the first layer to the last."""

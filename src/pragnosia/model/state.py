@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import Cache
 
+from pragnosia.model.carried import CarriedSlots
+
 KeysValues = tuple[Float[Tensor, "B H S K"], Float[Tensor, "B H S K"]]
 
 
@@ -76,6 +78,8 @@ class Borrowed:
 
     cache: Cache
     layer: int
+    slots: CarriedSlots | None = None
+    """Of all layers, where the model has any."""
 
     def extend(self, keys: Float[Tensor, "B H T K"], values: Float[Tensor, "B H T K"]) -> tuple[KeysValues, Borrowed]:
         """All keys and values the cache wants seen, and this same view of it."""
@@ -105,14 +109,16 @@ class State:
 
     def fork(self) -> State:
         """A copy that may be continued differently."""
-        forked = tuple(memory.fork() if isinstance(memory, KeyValues) else memory for memory in self.layers)
-        return replace(self, layers=forked)
+        layers: tuple[Any, ...] = self.layers  # a borrowed memory is not ours to copy
+        return replace(self, layers=tuple(one.fork() if hasattr(one, "fork") else one for one in layers))
 
 
-def borrowed(cache: Cache, num_layers: int) -> State:
-    """A transformers cache as a State."""
+def borrowed(cache: Cache, num_layers: int, *, slots: bool = False) -> State:
+    """A transformers cache as a State; `slots`: with room for them. Raises ConfigError where there can be none."""
+    carried = CarriedSlots.beside(cache, num_layers) if slots else None
     # A static cache counts in a tensor, so that a compiled graph need not look at it.
-    return State(tuple(Borrowed(cache, layer) for layer in range(num_layers)), cache.get_seq_length())
+    layers = tuple(Borrowed(cache, layer, carried) for layer in range(num_layers))
+    return State(layers, cache.get_seq_length())
 
 
 def causal_mask(

@@ -87,6 +87,7 @@ def resident_format(name: str, shape: Sequence[int], dtype: torch.dtype, entry: 
     if (
         len(shape) != 2
         or ".thalamus." in name
+        or ".salience." in name
         or name.endswith(_RECALL)
         or "bias" in name.rsplit(".", 1)[-1]
         or entry.plain_dtype is not None

@@ -2,7 +2,8 @@
 
     kind         which                                         adamw    muon     decay   rate
     matrices     hidden matrices and banks of units            AdamW    Muon     yes     1
-    router       thalamus, keys (rows of units, not a map)     AdamW    AdamW    no      router_multiplier
+    router       thalamus, keys (rows of units, not a map),    AdamW    AdamW    no      router_multiplier
+                 and what makes tokens ask for slots
     embeddings   token table and output head                   AdamW    AdamW    no      1
     vectors      norms, biases, sinks                          AdamW    AdamW    no      1
     memory       the table of long-term memory                 RowAdam  RowAdam  no      memory_multiplier
@@ -71,7 +72,7 @@ def kind_of(name: str, weight: Tensor, embedded: set[int]) -> str:
         return "embeddings"
     if name.endswith("hippocampus.rows"):
         return "memory"
-    if ".thalamus." in f".{name}" or name.endswith(".keys"):
+    if ".thalamus." in f".{name}" or ".salience." in name or name.endswith(".keys"):
         return "router"
     return "vectors" if weight.ndim < 2 or "bias" in name.rsplit(".", 1)[-1] else "matrices"
 

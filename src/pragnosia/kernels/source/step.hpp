@@ -59,6 +59,7 @@ struct StepMixer {
     double cutoff;    // scores up to this do not
     float* out_gate;  // the score, told to whoever asks
     StepDendrites hearing, speaking;
+    const float* fading;  // added to the score of a key so many tokens back (model/fleeting.py); absent: none fades
 };
 // Long-term memory (model/hippocampus.py): queries, keys of both halves and the table.
 struct StepRecall {
@@ -520,7 +521,10 @@ class StepRun {
         }
         const float softness = 1.f / std::sqrt(float(width));
         for (int64_t g = 0; g < group; ++g) {
-            float *weight = mine.weights + g * ROW, peak = weight[0], sum = 0;
+            float *weight = mine.weights + g * ROW;
+            if (m.fading)
+                for (int64_t s = 0; s < to - from; ++s) weight[s] += m.fading[position - from - s] / softness;
+            float peak = weight[0], sum = 0;
             for (int64_t s = 0; s < to - from; ++s) peak = std::max(peak, weight[s]);
             for (int64_t s = 0; s < to - from; ++s) weight[s] = exponential((weight[s] - peak) * softness);
             for (int64_t s = 0; s < to - from; ++s) sum += weight[s];
