@@ -29,6 +29,7 @@ _PIECE, _STRETCH = MIB, 128 * MIB  # what a pool reads at once; what is timed at
 _READERS = 4
 # Larger than the last-level cache of the large servers of 2026 (hundreds of MiB on some).
 _BUFFER = GIB
+_DESCRIPTORS = Path("/proc/self/fd")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +133,10 @@ def disk_speed(folder: Path, *, num_bytes: int = 256 * MIB, seconds: float = 1.5
     Raises UserError where the folder cannot be written.
     """
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".speed-") as file:
-            path = Path(file.name)
+        # without a name where that can be read again: a process that is killed leaves nothing behind
+        nameless = _DESCRIPTORS.is_dir()
+        with tempfile.TemporaryFile(dir=folder) if nameless else tempfile.NamedTemporaryFile(dir=folder) as file:
+            path = _DESCRIPTORS / str(file.fileno()) if nameless else Path(file.name)
             size, writing = _write(file.fileno(), num_bytes, seconds)
             passes, direct = _passes(path, size, seconds)
     except OSError as error:
