@@ -96,3 +96,18 @@ def test_slots_are_grouped_by_row() -> None:
     assert named.tolist() == [0, 1, 3]
     assert order.tolist() == [3, 1, 0, 2]
     assert bounds.tolist() == [0, 1, 2, 4]
+
+
+@needs_native
+@pytest.mark.parametrize("broken", ["equal", "no numbers", "few numbers"])
+def test_scores_that_cannot_be_told_apart(broken: str) -> None:
+    query, keys = product_keys(side=300)
+    if broken == "equal":
+        keys[:] = keys[:, :, :1]
+    else:
+        keys[:, :, 2 if broken == "few numbers" else 0 :] = float("nan")
+    rows, _ = recall(query, keys, awake=9)
+    assert ((rows >= 0) & (rows < 300 * 300)).all()
+    if broken == "equal":
+        assert rows[0, 0, 0] == 0  # of equals, the first
+    assert all(len(set(row)) == 9 for row in rows.flatten(0, 1).tolist())

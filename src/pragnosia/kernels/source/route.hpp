@@ -16,9 +16,35 @@ struct Routing {
     const float *balance, *cutoffs;  // (U,); null where there is none
 };
 
+// The units with the largest claims by two plain passes, where slots are few: of groups that stride through the claims
+// each has a best one, so at least `slots` claims reach the slots-th best of those, and hardly more do. False where
+// that finds too few (claims that are no numbers) or too many (equals).
+inline bool pick_by_groups(const float* __restrict claims, int64_t units, int64_t slots, int64_t* woken) {
+    constexpr int64_t STRIDES = 64, MOST = 4 * STRIDES;
+    float best[STRIDES];
+    std::fill_n(best, STRIDES, -INFINITY);
+    int64_t u = 0;
+    for (; u + STRIDES <= units; u += STRIDES)
+        for (int64_t g = 0; g < STRIDES; ++g) best[g] = claims[u + g] > best[g] ? claims[u + g] : best[g];
+    for (int64_t g = 0; u + g < units; ++g) best[g] = claims[u + g] > best[g] ? claims[u + g] : best[g];
+    std::nth_element(best, best + slots - 1, best + STRIDES, [](float a, float b) { return a > b; });
+    const float least = best[slots - 1];
+    if (!(least > -INFINITY)) return false;
+    int64_t found = 0, reach[MOST + STRIDES];
+    for (u = 0; u < units && found <= MOST; u += STRIDES)
+        for (int64_t v = u, last = std::min(u + STRIDES, units); v < last; ++v) reach[found] = v, found += claims[v] >= least;
+    if (found < slots || found > MOST) return false;
+    std::partial_sort(reach, reach + slots, reach + found, [&](int64_t a, int64_t b) {
+        return claims[a] != claims[b] ? claims[a] > claims[b] : a < b;
+    });
+    std::copy_n(reach, slots, woken);
+    return true;
+}
+
 // The `slots` units with the largest claims, the largest first; of equals, the first.
 inline void pick(const float* __restrict claims, int64_t units, int64_t slots, int64_t* woken) {
     constexpr int64_t FEW = 8, BINS = 512;
+    if (slots > FEW && slots <= 32 && units >= 256 && pick_by_groups(claims, units, slots, woken)) return;
     float low = INFINITY, high = -INFINITY;
     if (slots > FEW) {
 #pragma omp simd reduction(min : low) reduction(max : high)
