@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -208,8 +209,11 @@ def test_within_a_budget_the_plan_counts_what_transformers_takes(foreign: Made) 
     assert ours.plan is not None
     assert usual.plan is not None
     assert ours.plan.scratch > usual.plan.scratch
-    with pytest.raises(BudgetError, match="give --memory"):
+    with pytest.raises(BudgetError, match="give --memory") as caught:
         Pragnosia.from_pretrained(folder, exact=True, memory="1MiB")
+    enough = re.search(r"give --memory (\d+MiB)", str(caught.value))
+    assert enough is not None
+    Pragnosia.from_pretrained(folder, exact=True, memory=enough[1], context=128)
 
 
 def test_what_cannot_be_exact_is_told_in_one_line(foreign: Made, directory: Path, tmp_path: Path) -> None:

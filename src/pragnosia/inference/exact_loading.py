@@ -6,7 +6,6 @@ plan is the stream's, with scratch for what transformers' eager modules take bes
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,8 +81,7 @@ def _shared(shelf: AsItLies, budget: int | None, context: int | None, reserve: i
     """The plan, with what transformers' modules take beside ours."""
     room = min(shelf.config.max_position_embeddings, context or PROMPT_PIECE)
     besides = 0 if budget is None else reserve + _besides(shelf.config, shelf.dtype.itemsize, room)
-    shared = make_plan(shelf, (budget or UNLIMITED) - besides, context=room)
-    return replace(shared, budget=shared.budget + besides, scratch=shared.scratch + besides)
+    return make_plan(shelf, budget or UNLIMITED, context=room, reserve=besides)
 
 
 def _check(folder: Path) -> None:
