@@ -23,7 +23,12 @@ def tune(
         list[str],
         typer.Option("--data", help="Conversations (.jsonl, .parquet: messages, prompt/completion, …) or texts."),
     ],
-    out: Annotated[Path, typer.Option(help="The adapter's or the tuned model's directory, with log and checkpoints.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The adapter's or the tuned model's directory, with log and checkpoints; default runs/MODEL-tuned."
+        ),
+    ] = None,
     method: Annotated[
         str, typer.Option(help="lora: adapters learn; blocks: the model's own weights do, one block after the other.")
     ] = "lora",
@@ -135,6 +140,7 @@ def tune(
         seed=seed,
         checkpoint=CheckpointConfig(every=save_every),
     )
+    out = out or Path("runs") / f"{model.resolve().name}-tuned"
     report = run(config, out=out, resume=resume, reporter=Bar())
     left = left_behind(model) if method == "blocks" else []  # beside an adapter the model stays as it is
     values = asdict(report) | {"not_carried": left}
