@@ -109,6 +109,15 @@ def test_tune_by_blocks_says_what_it_did(run: Run, model: Path, chat: Path, tmp_
     assert run("generate", out, "Once", "--max-new-tokens", 3, "--json").code == 0
 
 
+def test_where_nothing_is_named_a_run_lies_in_runs(
+    run: Run, model: Path, chat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = run("tune", model, "--data", chat, "--sequence-length", 32, "--steps", 1)
+    assert said.code == 0, said.err
+    assert (tmp_path / "runs" / f"{model.name}-tuned" / "adapter_config.json").is_file()
+
+
 def test_tune_refuses_another_methods_options_at_once(at_once: Run, model: Path, chat: Path, tmp_path: Path) -> None:
     given = ("tune", model, "--data", chat, "--out", tmp_path / "out")
     at_once(*given, "--method", "block").refused("Did you mean 'blocks'")

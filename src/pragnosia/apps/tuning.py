@@ -25,9 +25,7 @@ def tune(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="The adapter's or the tuned model's directory, with log and checkpoints; default runs/MODEL-tuned."
-        ),
+        typer.Option(help="Directory of what is tuned, with log and checkpoints; default runs/MODEL-tuned."),
     ] = None,
     method: Annotated[
         str, typer.Option(help="lora: adapters learn; blocks: the model's own weights do, one block after the other.")
