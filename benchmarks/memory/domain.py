@@ -59,7 +59,7 @@ def main() -> None:
         mean = math.exp(statistics.mean(map(math.log, values)))
         rows.append([way, *(f"{value:.1f}" for value in values), f"{mean:.1f}", f"{statistics.mean(gains):+.1f}"])
     header = ["memory", *(f"book {number + 1}" for number in range(len(perplexities))), "mean", "change [%]"]
-    values = {"model": str(asked.model), "bytes": asked.bytes, "perplexities": perplexities}
+    values = {"model": asked.model.name, "bytes": asked.bytes, "perplexities": perplexities}
     publish("Perplexity per token on the second half of books never seen", header, rows, values, __file__)
 
 

@@ -52,7 +52,7 @@ def main() -> None:
         [name, *(f"{run[name]:.4g}" for run in runs), f"{statistics.mean(run[name] for run in runs):.4g}"]
         for name in names
     ]
-    values = {"model": str(asked.model), "facts": asked.facts, "asked": asked.asked, "runs": runs}
+    values = {"model": asked.model.name, "facts": asked.facts, "asked": asked.asked, "runs": runs}
     header = ["figure", *(f"seed {seed}" for seed in range(asked.seeds)), "mean"]
     publish("Facts taught once, none of the weights changed", header, rows, values, __file__)
 

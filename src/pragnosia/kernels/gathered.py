@@ -27,7 +27,10 @@ def bank(
     down_bias: Tensor | None,
     activation: Activation,
 ) -> Tensor:
-    """The sum over gathered weights; memory grows with T*A units' weights."""
+    """The sum over gathered weights; memory grows with T*A units' weights.
+
+    A compiled graph has one shape: a slot that wakes nobody is computed, of unit 0, and counts for nothing.
+    """
     who = units.clamp(min=0)
     hidden = torch.einsum("tahd,td->tah", up[who], x)  # (T, A, G*F)
     if up_bias is not None:

@@ -5,6 +5,7 @@ All are off unless a configuration names them.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ def _layers(owner: str, given: Any) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlotsConfig(Organ):
+class SlotsConfig(Organ, ABC):
     """What organs of slots share: tokens of a segment compete for slots, which all later segments read."""
 
     layers: Sequence[int]
@@ -46,9 +47,9 @@ class SlotsConfig(Organ):
         require(number and 0 <= fading < float("inf"), f"{name}.fading is {fading!r}; it must be a number, 0 or more")
 
     @classmethod
+    @abstractmethod
     def name(cls) -> str:
         """As it is called in a configuration."""
-        raise NotImplementedError
 
     @property
     def entry_width(self) -> int:
