@@ -203,11 +203,10 @@ def chat(
 ) -> Answer:
     """Talk with a model, turn by turn. Ctrl-C stops the sentence, Ctrl-D (or /exit) leaves.
 
-    `/energy 0.3` (or draft, answer, think) turns the dial for the answers to come; `/teach TEXT` keeps a
-    text in the store. With --json the turns are read from
-    standard input, a line each, and the answer is the whole conversation. A turn that the model cannot take, or whose
-    units cannot be read from disk, is told of on stderr; the talk goes on, and ends with exit code 1 where the turns
-    came from a pipe.
+    `/energy 0.3` (or draft, answer, think) turns the dial for the answers to come; `/teach TEXT` keeps a text in the
+    store. With --json the turns are read from standard input, a line each, and the answer is the whole conversation. A
+    turn that the model cannot take, or whose units cannot be read from disk, is told of on stderr; the talk goes on, and
+    where its turns come from a pipe it ends with exit code 1.
     """
     from pragnosia.inference.directory import check_speaker
     from pragnosia.inference.sampling import Sampling, check_room, check_text
@@ -247,8 +246,7 @@ def chat(
     if stats and "hit_rate" in values:
         aside.append(streamed_line(values))
     if stats:
-        tokens = plural(conversation.passed, "token")
-        aside.append(f"[{tokens} in {format_duration(seconds)}, {conversation.decoder.decoding}]")
+        aside.append(f"[{conversation.passed} tokens in {format_duration(seconds)}, {conversation.decoder.decoding}]")
     if purse is not None:
         values |= {"joules": purse.spent, **setting_values(speaker, conversation.decoder.setting)}
         aside.append(purse_line(purse))
@@ -389,15 +387,11 @@ def full_line(decoder: Decoder) -> str:
     return f"[ended: the model's context of {decoder.limit} tokens is full]"
 
 
-def _speed(rate: float) -> str:
-    """Two digits where there are fewer before the point."""
-    return f"{rate:.2g}" if rate < 100 else f"{rate:.0f}"
-
-
 def cost_line(values: dict[str, Any]) -> str:
-    """What an answer cost, for people."""
+    """What an answer cost, for people; two digits of speed where there are fewer before the point."""
+    rate = values["tokens_per_second"]
     return (
-        f"[{plural(values['tokens'], 'token')}, {_speed(values['tokens_per_second'])} tokens/s, "
+        f"[{plural(values['tokens'], 'token')}, {f'{rate:.2g}' if rate < 100 else f'{rate:.0f}'} tokens/s, "
         f"{format_count(values['operations_per_token'])} operations and {format_bytes(values['bytes_per_token'])} "
         f"per token, {format_joules(values['joules'])} by {values['joules_source']}]"
     )
