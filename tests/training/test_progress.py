@@ -46,6 +46,20 @@ def test_a_dense_model_has_no_units() -> None:
     assert "awake" not in written.getvalue()
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_loading_shows_a_bar_that_goes(terminal: bool) -> None:
+    written = StringIO()
+    bar = Bar(Console(file=written, force_terminal=terminal, width=200, highlight=False))
+    for done in (1 << 20, 2 << 20, 4 << 20):
+        bar.loading(done, 4 << 20)
+    assert ("loading" in written.getvalue()) == terminal
+    assert bar.progress is None, "the loop has its own"
+    bar.loading(1, 2)
+    bar.start(10, 0)
+    bar.stop()
+    assert bar.progress is None
+
+
 def test_both_are_reporters() -> None:
     reporters: list[Reporter] = [Bar(Console(file=StringIO())), Silent()]
     for reporter in reporters:

@@ -9,7 +9,16 @@ from time import monotonic
 from typing import Protocol, final
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Column
 from rich.text import Text
 
@@ -26,6 +35,9 @@ class Reporter(Protocol):
     def watch(self, bytes_read: Callable[[], int]) -> None:
         """Weights come from disk: how many bytes so far can be asked at any time."""
 
+    def loading(self, done: int, total: int) -> None:
+        """Weights come, before the loop: bytes so far, and of how many."""
+
     def start(self, steps: int, done: int) -> None:
         """The loop begins, `done` of `steps` steps behind it."""
 
@@ -33,7 +45,7 @@ class Reporter(Protocol):
         """A step is done; the record if one was written."""
 
     def stop(self) -> None:
-        """The loop has ended, one way or the other."""
+        """The loop, or loading, has ended, one way or the other."""
 
 
 @final
@@ -42,6 +54,7 @@ class Silent:
 
     def note(self, line: str) -> None: ...
     def watch(self, bytes_read: Callable[[], int]) -> None: ...
+    def loading(self, done: int, total: int) -> None: ...
     def start(self, steps: int, done: int) -> None: ...
     def advance(self, step: int, record: Record | None) -> None: ...
     def stop(self) -> None: ...
@@ -113,7 +126,19 @@ class Bar:
     def watch(self, bytes_read: Callable[[], int]) -> None:
         self.within = Within(bytes_read)
 
+    def loading(self, done: int, total: int) -> None:
+        if self.progress is None and self.console.is_terminal and done < total:
+            columns = TextColumn("loading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+            self.progress = Progress(*columns, console=self.console, transient=True)
+            self.progress.start()
+            self.progress.add_task("", total=total)
+        if self.progress is not None:
+            self.progress.update(self.progress.task_ids[0], completed=done, total=total)
+        if done >= total:
+            self.stop()
+
     def start(self, steps: int, done: int) -> None:
+        self.stop()
         self.steps = steps
         self.within.begin()
         if self.console.is_terminal:

@@ -169,14 +169,17 @@ def _loaded(
     config: TuneConfig, shelf: Shelf | None, plan: Plan | None, reporter: Reporter, device: torch.device = CPU
 ) -> tuple[Cortex, UnitPool | None]:
     """The model of a plan, or whole in memory where there is none."""
-    if shelf is None or plan is None:
-        check_wide_awake(Path(config.model))
-        model, pool = load_model(Path(config.model)), None
-    else:
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # of 1,024 megabytes pile up
-        reporter.note(plan.table())
-        model = build(shelf, plan, device=device)[0]
-        pool = pool_of(model)
+    try:
+        if shelf is None or plan is None:
+            check_wide_awake(Path(config.model))
+            model, pool = load_model(Path(config.model), progress=reporter.loading), None
+        else:
+            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # of 1,024 megabytes pile up
+            reporter.note(plan.table())
+            model = build(shelf, plan, progress=reporter.loading, device=device)[0]
+            pool = pool_of(model)
+    finally:
+        reporter.stop()
     sow(config.seed)
     return model, pool
 
