@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pragnosia.apps import one_pass
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
 from pragnosia.apps.dialling import left_behind, left_behind_rows
 from pragnosia.checkpoints.gguf_header import gguf_in
@@ -42,6 +43,8 @@ def inspect(
 
     Nothing is loaded: the model is built without storage, so 450b works on any machine.
     """
+    if one_pass.is_one_pass(model):
+        return one_pass.inspect(Path(model))
     if Path(model).is_dir() or gguf_in(model) is not None:
         _check_outside(Path(model))
     from pragnosia.measure.accounting import account
