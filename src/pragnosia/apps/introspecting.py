@@ -24,9 +24,7 @@ def introspect(model: str, text: str, *, quiet: bool) -> Answer:
 
     check_text(text)
     if load_config(folder).workspace is None:
-        raise ConfigError(
-            f"{model} has no workspace to look into; train one with model.workspace: {{layers: [1]}}"
-        )
+        raise ConfigError(f"{model} has no workspace to look into; train one with model.workspace: {{layers: [1]}}")
     speaker = open_speaker(folder, None, None, quiet=quiet, speculate=False, store=False)
     limit, ids = int(speaker.model.config.max_position_embeddings), speaker.encode(text)
     if len(ids) > limit:
