@@ -2,7 +2,7 @@
 
 Characters are drawn by 20 hands each. An encoder (four layers of convolution) learns on background alphabets alone, as
 a prototypical network does: in episodes of 20 characters the mean key of some drawings is to be nearest to others'.
-Then 20 characters of an alphabet it never saw are written into an episodic store (src/pragnosia/store), each once, drawn by
+Then 20 characters of an alphabet it never saw are written into an episodic store (pragnosia.store), each once, drawn by
 one hand, no gradient; another hand's drawings are asked for by `Neighbours`. Beside it, in the same trials and the same
 store: pixels as keys (blurred or not), and the encoder before it learned.
 
