@@ -50,7 +50,7 @@ def measured_rates(folder: Path, given: Mapping[str, float] | None = None, *, gp
 
     found, assumed = dict(given or {}), []
     if "memory" not in found:
-        found["memory"] = memory_bandwidth(torch.device("cpu"))
+        found["memory"] = memory_bandwidth(torch.device("cpu"), seconds=1.0, usual=True)
     if "disk" not in found:
         try:
             found["disk"] = _disk(folder)
