@@ -206,8 +206,8 @@ def chat(
 
     `/energy 0.3` (or draft, answer, think) turns the dial for the answers to come; `/teach TEXT` keeps a text in the
     store. With --json the turns are read from standard input, a line each, and the answer is the whole conversation. A
-    turn that the model cannot take, or whose units cannot be read from disk, is told of on stderr; the talk goes on, and
-    where its turns come from a pipe it ends with exit code 1.
+    turn that the model cannot take, or whose units cannot be read from disk, is told of on stderr; the talk goes on,
+    and where its turns come from a pipe it ends with exit code 1.
     """
     from pragnosia.inference.directory import check_speaker
     from pragnosia.inference.sampling import Sampling, check_room, check_text
