@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pragnosia.apps import one_pass
 from pragnosia.apps.answer import Answer, AsJson, Debug, answering, one_line
 from pragnosia.apps.budgeting import (
     Adapter,
@@ -65,6 +66,7 @@ Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the answer;
 
 
 @answering
+@one_pass.speaks_for_itself
 def generate(
     model: Model,
     prompt: Annotated[str, typer.Argument(help="The text to continue.")],
@@ -139,8 +141,7 @@ def generate(
             decoder.read(ids)
         else:
             purse.read(ids, max_new_tokens)
-        spent_all = None if purse is None else purse.ran_out
-        spoken = Spoken(decoder, max_new_tokens, sampling, speaker.stop_tokens, spent_all)
+        spoken = Spoken(decoder, max_new_tokens, sampling, speaker.stop_tokens, purse.ran_out if purse else None)
         pieces = [_shown(piece, quiet=as_json) for piece in speaker.pieces(iter(spoken), sampling.stop, after=ids)]
     ended = time.perf_counter()
     seconds, first = ended - started, (spoken.began or ended) - started
