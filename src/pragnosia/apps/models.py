@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pragnosia.apps import one_pass
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
 from pragnosia.apps.dialling import left_behind, left_behind_rows
 from pragnosia.checkpoints.gguf_header import gguf_in
@@ -46,6 +47,9 @@ def inspect(
     Nothing is loaded: the model is built without storage, so 450b works on any machine. With --text it is loaded, and
     its workspace is read out: awareness, attention, memory, intention.
     """
+    if one_pass.is_one_pass(model):
+        one_pass.refuse(text=text)
+        return one_pass.inspect(Path(model))
     if text is not None:
         from pragnosia.apps.introspecting import introspect
 
