@@ -74,6 +74,7 @@ def main() -> None:
     beside = asked.out.with_name(asked.out.name + "-arms")
     data = [str(text(Path(named), beside / "text.txt"))]
     base = yaml.safe_load(CONFIG.read_text("utf-8")) | {"steps": asked.steps}
+    base["data"] = {**base["data"], "validation_fraction": 0.03}
     base["schedule"] = {**base["schedule"], "warmup_steps": max(1, asked.steps // 10)}
     base["model"] = {key: value for key, value in base["model"].items() if key != "vocab_size"}
     teacher = beside / "teacher"
