@@ -87,8 +87,9 @@ def test_the_record_says_what_the_issue_asks(configure: Configure, tmp_path: Pat
         {"gradient_checkpointing": True, "precision": "bf16"},
         {"model": {"experts": None, "feed_forward": {"width": 16}}},
         {"curriculum": {"by": "frequency", "steps": 10, "start": 0.2}},
+        {"rule": "reptile", "learning": {"inner_steps": 1}, "batch": {"batch_size": 2}},
     ],
-    ids=["plain", "muon", "ema", "lengths", "bf16", "dense", "curriculum"],
+    ids=["plain", "muon", "ema", "lengths", "bf16", "dense", "curriculum", "reptile"],
 )
 def test_a_resumed_run_is_the_uninterrupted_run(configure: Configure, tmp_path: Path, change: dict[str, Any]) -> None:
     config = configure(**change)

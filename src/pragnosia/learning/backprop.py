@@ -37,12 +37,12 @@ class Backprop:
         self, model: nn.Module, tokens: Int[Tensor, "B T"], share: float, exits: ExitLesson | None = None
     ) -> Lesson:
         """One forward and one backward pass, of the end and of the exits that have a lesson."""
-        with self._precision(tokens.device):
+        with self.precision(tokens.device):
             given = {} if exits is None else {"lesson": exits}
             output = model(input_ids=tokens, labels=tokens, use_cache=False, **given)
         taught = output.loss if getattr(output, "exit_loss", None) is None else output.loss + output.exit_loss
         (taught * share).backward()
-        return Lesson(output.loss.detach(), _detached(output.routings or ()))
+        return Lesson(output.loss.detach(), detached(output.routings or ()))
 
     def settle(self, model: nn.Module, lessons: Sequence[Lesson]) -> None:
         """Tell the routers who woke in the whole step."""
@@ -50,13 +50,15 @@ class Backprop:
         if rebalance is not None:
             rebalance(together([lesson.routings for lesson in lessons]))
 
-    def _precision(self, device: torch.device) -> AbstractContextManager[object]:
+    def precision(self, device: torch.device) -> AbstractContextManager[object]:
+        """What a pass is computed in."""
         if self.autocast is None:
             return nullcontext()
         return torch.autocast(device.type, dtype=self.autocast)
 
 
-def _detached(routings: Routings) -> Routings:
+def detached(routings: Routings) -> Routings:
+    """Who woke, without the slopes."""
     return tuple(None if routing is None else routing.each(torch.Tensor.detach) for routing in routings)
 
 

@@ -8,20 +8,27 @@ forward never learns.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pragnosia.errors import ConfigError, unknown_name
 from pragnosia.model.exits import ExitLesson
 from pragnosia.model.parts import part
 from pragnosia.model.thalamus import Routing
 
-RULES = {"backprop": "pragnosia.learning.backprop:Backprop"}
-"""Name -> class; `module:Class` names one outside the tree. Made by `Class(autocast=dtype or None)`."""
+RULES = {
+    "backprop": "pragnosia.learning.backprop:Backprop",
+    "reptile": "pragnosia.learning.meta:Reptile",
+    "fomaml": "pragnosia.learning.meta:FirstOrder",
+    "maml": "pragnosia.learning.meta:SecondOrder",
+}
+"""Name -> class; `module:Class` names one outside the tree. Made by `Class(autocast=dtype or None, **told)`."""
 
 Named = tuple[str, nn.Parameter]
 
@@ -55,7 +62,19 @@ class LearningRule(Protocol):
         """After the optimiser's step: change what needs no optimiser."""
 
 
-def learning_rule(name: str, *, autocast: torch.dtype | None = None) -> LearningRule:
-    """The rule called `name` in the table, or `module:Class`. Raises ConfigError that says what there is."""
-    rule: LearningRule = part(RULES, name)(autocast=autocast)
+def learning_rule(
+    name: str, *, autocast: torch.dtype | None = None, told: Mapping[str, Any] | None = None
+) -> LearningRule:
+    """The rule called `name` in the table, or `module:Class`, and what it is told of its own.
+
+    Raises ConfigError that says what there is.
+    """
+    made = part(RULES, name)
+    known = [key for key in inspect.signature(made).parameters if key != "autocast"]
+    for key in told or {}:
+        if key not in known:
+            if not known:
+                raise ConfigError(f"the rule {name} takes nothing of its own, and learning has {key}; leave it out")
+            raise ConfigError(unknown_name("key in learning", str(key), known))
+    rule: LearningRule = made(autocast=autocast, **(told or {}))
     return rule

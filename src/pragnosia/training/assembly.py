@@ -32,7 +32,7 @@ from pragnosia.data import (
 )
 from pragnosia.data.tokenizer_training import check_vocab_size
 from pragnosia.errors import BudgetError, ConfigError
-from pragnosia.learning import learning_rule
+from pragnosia.learning import LearningRule, learning_rule
 from pragnosia.measure.accounting import account
 from pragnosia.measure.limits import read_limits
 from pragnosia.measure.memory import Memory, memory_to_train
@@ -85,7 +85,7 @@ def check_plan(config: TrainConfig, out: Path) -> None:
     Raises UserErrors.
     """
     check_memory(config, model_config(config), find_device(config.device))
-    learning_rule(config.rule)
+    make_rule(config)
     if config.curriculum is not None:
         check_teacher(config.curriculum)
     mixture = Mixture.parse(config.data.sources)
@@ -93,6 +93,12 @@ def check_plan(config: TrainConfig, out: Path) -> None:
         # Packing reads all text soon enough; training a tokenizer first would take minutes.
         check_vocab_size(config.tokenizer.vocab_size)
         mixture.check()
+
+
+def make_rule(config: TrainConfig) -> LearningRule:
+    """How the run learns. Raises ConfigError."""
+    autocast = torch.bfloat16 if config.precision == "bf16" else None
+    return learning_rule(config.rule, autocast=autocast, told=config.learning)
 
 
 def _checkpoint_activations(model: PragnosiaForCausalLM) -> None:

@@ -115,6 +115,8 @@ class TrainConfig:
     tokens: float | None = None
     """Instead of steps: how many tokens to train on, rounded down to whole steps."""
     rule: str = "backprop"
+    learning: dict[str, Any] = field(default_factory=dict)
+    """What the rule is told of its own, as `inner_steps` and `inner_rate` of reptile, fomaml and maml."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 computes under autocast; the weights and their moments stay fp32."""
     gradient_checkpointing: bool = False

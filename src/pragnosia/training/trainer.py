@@ -26,8 +26,8 @@ from pragnosia import kernels
 from pragnosia.data import Batches, shorten
 from pragnosia.data.whole import whole_folder
 from pragnosia.errors import DataError, InterruptedTrainingError, TrainingError
-from pragnosia.learning import Lesson, learning_rule
-from pragnosia.training.assembly import Materials, assemble, check_plan
+from pragnosia.learning import Lesson
+from pragnosia.training.assembly import Materials, assemble, check_plan, make_rule
 from pragnosia.training.average import Average
 from pragnosia.training.checkpoint import Checkpoints, write_whole
 from pragnosia.training.configuration import TrainConfig, read_config
@@ -106,7 +106,7 @@ class Trainer:
         self.config, self.out, self.reporter = config, out, reporter
         self.model, self.tokenizer, self.corpus = materials.model, materials.tokenizer, materials.corpus
         batch, autocast = config.batch, torch.bfloat16 if config.precision == "bf16" else None
-        self.rule = learning_rule(config.rule, autocast=autocast)
+        self.rule = make_rule(config)
         learners = list(self.rule.changes(self.model))
         self.optimisers = Optimisers(learners, _embedded(self.model), config.optimiser)
         self.average = Average(learners, config.ema) if config.ema else None
