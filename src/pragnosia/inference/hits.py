@@ -29,6 +29,9 @@ HIGH: Curve = (
     *((0.26, 0.796), (0.35, 0.874), (0.43, 0.924), (0.52, 0.962), (0.7, 0.993), (1.0, 1.0)),
 )
 
+ROWS: Curve = ((0.0, 0.0), (1.0, 1.0))
+"""Of recalled rows of long-term memory."""
+
 
 def hits(share: float, curve: Curve = CENTRAL) -> float:
     """Of woken units, those that are here, where a `share` of all units has a slot."""

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from pragnosia.kernels.compiled import loaded_library, native_library
+from pragnosia.kernels.formats import FORMATS, unpack
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,6 +97,25 @@ def read(table: Tensor, rows: Tensor, strengths: Tensor) -> Tensor:
         summed: Tensor = _Read.apply(table, rows, strengths)  # type: ignore[no-untyped-call]
         return summed
     return _read(table, rows, strengths)
+
+
+def read_packed(table: Tensor, width: int, name: str, rows: Tensor, strengths: Tensor) -> Tensor:
+    """(T, D), single precision: the same of a table whose rows are packed, (rows, row_bytes) uint8 of a format."""
+    slopes = torch.is_grad_enabled() and strengths.requires_grad
+    if slopes or not (table.is_cpu and strengths.is_cpu) or native_library() is None:
+        plain = unpack(table[rows.flatten()], width, name, torch.float32).view(*rows.shape, width)
+        return torch.einsum("ta,tad->td", strengths.float(), plain)
+    y, strengths = torch.empty(len(rows), width), strengths.float().contiguous()
+    call = _RowsCall(
+        *(table.data_ptr(), False, width, rows.data_ptr(), strengths.data_ptr(), *rows.shape),
+        torch.get_num_threads(),
+    )
+    _check(
+        loaded_library().pragnosia_read_packed_rows(
+            ctypes.byref(call), FORMATS[name].code, table.shape[1], y.data_ptr()
+        )
+    )
+    return y
 
 
 def step_rows(
