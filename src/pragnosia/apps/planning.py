@@ -77,6 +77,7 @@ def plan_values(planned: Plan, rates: Rates) -> dict[str, Any]:
     return {
         **asdict(planned),
         "pool": planned.pool,
+        "row_pool": planned.row_pool,
         "total": planned.total,
         "vram_pool": planned.vram_pool,
         "vram_total": planned.vram_total,
@@ -84,6 +85,7 @@ def plan_values(planned: Plan, rates: Rates) -> dict[str, Any]:
         "hit_rate_low": hits[0],
         "hit_rate_high": hits[1],
         "vram_hit_rate": planned.vram_hit_rate,
+        "row_hit_rate": planned.row_hit_rate,
         "tokens_per_second": planned.tokens_per_second(rates),
         "tokens_per_second_low": speeds[0],
         "tokens_per_second_high": speeds[1],

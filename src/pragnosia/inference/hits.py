@@ -30,7 +30,7 @@ HIGH: Curve = (
 )
 
 ROWS: Curve = ((0.0, 0.0), (1.0, 1.0))
-"""Of recalled rows of long-term memory."""
+"""Of recalled rows of long-term memory: as many as have a place, though some are recalled more often than others."""
 
 
 def hits(share: float, curve: Curve = CENTRAL) -> float:

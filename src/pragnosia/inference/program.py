@@ -159,14 +159,12 @@ class Pen:
                 piece: Any = organ.piece
                 with organ.weights.outlined():
                     mixers.append(self._gated(number, layer, layer.mixer.piece, memory, setting))
-                    recalls = isinstance(piece, Hippocampus)
-                    always = {"recall": self._recall(piece, table)} if recalls else self._always(piece)
+                    always = self._always(piece, table)
                 feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, **always))
                 continue
             mixers.append(self._gated(number, layer, layer.mixer, memory, setting))
             if isinstance(organ, Hippocampus):
-                recall = self._recall(organ, table)
-                feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, recall=recall))
+                feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, recall=self._recall(organ, table)))
             elif shape is None:
                 feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, **self._always(organ)))
             else:
@@ -304,10 +302,10 @@ class Pen:
         shape = organ.heads, organ.each, organ.num_awake, *organ.weight.shape[1:]
         return {driven: StepDendrites(gate, weight, *shape)}
 
-    def _always(self, layer: FeedForward | None) -> dict[str, Any]:
-        """Who never sleeps."""
-        if layer is None:
-            return {}
+    def _always(self, layer: FeedForward | Hippocampus | None, table: Any = None) -> dict[str, Any]:
+        """Who never sleeps; in a layer on disk also what recalls."""
+        if layer is None or isinstance(layer, Hippocampus):
+            return {} if layer is None else {"recall": self._recall(layer, table)}
         return {
             "always_up": self.linear(layer.up),
             "always_down": self.linear(layer.down),
@@ -317,16 +315,15 @@ class Pen:
     def _recall(self, organ: Hippocampus, table: Table | PackedTable | RowsOnDisk) -> StepRecall:
         """Long-term memory."""
         entry = plain_format(table.rows.dtype) if isinstance(table, Table) else table.entry
-        rows, row_bytes = Stored(None, entry.code), entry.bank_row_bytes(organ.query.in_features)
-        if not isinstance(table, RowsOnDisk):
-            rows.base = self.address(table.rows)
+        row_bytes = entry.bank_row_bytes(organ.query.in_features)
+        base = None if isinstance(table, RowsOnDisk) else self.address(table.rows)
         self.bytes_read += organ.keys.nbytes + organ.recalled * row_bytes
         return StepRecall(
             asks=self.linear(organ.query),
             center=self.address(organ.center.float()),
             spread=self.address(organ.spread.float()),
             keys=self.stored(organ.keys),
-            table=rows,
+            table=Stored(base, entry.code),
             heads=organ.organ.num_heads,
             side=organ.organ.side,
             awake=organ.organ.num_awake,

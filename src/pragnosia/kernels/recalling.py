@@ -4,7 +4,8 @@
     rows[h] = the A rows with the largest scores, strengths their softmax          y = sum strengths * table[rows]
 
 Product keys: Lample et al. 2019, arXiv 1907.05242. Backward visits only what was recalled; the table's gradient is
-sparse, one row for each that was. On a GPU, and where there is no compiler, plain torch does the same.
+sparse, one row for each that was. Rows on a GPU are read, and learn, in Triton programs (triton_recall.py); who is
+recalled there, and everything where there is no compiler, is plain torch.
 
 T tokens, H heads, A rows recalled per head, K width of half a query, D width of a row.
 """
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from pragnosia.kernels import triton_recall
 from pragnosia.kernels.compiled import loaded_library, native_library
 from pragnosia.kernels.formats import FORMATS, unpack
 
@@ -89,6 +91,8 @@ def read(table: Tensor, rows: Tensor, strengths: Tensor) -> Tensor:
 
     The table's gradient is sparse.
     """
+    if triton_recall.takes(table, strengths):
+        return triton_recall.read(table, rows, strengths).to(strengths.dtype)
     if not _compiled(table, strengths):
         given = strengths.to(table.dtype)
         return F.embedding_bag(rows, table, per_sample_weights=given, mode="sum", sparse=True).to(strengths.dtype)
@@ -134,6 +138,9 @@ def step_rows(
     `table` (rows, D); `first` (rows, D), bfloat16; `second` (rows,), float32; `recalled` (rows,), int32.
     """
     named, slopes = grad._indices()[0], grad._values()
+    if triton_recall.takes(table, slopes):
+        triton_recall.step_rows(table, grad, first, second, recalled, rate=rate, betas=betas, epsilon=epsilon)
+        return
     if _compiled(table, slopes):
         slopes = slopes.float().contiguous()
         found, order, bounds = grouped(named, len(table))
