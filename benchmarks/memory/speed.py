@@ -132,6 +132,10 @@ def on_disk(rounds: int, work: Path, models: dict[str, Any]) -> dict[str, dict[s
                 "row_hit_rate": hits / max(hits + misses, 1),
                 "rows_read_per_token": misses / (rounds * NEW),
             }
+            rest = {
+                key: value for key, value in found[f"{what}, {share:.0%} of the rows here"].items() if key != "rates"
+            }
+            print(f"{what}, {share:.0%} of the rows here: {rest}", flush=True)
             del there, filling
     return found
 
@@ -139,11 +143,11 @@ def on_disk(rounds: int, work: Path, models: dict[str, Any]) -> dict[str, dict[s
 def compared(what: str, name: str, rates: dict[str, list[float]]) -> tuple[list[list[Any]], dict[str, Any]]:
     """One arm beside those without a table: lines, and what is written."""
     rows, told = [], {"tokens_per_second": {arm: median(values) for arm, values in rates.items()}}
-    for other in rates:
+    for other, theirs in rates.items():
         if other == name:
             continue
-        against = ratio(rates[name], rates[other])
-        rows.append([what, other, *(f"{median(rates[arm]):.1f}" for arm in (name, other)), spread(against)])
+        against = ratio(rates[name], theirs)
+        rows.append([what, other, f"{median(rates[name]):.1f}", f"{median(theirs):.1f}", spread(against)])
         told[f"{name.replace(' ', '_')}_over_{other.replace(' ', '_')}"] = against
     return rows, told
 
@@ -171,7 +175,6 @@ def main(rounds: int, parts: list[str], work: Path | None, script: str) -> None:
                 more, told = compared(f"on disk: {what}", "on disk", case.pop("rates"))
                 lines += more
                 results.setdefault("disk", {})[what] = told | case
-                print(what, case, flush=True)
     header = ["work", "beside", "memory tok/s", "its tok/s", "with over without"]
     publish("A table of a million rows in two of eight layers", header, lines, results, script)
 
@@ -182,7 +185,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("rounds", nargs="?", type=int, default=5)
     parser.add_argument("--only", choices=PARTS)
-    parser.add_argument("--work", type=Path, help="a folder on the disk to be measured; default: the system's temporary one")
+    parser.add_argument(
+        "--work", type=Path, help="a folder on the disk to be measured; default: the system's temporary one"
+    )
     parser.add_argument("--rows", type=int, default=ROWS)
     asked = parser.parse_args()
     MEMORY["num_rows"] = asked.rows

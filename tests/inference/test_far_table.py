@@ -166,9 +166,9 @@ def test_a_plan_shares_rows_and_units(make_model: Make, tmp_path: Path) -> None:
     assert less.slots == less.num_units, "rows are wanted less often than units"
     assert less.total <= less.budget
     assert f"{less.row_slots} of 65536 rows of 48 B, the others on disk" in less.table(rates)
-    assert f"{less.row_hit_rate:.0%} of recalled rows" in less.table(rates)
+    assert f"{less.row_hits():.0%} of recalled rows" in less.table(rates)
     assert less.tokens_per_second(rates) < whole.tokens_per_second(rates)
-    missed = (1 - less.row_hit_rate) * 8
+    missed = (1 - less.row_hits()) * 8
     seconds = 1 / less.tokens_per_second(rates) - 1 / whole.tokens_per_second(rates)
     assert seconds == pytest.approx(missed / 1e4, rel=1e-6)
     with pytest.raises(BudgetError, match="rows of long-term memory"):
@@ -202,9 +202,7 @@ def test_a_row_that_cannot_be_read_ends_the_answer(way: str, make_model: Make, t
     place = open_shelf(folder).rows
     assert place is not None
     os.truncate(folder / RESIDENT, place.offset + 10)  # behind the token table
+    ids = torch.arange(60)
+    ways = {"program": lambda: [program(token) for token in ids.tolist()], "modules": lambda: model(ids[None])}
     with pytest.raises(CheckpointError, match=r"cannot read row \d+ of long-term memory .*: the file ends too soon"):
-        if way == "program":
-            for token in range(60):
-                program(token)
-        else:
-            model(torch.arange(60)[None])
+        ways[way]()

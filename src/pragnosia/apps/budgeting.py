@@ -137,7 +137,9 @@ def streamed(speaker: Pragnosia, tokens: int, seconds: float) -> dict[str, Any]:
         return {}
     stats = PoolStats(0, 0, 0, 0, 0.0) if pool is None else pool.stats()
     here = {"hit_rate": stats.hit_rate} if pool is not None else {}
-    if pool is not None and speaker.plan is not None and speaker.plan.dense:  # each half of a layer asks for it; what stays is what is here
+    if (
+        pool is not None and speaker.plan is not None and speaker.plan.dense
+    ):  # each half of a layer asks for it; what stays is what is here
         here = {"hit_rate": speaker.plan.hit_rate}
     if slots is not None:  # what is asked of the host's pool is what the GPU lacks
         asked = max(slots.hits + slots.misses, 1)

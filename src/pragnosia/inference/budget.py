@@ -2,8 +2,9 @@
 
     budget = interpreter + resident weights + keys and values + scratch + rows + slots x record
 
-The slots take what the rest leaves, and rows of long-term memory what these leave, or an eighth. With a GPU, resident weights, keys and values and scratch are on it, and slots in
-what it has left; host memory holds further slots:
+The slots take what the rest leaves, and rows of long-term memory what these leave, or an eighth of it.
+With a GPU, resident weights, keys and values and scratch are on it, and slots in what it has left; host memory holds
+further slots:
 
     vram   = CUDA + resident weights + keys and values + scratch + GPU slots x slot
     budget = interpreter + CUDA + staging + host slots x record
@@ -155,7 +156,10 @@ def _bare(
         rows=leaves // row if leaves else 0,
         row=row,
         recalled=recalled,
-        awake_bytes=weights - table + recalled * row + layers * record * (1 if organ is None else organ.thalamus.num_awake),
+        awake_bytes=weights
+        - table
+        + recalled * row
+        + layers * record * (1 if organ is None else organ.thalamus.num_awake),
         learning=tuning.learning if tuning else 0,
         learns=tuning.learns if tuning else "",
         dense=organ is None,

@@ -31,8 +31,6 @@ class FarPlace:
     rows: int
     width: int
     entry: Format
-    sums: Tensor | None = None
-    """Of each row (CRC-32), where they are known."""
 
     @property
     def row_bytes(self) -> int:
@@ -49,7 +47,7 @@ class RowsOnDisk(nn.Module):
         super().__init__()
         self.entry, self.width, self.num_units = place.entry, place.width, place.rows
         try:
-            self.far = FarRows(place.file, place.offset, place.rows, place.row_bytes, slots, place.sums)
+            self.far = FarRows(place.file, place.offset, place.rows, place.row_bytes, slots)
         except OSError as error:
             raise CheckpointError(f"cannot read {place.file}: {error.strerror}") from error
         except ValueError as error:

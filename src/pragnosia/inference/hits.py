@@ -6,7 +6,8 @@ Three curves of benchmarks/budget/locality.py, each through (0, 0) and (1, 1):
     CENTRAL   the 8 GB mixture of random weights reading random tokens: what benchmarks/budget/forecast.py speaks with
     HIGH      the same one reading text: tokens that come again wake the same units
 
-Where between them a model lies depends on how evenly its router was taught to spread its load.
+Where between them a model lies depends on how evenly its router was taught to spread its load. A row of long-term
+memory is expected here as a unit is.
 """
 
 from __future__ import annotations
@@ -28,9 +29,6 @@ HIGH: Curve = (
     *((0.0, 0.0), (0.03, 0.249), (0.06, 0.399), (0.09, 0.497), (0.12, 0.575), (0.14, 0.618), (0.2, 0.722)),
     *((0.26, 0.796), (0.35, 0.874), (0.43, 0.924), (0.52, 0.962), (0.7, 0.993), (1.0, 1.0)),
 )
-
-ROWS: Curve = ((0.0, 0.0), (1.0, 1.0))
-"""Of recalled rows of long-term memory: as many as have a place, though some are recalled more often than others."""
 
 
 def hits(share: float, curve: Curve = CENTRAL) -> float:

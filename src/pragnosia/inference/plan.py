@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pragnosia.inference.device_slots import slot_bytes
-from pragnosia.inference.hits import CENTRAL, HIGH, LOW, ROWS, Curve, hits
+from pragnosia.inference.hits import CENTRAL, HIGH, LOW, Curve, hits
 from pragnosia.inference.layers import PASSING
 from pragnosia.kernels.far import FarRows
 from pragnosia.kernels.pool import UnitPool
@@ -43,7 +43,7 @@ class Rates:
     reads: float = 50e3
     """Single rows from the disk, many asked for at once [1/s]: a small disk of 2024."""
     assumed: tuple[str, ...] = ()
-    """Those of the first four that nobody measured or gave."""
+    """Those that nobody measured or gave."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,13 @@ class Plan:
     @property
     def total(self) -> int:
         """Of host memory; never above the budget."""
-        return self.interpreter + self.buffers + self.pool + self.row_pool + (self.host.total if self.vram else self.computing)
+        return (
+            self.interpreter
+            + self.buffers
+            + self.pool
+            + self.row_pool
+            + (self.host.total if self.vram else self.computing)
+        )
 
     @property
     def vram_total(self) -> int:
@@ -193,10 +199,9 @@ class Plan:
         near = hits(self.vram_slots / max(self.vram_units, 1), curve) if self.vram_slots else 0.0
         return near * self.vram_units / max(self.num_units, 1), hits(self.share, curve)
 
-    @property
-    def row_hit_rate(self) -> float:
+    def row_hits(self, curve: Curve = CENTRAL) -> float:
         """Of recalled rows, those expected in memory."""
-        return hits(self.row_slots / self.rows, ROWS) if self.rows else 1.0
+        return hits(self.row_slots / self.rows, curve) if self.rows else 1.0
 
     @property
     def hit_rate(self) -> float:
@@ -218,7 +223,7 @@ class Plan:
         near, here = self.hits(curve)
         woken = self.awake * self.streamed_layers
         seconds = (1 - here) * woken * (self.record_read or self.record) / rates.disk
-        seconds += (1 - self.row_hit_rate) * self.recalled / rates.reads
+        seconds += (1 - self.row_hits(curve)) * self.recalled / rates.reads
         if not self.vram:
             return 1 / (seconds + self.awake_bytes / rates.memory)
         by_host, on_gpu = self.host.awake_bytes, self.vram_units / max(self.num_units, 1)
@@ -271,7 +276,8 @@ class Plan:
         words = f"{self.hit_rate:.0%} of woken {what} here"
         if f"{low:.0%}" != f"{high:.0%}":
             words += f" ({low:.0%} to {high:.0%})"
-        words += f", {self.row_hit_rate:.0%} of recalled rows" if self.rows_stay else ""
+        if self.rows_stay:
+            words += f", {self.row_hits():.0%} of recalled rows ({self.row_hits(LOW):.0%} to {self.row_hits(HIGH):.0%})"
         return words + (f", {self.vram_hit_rate:.0%} on the GPU" if self.vram else "")
 
 

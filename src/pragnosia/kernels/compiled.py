@@ -110,7 +110,6 @@ def _declare(library: ctypes.CDLL) -> None:
     library.pragnosia_far_new.argtypes = [ctypes.c_char_p, *[whole] * 4, pointer]
     library.pragnosia_far_new.restype = pointer
     library.pragnosia_far_delete.argtypes, library.pragnosia_far_delete.restype = [pointer], None
-    library.pragnosia_far_check.argtypes, library.pragnosia_far_check.restype = [pointer] * 2, None
     library.pragnosia_far_gather.argtypes = [pointer, pointer, whole, pointer]
     library.pragnosia_far_report.argtypes, library.pragnosia_far_report.restype = [pointer] * 2, None
     library.pragnosia_loss_rows.argtypes = [

@@ -53,10 +53,8 @@ class _Stats(ctypes.Structure):
 class FarRows:
     """Rows of equal size, one after the other from `offset` of a file; `slots` of them in memory."""
 
-    def __init__(
-        self, file: Path, offset: int, rows: int, row_bytes: int, slots: int, sums: Tensor | None = None
-    ) -> None:
-        """`sums` (rows,), of 32 bits, are the rows' CRC-32, where they are known. Raises OSError, MemoryError, ValueError."""
+    def __init__(self, file: Path, offset: int, rows: int, row_bytes: int, slots: int) -> None:
+        """Raises OSError for a file that cannot be opened, MemoryError, ValueError."""
         if native_library() is None:
             raise ValueError("rows on disk need the compiled kernels; install a C++ compiler (see pragnosia doctor)")
         if rows >= _MOST:
@@ -71,8 +69,6 @@ class FarRows:
             raise MemoryError(f"cannot reserve {slots} rows of {row_bytes} bytes; lower the budget")
         if error.value:
             raise OSError(error.value, os.strerror(error.value), str(file))
-        if sums is not None:
-            self._library.pragnosia_far_check(self.address, sums.contiguous().data_ptr())
 
     @staticmethod
     def bytes_for(rows: int, row_bytes: int, slots: int) -> int:
@@ -98,8 +94,7 @@ class FarRows:
         stats = self._report()
         if not stats.error:
             return ""
-        known = {-1: "the file ends too soon", -2: "its checksum is wrong, the file is damaged; copy it again"}
-        why = known.get(stats.error) or os.strerror(stats.error)
+        why = "the file ends too soon" if stats.error == -1 else os.strerror(stats.error)
         return f"cannot read row {stats.failed_row} of long-term memory from {self.file}: {why}"
 
     def _report(self) -> _Stats:

@@ -27,7 +27,7 @@
 struct FarStats {
     int64_t hits, misses, bytes_read, resident;
     double seconds_waiting;
-    int64_t failed_row, error;  // of the last; error is errno, -1 for a file that ends too soon, -2 for a wrong checksum
+    int64_t failed_row, error;  // of the last; error is errno, -1 for a file that ends too soon
 };
 
 class FarRows {
@@ -39,7 +39,6 @@ class FarRows {
     std::vector<int32_t> place;   // of each row: its slot, -1, or -2 - n while it comes into window n
     std::vector<int32_t> holder;  // of each slot: its row, -1 while free
     std::vector<uint8_t> recalls;
-    std::vector<uint32_t> sums;  // CRC-32 of each row, where they are known
     char *memory = nullptr, *windows = nullptr;
     int64_t hand = 0, filled = 0, coming = 0;
     int64_t arriving[BATCH];  // the row of each window
@@ -56,7 +55,7 @@ class FarRows {
 #endif
 
   public:
-    // What is kept in mind beside the slots themselves, as inference/far_table.py counts it.
+    // What is kept in mind beside the slots themselves, as kernels/far.py counts it.
     FarRows(const char* path, int64_t offset, int64_t rows, int64_t row_bytes, int64_t slots)
         : rows(rows), row_bytes(row_bytes), offset(offset), slots(slots), window(round_up(row_bytes, PAGE) + PAGE), place(rows, -1),
           holder(slots, -1), recalls(slots, 0) {
@@ -87,7 +86,6 @@ class FarRows {
         if (windows) munmap(windows, BATCH * window);
     }
     int64_t failed_to_open() const { return plain < 0 ? stats.error : 0; }
-    void check(const uint32_t* known) { sums.assign(known, known + rows); }
 
     // Rows one after the other; false where one cannot be read, or is none of the table's.
     bool gather(const int64_t* wanted, int64_t count, char* out) {
@@ -148,7 +146,6 @@ class FarRows {
         for (int64_t n = 0; n < coming; ++n) {
             const int64_t error = here[n] ? 0 : read_alone(n);
             if (error) return fail(arriving[n], error);
-            if (!sums.empty() && crc32(in_window(n), row_bytes) != sums[arriving[n]]) return fail(arriving[n], -2);
         }
         stats.seconds_waiting += std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
         stats.bytes_read += coming * row_bytes;

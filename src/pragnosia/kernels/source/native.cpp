@@ -234,7 +234,6 @@ FarRows* pragnosia_far_new(const char* path, int64_t offset, int64_t rows, int64
     }
 }
 void pragnosia_far_delete(FarRows* far) { delete far; }
-void pragnosia_far_check(FarRows* far, const uint32_t* sums) { far->check(sums); }
 int pragnosia_far_gather(FarRows* far, const int64_t* wanted, int64_t count, char* out) {
     try {
         return far->gather(wanted, count, out);
