@@ -241,6 +241,8 @@ def _row_slots(plan: Plan) -> int:
 
     Some are wanted often enough: an eighth of what can be shared out is theirs in any case.
     """
+    if not plan.rows:
+        return 0
     room = plan.budget - plan.total - plan.most_slots * plan.each
     if room + plan.row_pool >= plan.rows * plan.row:
         return plan.rows
