@@ -224,7 +224,7 @@ def pool_of(model: Cortex) -> UnitPool | None:
 
 def far_rows(model: Cortex) -> FarRows | None:
     """The rows of long-term memory that lie on disk."""
-    table: Any = getattr(model.model, "hippocampus", None)  # exact mode's model has none
+    table: Any = getattr(getattr(model, "model", None), "hippocampus", None)  # exact mode's model has none
     return table.far if isinstance(table, RowsOnDisk) else None
 
 
