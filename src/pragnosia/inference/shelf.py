@@ -176,7 +176,8 @@ class AsItLies(Shelf):
         place = self.print_.place(ROWS) if ROWS in self.shapes else None
         if place is None or place.dtype not in (torch.float32, torch.bfloat16):
             return None
-        return FarPlace(place.file, place.offset, *place.shape, plain_format(place.dtype))
+        rows, width = place.shape
+        return FarPlace(place.file, place.offset, rows, width, plain_format(place.dtype))
 
     @property
     def format(self) -> Format:
@@ -255,7 +256,8 @@ class AsPacked(Shelf):
         if known is None:
             return None
         entry = FORMATS.get(known.format) or plain_format(getattr(torch, known.format))
-        return FarPlace(self.folder / RESIDENT, known.offset, *known.shape, entry)
+        rows, width = known.shape
+        return FarPlace(self.folder / RESIDENT, known.offset, rows, width, entry)
 
     @property
     def format(self) -> Format:
