@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from pragnosia import kernels
 from pragnosia.apps.rates import measured_rates
 from pragnosia.errors import UserError
 from pragnosia.measure.bandwidth import (
@@ -16,6 +17,7 @@ from pragnosia.measure.bandwidth import (
     matrix_throughput,
     memory_bandwidth,
     reading_speed,
+    single_reads,
 )
 from pragnosia.units import MIB
 
@@ -85,3 +87,18 @@ def test_the_disk_is_measured_by_the_weights_that_lie_there(tmp_path: Path, monk
     (tmp_path / "a.safetensors").write_bytes(b"?")
     assert measured_rates(tmp_path, given).disk == 300 << 20
     assert not measured_rates(tmp_path, given).assumed
+
+
+@pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
+def test_single_reads_are_timed_by_a_file_large_enough(tmp_path: Path) -> None:
+    with (tmp_path / "a.safetensors").open("wb") as file:
+        file.truncate(1 << 20)
+    with pytest.raises(UserError, match="too small to time single reads"):
+        single_reads(tmp_path / "a.safetensors")
+    given = {"memory": 1e9, "disk": 1e9}
+    assert measured_rates(tmp_path, given, rows=True).assumed == ("reads",)
+    with (tmp_path / "b.bin").open("wb") as file:
+        file.truncate(64 << 20)
+    rates = measured_rates(tmp_path, given, rows=True)
+    assert not rates.assumed
+    assert 1 < rates.reads < 1e9

@@ -139,23 +139,30 @@ def streamed(speaker: Pragnosia, tokens: int, seconds: float) -> dict[str, Any]:
 
     import torch
 
-    from pragnosia.inference.stream import pool_of, slots_of
+    from pragnosia.inference.stream import far_rows, pool_of, slots_of
+    from pragnosia.kernels.pool import PoolStats
 
-    pool, slots = pool_of(speaker.model), slots_of(speaker.model)
-    if pool is None:
+    pool, slots, far = pool_of(speaker.model), slots_of(speaker.model), far_rows(speaker.model)
+    if pool is None and far is None:
         return {}
-    stats = pool.stats()
-    here = {"hit_rate": stats.hit_rate}
-    if speaker.plan is not None and speaker.plan.dense:  # each half of a layer asks for it; what stays is what is here
+    stats = PoolStats(0, 0, 0, 0, 0.0) if pool is None else pool.stats()
+    here = {"hit_rate": stats.hit_rate} if pool is not None else {}
+    if (
+        pool is not None and speaker.plan is not None and speaker.plan.dense
+    ):  # each half of a layer asks for it; what stays is what is here
         here = {"hit_rate": speaker.plan.hit_rate}
     if slots is not None:  # what is asked of the host's pool is what the GPU lacks
         asked = max(slots.hits + slots.misses, 1)
         copied = slots.bytes_copied / max(tokens, 1)
         here = {"hit_rate": 1 - stats.misses / asked, "gpu_hit_rate": slots.hit_rate, "bytes_copied_per_token": copied}
-    waiting = stats.seconds_waiting / torch.get_num_threads()
+    waiting, read = stats.seconds_waiting / torch.get_num_threads(), stats.bytes_read
+    if far is not None:  # one thread asks for rows, and the others wait for it
+        rows = far.stats()
+        here |= {"row_hit_rate": rows.hit_rate, "rows_read_per_token": rows.misses / max(tokens, 1)}
+        waiting, read = waiting + rows.seconds_waiting, read + rows.bytes_read
     return {
         **here,
-        "bytes_read_per_token": stats.bytes_read / max(tokens, 1),
+        "bytes_read_per_token": read / max(tokens, 1),
         "seconds_waiting": waiting,
         "seconds_computing": max(seconds - waiting, 0.0),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -165,8 +172,11 @@ def streamed(speaker: Pragnosia, tokens: int, seconds: float) -> dict[str, Any]:
 def streamed_line(values: dict[str, Any]) -> str:
     """The same for people."""
     on_gpu = f" ({values['gpu_hit_rate']:.0%} on the GPU)" if "gpu_hit_rate" in values else ""
+    here = f"{values['hit_rate']:.0%} of woken units" if "hit_rate" in values else ""
+    if "row_hit_rate" in values:
+        here += f"{' and ' if here else ''}{values['row_hit_rate']:.0%} of recalled rows"
     return (
-        f"[{values['hit_rate']:.0%} of woken units were here{on_gpu}, "
+        f"[{here} were here{on_gpu}, "
         f"{format_bytes(values['bytes_read_per_token'])} read per token, "
         f"{format_duration(values['seconds_waiting'])} waiting for the disk and "
         f"{format_duration(values['seconds_computing'])} computing, "
@@ -195,10 +205,10 @@ class Counting(Protocol):
 
 def bytes_from_disk(speaker: Pragnosia) -> Callable[[], int] | None:
     """How many bytes were read so far of a model whose units lie on disk."""
-    from pragnosia.inference.stream import pool_of
+    from pragnosia.inference.stream import far_rows, pool_of
 
-    pool = pool_of(speaker.model)
-    return None if pool is None else lambda: pool.stats().bytes_read
+    sources = [source for source in (pool_of(speaker.model), far_rows(speaker.model)) if source is not None]
+    return (lambda: sum(source.stats().bytes_read for source in sources)) if sources else None
 
 
 @contextmanager

@@ -132,7 +132,9 @@ def evaluate(
         *((("layers per token", f"{values['layers_per_token']:.2f}"),) if settings[0].leave else ()),
         *((("setting", str(settings[0])),) if settings[0] != WHOLE else ()),
     ]
-    return Answer(values, aligned(rows), aside=streamed_line(values) if stats and "hit_rate" in values else "")
+    return Answer(
+        values, aligned(rows), aside=streamed_line(values) if stats and "bytes_read_per_token" in values else ""
+    )
 
 
 def _frontier(

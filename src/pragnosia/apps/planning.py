@@ -60,12 +60,12 @@ def plan(
     planned, longest = _planned(sizes, budget, gpu, context, exact=exact)
     del learned
     crowd = None if {"memory", "disk"} <= given.keys() else busy()
-    found = measured_rates(folder or _folder(model), given, gpu=bool(gpu))
+    found = measured_rates(folder or _folder(model), given, gpu=bool(gpu), rows=planned.rows_stay)
     note = f"{'packed as' if _is_packed(sizes) else 'as it lies,'} {_form(sizes)}"
     note += " (the default)" if format is None and not Path(model).exists() else ""
     note += f"; --disk has room for {format_bytes(room)}" if room is not None else ""
     first = f"  {'on disk':<26}{format_bytes(sizes.on_disk):>10}  {note}"
-    last = f"  {rates_line(found, given, gpu=bool(gpu))}"
+    last = f"  {rates_line(found, given, gpu=bool(gpu), rows=planned.rows_stay)}"
     middle = [*planned.table(found).splitlines(), f"  longest context that fits: {longest:,} tokens, in place of units"]
     values = {"model": model, "format": sizes.format.name, "on_disk": sizes.on_disk, "disk_room": room}
     values |= plan_values(planned, found) | {"longest_context": longest, "measured_while_busy": crowd is not None}
@@ -79,6 +79,7 @@ def plan_values(planned: Plan, rates: Rates) -> dict[str, Any]:
     return {
         **asdict(planned),
         "pool": planned.pool,
+        "row_pool": planned.row_pool,
         "total": planned.total,
         "vram_pool": planned.vram_pool,
         "vram_total": planned.vram_total,
@@ -86,11 +87,13 @@ def plan_values(planned: Plan, rates: Rates) -> dict[str, Any]:
         "hit_rate_low": hits[0],
         "hit_rate_high": hits[1],
         "vram_hit_rate": planned.vram_hit_rate,
+        "row_hit_rate": planned.row_hits(),
         "tokens_per_second": planned.tokens_per_second(rates),
         "tokens_per_second_low": speeds[0],
         "tokens_per_second_high": speeds[1],
         "memory_bytes_per_second": rates.memory,
         "disk_bytes_per_second": rates.disk,
+        "single_reads_per_second": rates.reads if planned.rows_stay else None,
         "vram_bytes_per_second": rates.vram if gpu else None,
         "link_bytes_per_second": rates.link if gpu else None,
         "rates_assumed": list(rates.assumed),

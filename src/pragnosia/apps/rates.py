@@ -37,11 +37,13 @@ def given_rates(text: str | None) -> dict[str, float]:
     return found
 
 
-def measured_rates(folder: Path, given: Mapping[str, float] | None = None, *, gpu: bool = False) -> Rates:
+def measured_rates(
+    folder: Path, given: Mapping[str, float] | None = None, *, gpu: bool = False, rows: bool = False
+) -> Rates:
     """What is not given is measured: memory, the disk that holds `folder`, and the GPU's two where `gpu` asks for them.
 
-    The disk by the weights that lie there, or a file made for it. Where there is no GPU, or nothing may be written into
-    the folder, it is assumed and said so.
+    The disk by the weights that lie there, or a file made for it; single reads, where `rows` asks, by those weights.
+    Where there is no GPU, or nothing may be written into the folder, it is assumed and said so.
     """
     import torch
 
@@ -57,6 +59,11 @@ def measured_rates(folder: Path, given: Mapping[str, float] | None = None, *, gp
         except UserError:
             found["disk"] = _DISK
             assumed.append("disk")
+    if rows:
+        try:
+            found["reads"] = _single(folder)
+        except UserError:
+            assumed.append("reads")
     for name, measure in (("vram", memory_bandwidth), ("link", link_bandwidth)) if gpu else ():
         if name in found:
             continue
@@ -88,17 +95,34 @@ def _disk(folder: Path) -> float:
     """Of the weights that lie there, if they are large enough to time; else of a file made for it. Raises UserError."""
     from pragnosia.measure.bandwidth import disk_speed, reading_speed
 
-    files = [file for pattern in _WEIGHTS for file in folder.glob(pattern)]
-    largest = max(files, key=lambda file: file.stat().st_size, default=None)
+    largest = _largest(folder)
     if largest is not None and largest.stat().st_size >= _LARGE:
         return reading_speed(largest)
     return disk_speed(folder).read_bytes_per_second
 
 
-def rates_line(rates: Rates, given: Mapping[str, float], *, gpu: bool) -> str:
+def _single(folder: Path) -> float:
+    """Of the largest file of weights that lies there. Raises UserError."""
+    from pragnosia.measure.bandwidth import single_reads
+
+    largest = _largest(folder)
+    if largest is None:
+        raise UserError(f"there are no weights in {folder} to time single reads by")
+    return single_reads(largest)
+
+
+def _largest(folder: Path) -> Path | None:
+    """The largest file of weights."""
+    files = [file for pattern in _WEIGHTS for file in folder.glob(pattern)]
+    return max(files, key=lambda file: file.stat().st_size, default=None)
+
+
+def rates_line(rates: Rates, given: Mapping[str, float], *, gpu: bool, rows: bool = False) -> str:
     """Where each rate comes from, for people: `measured: memory 22 GiB/s; assumed: link 11.2 GiB/s`."""
     told: dict[str, list[str]] = {"measured": [], "given": [], "assumed": []}
     for name in NAMES if gpu else NAMES[:2]:
         source = "given" if name in given else "assumed" if name in rates.assumed else "measured"
         told[source].append(f"{name} {format_bytes(getattr(rates, name))}/s")
+    if rows:
+        told["assumed" if "reads" in rates.assumed else "measured"].append(f"single reads {rates.reads:,.0f}/s")
     return "; ".join(f"{source}: {', '.join(words)}" for source, words in told.items() if words)

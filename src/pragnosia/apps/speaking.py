@@ -166,7 +166,7 @@ def generate(
     if purse is not None:
         aside.append(purse_line(purse))
     aside.append(cost_line(values))
-    if stats and "hit_rate" in values:
+    if stats and "bytes_read_per_token" in values:
         aside.append(streamed_line(values))
     if stats:
         aside.append(f"[decoding: {decoder.decoding}; the first token came after {format_duration(first)}]")
@@ -244,7 +244,7 @@ def chat(
         seconds, failed = _talk(conversation, turns, as_json)
     values: dict[str, Any] = {"messages": turns, **streamed(speaker, conversation.passed, seconds)}
     aside = []
-    if stats and "hit_rate" in values:
+    if stats and "bytes_read_per_token" in values:
         aside.append(streamed_line(values))
     if stats:
         aside.append(f"[{conversation.passed} tokens in {format_duration(seconds)}, {conversation.decoder.decoding}]")

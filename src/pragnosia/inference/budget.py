@@ -1,9 +1,10 @@
 """The budget of a model: its memory shared out between what always stays and slots for what comes and goes.
 
-    budget = interpreter + resident weights + keys and values + scratch + slots x record
+    budget = interpreter + resident weights + keys and values + scratch + rows + slots x record
 
-The slots take what the rest leaves. With a GPU, resident weights, keys and values and scratch are on it, and slots in
-what it has left; host memory holds further slots:
+The slots take what the rest leaves, and rows of long-term memory what these leave, or an eighth of it.
+With a GPU, resident weights, keys and values and scratch are on it, and slots in what it has left; host memory holds
+further slots:
 
     vram   = CUDA + resident weights + keys and values + scratch + GPU slots x slot
     budget = interpreter + CUDA + staging + host slots x record
@@ -18,7 +19,7 @@ place of keys and values.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,9 +31,10 @@ from pragnosia.inference.nearest import refusal
 from pragnosia.inference.plan import HostLayers, Plan
 from pragnosia.inference.scratch import most_awake, prompt_scratch, tuning_scratch
 from pragnosia.inference.shelf import EMBEDDING
-from pragnosia.inference.sizes import Sizes
+from pragnosia.inference.sizes import ROWS, Sizes
 from pragnosia.inference.split import by_layer, layer_of
 from pragnosia.inference.vram import cuda_bytes, vram_scratch, vram_tuning_scratch
+from pragnosia.kernels.far import FarRows
 from pragnosia.model.slot_organs import slot_bytes
 from pragnosia.units import MIB, parse_bytes, perhaps_gib
 
@@ -131,6 +133,8 @@ def _bare(
     config, resident, record = sizes.config, sizes.resident, sizes.record
     room = tuning.tokens if tuning else min(config.max_position_embeddings, context or CONTEXT)
     weights = sum(size for name, size in resident.items() if name != EMBEDDING or not sizes.leaves_table)
+    table, row, recalled = _memory(sizes, resident)
+    leaves = table if sizes.leaves_rows and tuning is None else 0
     organ = None if sizes.is_dense else config.units
     layers = config.num_hidden_layers if organ is None else len(sizes.sparse)
     attention = config.attention
@@ -139,7 +143,7 @@ def _bare(
     return Plan(
         budget=budget,
         interpreter=interpreter,
-        resident=weights,
+        resident=weights - leaves,
         cache=0 if tuning else 2 * keys * room * sizes.dtype.itemsize + slot_bytes(config, sizes.dtype.itemsize),
         scratch=reserve + (tuning_scratch(sizes, room) if tuning else prompt_scratch(sizes, room)),
         record=record,
@@ -149,11 +153,25 @@ def _bare(
         streamed_layers=layers,
         awake=1 if organ is None else most_awake(organ),
         context=room,
-        awake_bytes=weights + layers * record * (1 if organ is None else organ.thalamus.num_awake),
+        rows=leaves // row if leaves else 0,
+        row=row,
+        recalled=recalled,
+        awake_bytes=weights
+        - table
+        + recalled * row
+        + layers * record * (1 if organ is None else organ.thalamus.num_awake),
         learning=tuning.learning if tuning else 0,
         learns=tuning.learns if tuning else "",
         dense=organ is None,
     )
+
+
+def _memory(sizes: Sizes, resident: Mapping[str, int]) -> tuple[int, int, int]:
+    """Long-term memory: bytes of its table and of a row, and the rows that one token recalls."""
+    organ, layers = sizes.config.hippocampus, list(sizes.config.feed_forwards or ())
+    if organ is None:
+        return 0, 0, 0
+    return resident[ROWS], resident[ROWS] // organ.num_rows, layers.count("memory") * organ.num_heads * organ.num_awake
 
 
 def _on_gpu(
@@ -165,6 +183,7 @@ def _on_gpu(
     reserve: int = 0,
 ) -> Plan:
     """The same with what computes, and what learns, on a GPU."""
+    plan = replace(plan, resident=plan.resident + plan.rows * plan.row, rows=0)  # the table is a resident there
     driver = cuda_bytes(device)
     if tuning is None:
         scratch, saving = vram_scratch(sizes, plan.context, plan.awake), 0
@@ -213,7 +232,23 @@ def _filled(plan: Plan) -> Plan:
     """With as many slots as there is room for, the GPU's first; fewer than none where even the rest has no room."""
     if plan.vram:
         plan = replace(plan, vram_slots=int(min((plan.vram - plan.vram_total) // plan.vram_each, plan.vram_units)))
+    plan = replace(plan, row_slots=_row_slots(plan))
     return replace(plan, slots=int(min((plan.budget - plan.total) // plan.each, plan.most_slots)))
+
+
+def _row_slots(plan: Plan) -> int:
+    """Rows of long-term memory that are here: all, or what units leave, for each is wanted far less often.
+
+    Some are wanted often enough: an eighth of what can be shared out is theirs in any case.
+    """
+    if not plan.rows:
+        return 0
+    room = plan.budget - plan.total - plan.most_slots * plan.each
+    if room + plan.row_pool >= plan.rows * plan.row:
+        return plan.rows
+    beyond = plan.budget - plan.total - plan.least_slots * plan.each
+    each = FarRows.bytes_for(0, plan.row, 1) - FarRows.bytes_for(0, plan.row, 0)
+    return int(min(max(room, beyond // 8, 0) // each, plan.rows - 1))
 
 
 def as_bytes(memory: int | str) -> int:

@@ -6,7 +6,8 @@ Three curves of benchmarks/budget/locality.py, each through (0, 0) and (1, 1):
     CENTRAL   the 8 GB mixture of random weights reading random tokens: what benchmarks/budget/forecast.py speaks with
     HIGH      the same one reading text: tokens that come again wake the same units
 
-Where between them a model lies depends on how evenly its router was taught to spread its load.
+Where between them a model lies depends on how evenly its router was taught to spread its load. A row of long-term
+memory is expected here as a unit is.
 """
 
 from __future__ import annotations

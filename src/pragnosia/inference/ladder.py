@@ -144,8 +144,7 @@ class Ladder:
         try:
             spans.run(span)
         except UnitUnreadableError:
-            assert self._pen.pool is not None
-            raise CheckpointError(f"{self._pen.pool.failure()}") from None
+            raise CheckpointError(self._pen.failure()) from None
         self.passes += 0 if only_remember else count * (end - start)
         if self._trace is not None:
             routings = () if only_remember else self._pen.routings(count)[start:end]

@@ -43,6 +43,7 @@ def refusal(plan: Plan, sizes: Sizes, drafted: Draft, *, tables: bool = False) -
     else:
         parts.append(_part("CUDA's share and staging", plan.buffers))
         parts.append(_part(f"the last {plan.host.count} layers", plan.host.total))
+    parts.append(_part("rows of long-term memory", 0 if on_gpu else plan.row_pool))
     parts.append(f"{least} slots of {format_bytes(each)}")
     option, needed = "--vram" if on_gpu else "--memory", _needed(plan, on_gpu)
     given, all_of_it = told_apart(plan.vram if on_gpu else plan.budget, needed)

@@ -4,6 +4,10 @@ A token wakes A units in each of L sparse layers; a share h of them (the hit rat
 
     seconds per token = awake bytes / memory rate + (1 - h) A L record / disk rate
 
+rows of long-term memory that are not here come one by one, many asked for at once:
+
+                      + (1 - h) recalled / single reads per second
+
 and with a GPU, of whose slots a share g of the woken units is found (the memory is then its own):
 
                       + (1 - g) A L record / link rate
@@ -19,6 +23,7 @@ from dataclasses import dataclass
 from pragnosia.inference.device_slots import slot_bytes
 from pragnosia.inference.hits import CENTRAL, HIGH, LOW, Curve, hits
 from pragnosia.inference.layers import PASSING
+from pragnosia.kernels.far import FarRows
 from pragnosia.kernels.pool import UnitPool
 from pragnosia.units import format_bytes
 
@@ -35,8 +40,10 @@ class Rates:
     """The GPU its own memory: what a GPU of 2020's middle class reads."""
     link: float = 12e9
     """From host memory to the GPU: PCIe 3 with 16 lanes, less what its protocol takes."""
+    reads: float = 50e3
+    """Single rows from the disk, many asked for at once [1/s]: a small disk of 2024."""
     assumed: tuple[str, ...] = ()
-    """Those of the four that nobody measured or gave."""
+    """Those that nobody measured or gave."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +87,14 @@ class Plan:
     """Weights that one token reads."""
     record_read: int = 0
     """Bytes on disk of a record that is made plain on its way; 0: as many as here."""
+    rows: int = 0
+    """Of long-term memory, of which some may stay on disk; 0 where it is among the residents, or there is none."""
+    row: int = 0
+    """Bytes of a row."""
+    row_slots: int = 0
+    """Rows that have a place in memory."""
+    recalled: int = 0
+    """Rows that one token recalls, in all layers."""
     learning: int = 0
     """Adapters, their slopes and moments, where a model is tuned."""
     learns: str = "adapters"
@@ -111,6 +126,16 @@ class Plan:
         return UnitPool.bytes_for(self.record, max(self.slots, 0))
 
     @property
+    def rows_stay(self) -> bool:
+        """Whether rows of long-term memory are left on disk, and come as they are recalled."""
+        return self.row_slots < self.rows
+
+    @property
+    def row_pool(self) -> int:
+        """Memory of rows that are here, and of what it takes to have the others come."""
+        return FarRows.bytes_for(self.rows, self.row, self.row_slots) if self.rows_stay else self.rows * self.row
+
+    @property
     def vram_pool(self) -> int:
         """GPU memory of its slots."""
         return self.vram_each * max(self.vram_slots, 0)
@@ -128,7 +153,13 @@ class Plan:
     @property
     def total(self) -> int:
         """Of host memory; never above the budget."""
-        return self.interpreter + self.buffers + self.pool + (self.host.total if self.vram else self.computing)
+        return (
+            self.interpreter
+            + self.buffers
+            + self.pool
+            + self.row_pool
+            + (self.host.total if self.vram else self.computing)
+        )
 
     @property
     def vram_total(self) -> int:
@@ -168,6 +199,10 @@ class Plan:
         near = hits(self.vram_slots / max(self.vram_units, 1), curve) if self.vram_slots else 0.0
         return near * self.vram_units / max(self.num_units, 1), hits(self.share, curve)
 
+    def row_hits(self, curve: Curve = CENTRAL) -> float:
+        """Of recalled rows, those expected in memory."""
+        return hits(self.row_slots / self.rows, curve) if self.rows else 1.0
+
     @property
     def hit_rate(self) -> float:
         """Expected to be on the GPU or in memory, what really comes depends on model and text: see `hit_range`."""
@@ -188,6 +223,7 @@ class Plan:
         near, here = self.hits(curve)
         woken = self.awake * self.streamed_layers
         seconds = (1 - here) * woken * (self.record_read or self.record) / rates.disk
+        seconds += (1 - self.row_hits(curve)) * self.recalled / rates.reads
         if not self.vram:
             return 1 / (seconds + self.awake_bytes / rates.memory)
         by_host, on_gpu = self.host.awake_bytes, self.vram_units / max(self.num_units, 1)
@@ -213,6 +249,8 @@ class Plan:
             (f"{self.learns}, slopes, moments", self.learning, ""),
             ("activations and scratch", self.scratch, f"{self.context} tokens" if self.learning else ""),
         ]
+        rows = f"{f'{self.row_slots} of ' if self.rows_stay else ''}{self.rows} rows of {format_bytes(self.row)}"
+        memory = ("long-term memory", self.row_pool, rows + (", the others on disk" if self.rows_stay else ""))
         pool = (what, self.pool, f"{self.slots} {slots}")
         total = ("total", self.total, f"of {format_bytes(self.budget)}")
         if self.vram:
@@ -223,9 +261,9 @@ class Plan:
             lines += _lines([("total", self.vram_total, f"of {format_bytes(self.vram)}")])
             parts = f"weights {format_bytes(away.resident)}, keys and values {format_bytes(away.cache)}, scratch"
             rest = (f"the last {away.count} layers", away.total, parts)
-            lines += ["  in memory", *_lines([*host, rest, pool, total])]
+            lines += ["  in memory", *_lines([*host, rest, memory, pool, total])]
         else:
-            lines = _lines([*host, *computing, pool, total])
+            lines = _lines([*host, *computing, memory, pool, total])
         if rates is not None:
             speed, span = _span(*[self.tokens_per_second(rates)] * 2), _span(*self.speed_range(rates))
             expected = f"  expected once warm: {self._expected(what)}, {speed} tokens/s"
@@ -238,6 +276,8 @@ class Plan:
         words = f"{self.hit_rate:.0%} of woken {what} here"
         if f"{low:.0%}" != f"{high:.0%}":
             words += f" ({low:.0%} to {high:.0%})"
+        if self.rows_stay:
+            words += f", {self.row_hits():.0%} of recalled rows ({self.row_hits(LOW):.0%} to {self.row_hits(HIGH):.0%})"
         return words + (f", {self.vram_hit_rate:.0%} on the GPU" if self.vram else "")
 
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from pragnosia import kernels
 from pragnosia.errors import CheckpointError
+from pragnosia.inference.far_table import RowsOnDisk
 from pragnosia.inference.layers import OnDisk, coming_and_going
-from pragnosia.inference.stream import StreamedBank, pool_of
+from pragnosia.inference.stream import StreamedBank, far_rows, pool_of
 from pragnosia.inference.table import TableOnDisk
 from pragnosia.kernels import step as steps
 from pragnosia.kernels.awake import lies_by_input
@@ -39,14 +40,14 @@ from pragnosia.model.setting import WHOLE, Setting
 from pragnosia.model.sparse import SparseFeedForward
 from pragnosia.model.state import KeyValues, State
 from pragnosia.model.thalamus import Routing, SigmoidThalamus, SoftmaxThalamus, ThresholdThalamus
-from pragnosia.quantisation.layers import PackedEmbedding, PackedLinear
+from pragnosia.quantisation.layers import PackedEmbedding, PackedLinear, PackedTable
 
 _ROUTERS: dict[type, str] = {SoftmaxThalamus: "softmax", SigmoidThalamus: "sigmoid", ThresholdThalamus: "threshold"}
 _WRITABLE = {
     *(nn.ModuleList, nn.Embedding, nn.Identity, Linear, AwakeLinear, RMSNorm),
     *(Attention, DendriticAttention, Hearing, Speaking, RotaryPositions, TokenGate),
     *(FeedForward, Experts, Columns, Bank, Hippocampus, Table, *_ROUTERS),
-    *(StreamedBank, PackedLinear, PackedEmbedding, TableOnDisk, OnDisk),
+    *(StreamedBank, PackedLinear, PackedEmbedding, PackedTable, TableOnDisk, RowsOnDisk, OnDisk),
 }
 
 _PATH = (Cortex, CortexStack, CortexLayer)
@@ -89,8 +90,7 @@ class Program:
         try:
             return steps.run(self._step, token, self.length)
         except steps.UnitUnreadableError:
-            assert self._pen.pool is not None
-            raise CheckpointError(f"{self._pen.pool.failure()}") from None
+            raise CheckpointError(self._pen.failure()) from None
 
     @property
     def state(self) -> State:
@@ -116,8 +116,6 @@ def writable(model: Cortex, state: State) -> bool:
     away = coming_and_going(model)
     if not all(weights.in_reach for weights in away):
         return False
-    if any(isinstance(module, OnDisk) and isinstance(module.piece, Hippocampus) for module in model.modules()):
-        return False
     tensors = (*model.parameters(), *model.buffers())
     # the types of matrices that lie on disk are known, and they lie there in order
     return all(_readable(tensor) or (away and tensor.is_meta and tensor.dtype in steps.STORED) for tensor in tensors)
@@ -134,9 +132,9 @@ class Pen:
 
     def __init__(self, model: Cortex, memories: tuple[KeyValues, ...], setting: Setting, tokens: int = 1) -> None:
         self.held: list[Tensor] = []
-        self.pool = pool_of(model)
+        self.pool, self.far = pool_of(model), far_rows(model)
         self.bytes_read, self.has_bf16, self.has_packed = 0, False, False
-        layers: list[Any] = list(model.model.layers)
+        layers, table = list[Any](model.model.layers), model.model.hippocampus
         self.shapes = [_shape(layer.feed_forward, setting.awake) for layer in layers]
         self.slots, self.units = (sum(shape[i] for shape in self.shapes if shape) for i in (0, 1))
         whole = torch.empty(tokens, self.slots, dtype=torch.long)
@@ -158,16 +156,15 @@ class Pen:
             if isinstance(organ, OnDisk):  # the whole layer is
                 if not organ.weights.stays:
                     passing = min(passing, number)
-                dense: Any = organ.piece
+                piece: Any = organ.piece
                 with organ.weights.outlined():
                     mixers.append(self._gated(number, layer, layer.mixer.piece, memory, setting))
-                    always = self._always(dense)
+                    always = self._always(piece, table)
                 feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, **always))
                 continue
             mixers.append(self._gated(number, layer, layer.mixer, memory, setting))
             if isinstance(organ, Hippocampus):
-                recall = self._recall(organ, model.model.hippocampus)
-                feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, recall=recall))
+                feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, recall=self._recall(organ, table)))
             elif shape is None:
                 feed_forwards.append(StepFeedForward(norm=norm, pool_layer=-1, **self._always(organ)))
             else:
@@ -211,6 +208,10 @@ class Pen:
             routings.append(Routing(units[:, some], strengths[:, some], scores[:, unit : unit + num_units], gate))
             slot, unit = slot + awake, unit + num_units
         return tuple(routings)
+
+    def failure(self) -> str:
+        """What could not be read from disk, in words."""
+        return (self.far.failure() if self.far else "") or (self.pool.failure() if self.pool else "")
 
     def address(self, tensor: Tensor) -> int:
         """Of a tensor that is kept alive."""
@@ -301,28 +302,33 @@ class Pen:
         shape = organ.heads, organ.each, organ.num_awake, *organ.weight.shape[1:]
         return {driven: StepDendrites(gate, weight, *shape)}
 
-    def _always(self, layer: FeedForward | None) -> dict[str, Any]:
-        """Who never sleeps."""
-        if layer is None:
-            return {}
+    def _always(self, layer: FeedForward | Hippocampus | None, table: Any = None) -> dict[str, Any]:
+        """Who never sleeps; in a layer on disk also what recalls."""
+        if layer is None or isinstance(layer, Hippocampus):
+            return {} if layer is None else {"recall": self._recall(layer, table)}
         return {
             "always_up": self.linear(layer.up),
             "always_down": self.linear(layer.down),
             "always_activation": layer.activation.code,
         }
 
-    def _recall(self, organ: Hippocampus, table: Table) -> StepRecall:
+    def _recall(self, organ: Hippocampus, table: Table | PackedTable | RowsOnDisk) -> StepRecall:
         """Long-term memory."""
-        self.bytes_read += organ.keys.nbytes + organ.recalled * table.rows[0].nbytes
+        entry = plain_format(table.rows.dtype) if isinstance(table, Table) else table.entry
+        row_bytes = entry.bank_row_bytes(organ.query.in_features)
+        base = None if isinstance(table, RowsOnDisk) else self.address(table.rows)
+        self.bytes_read += organ.keys.nbytes + organ.recalled * row_bytes
         return StepRecall(
             asks=self.linear(organ.query),
             center=self.address(organ.center.float()),
             spread=self.address(organ.spread.float()),
             keys=self.stored(organ.keys),
-            table=self.stored(table.rows),
+            table=Stored(base, entry.code),
             heads=organ.organ.num_heads,
             side=organ.organ.side,
             awake=organ.organ.num_awake,
+            row_bytes=row_bytes,
+            far=None if self.far is None else self.far.address,
         )
 
     def _experts(self, experts: SparseFeedForward, awake: float, told: list[Tensor]) -> dict[str, Any]:

@@ -20,13 +20,14 @@ from pragnosia.checkpoints.gguf_source import GgufSource
 from pragnosia.checkpoints.places import Extents, Place, read_place
 from pragnosia.errors import CheckpointError
 from pragnosia.inference.directory import read_values
-from pragnosia.inference.sizes import PIECE, Sizes
+from pragnosia.inference.far_table import FarPlace
+from pragnosia.inference.sizes import PIECE, ROWS, Sizes
 from pragnosia.inference.table import TableOnDisk
 from pragnosia.kernels.blocks import Extent
 from pragnosia.kernels.formats import FORMATS, Format, plain_format
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.quantisation.index import RESIDENT, UNITS, checksums, is_packed, read_index
-from pragnosia.quantisation.layers import PackedEmbedding, PackedLinear
+from pragnosia.quantisation.layers import PackedEmbedding, PackedLinear, PackedTable
 
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -57,6 +58,15 @@ class Shelf(Sizes):
     @abstractmethod
     def table(self) -> TableOnDisk | None:
         """The token table, to be left on disk; None where the output head needs it too."""
+
+    @property
+    @abstractmethod
+    def rows(self) -> FarPlace | None:
+        """Where the rows of long-term memory lie, to be left there; None where they cannot be read one by one."""
+
+    @property
+    def leaves_rows(self) -> bool:
+        return self.rows is not None
 
     @abstractmethod
     def unit(self, bank: str, layer: int, unit: int) -> tuple[Extents, list[int]]:
@@ -162,6 +172,14 @@ class AsItLies(Shelf):
         return TableOnDisk(place.file, place.offset, (rows, width), plain_format(place.dtype), self.dtype)
 
     @property
+    def rows(self) -> FarPlace | None:
+        place = self.print_.place(ROWS) if ROWS in self.shapes else None
+        if place is None or place.dtype not in (torch.float32, torch.bfloat16):
+            return None
+        rows, width = place.shape
+        return FarPlace(place.file, place.offset, rows, width, plain_format(place.dtype))
+
+    @property
     def format(self) -> Format:
         return plain_format(self.dtype if self.is_dense else self.print_.dtype(f"{self.sparse[0]}.up"))
 
@@ -233,6 +251,15 @@ class AsPacked(Shelf):
         return TableOnDisk(self.folder / RESIDENT, known.offset, (rows, width), entry, self.dtype, known.sums)
 
     @property
+    def rows(self) -> FarPlace | None:
+        known = self.index.tensors.get(ROWS)
+        if known is None:
+            return None
+        entry = FORMATS.get(known.format) or plain_format(getattr(torch, known.format))
+        rows, width = known.shape
+        return FarPlace(self.folder / RESIDENT, known.offset, rows, width, entry)
+
+    @property
     def format(self) -> Format:
         return self.index.entry
 
@@ -271,8 +298,11 @@ class AsPacked(Shelf):
 def put_rows(
     model: nn.Module, name: str, rows: Tensor, entry: Format, depth: int, dtype: torch.dtype, bias: Tensor | None
 ) -> None:
-    """Packed rows in the place of a linear layer or of the token table (and of an output head that shares it)."""
+    """Packed rows in the place of a linear layer, a table, or the token table (and an output head that shares it)."""
     owner = name.rpartition(".")[0]
+    if name == ROWS:
+        model.set_submodule(owner, PackedTable(rows, entry, depth))
+        return
     if name != EMBEDDING:
         model.set_submodule(owner, PackedLinear(rows, entry, depth, bias))
         return

@@ -23,6 +23,8 @@ from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.presets import preset
 from pragnosia.quantisation.sizes import packed_sizes, packing_format, sparse_banks
 
+ROWS = "model.hippocampus.rows"
+"""Of long-term memory."""
 PIECE = re.compile(r"model\.layers\.(\d+)\.(mixer|feed_forward)\..*")
 
 
@@ -63,6 +65,11 @@ class Sizes(ABC):
     @abstractmethod
     def leaves_table(self) -> bool:
         """Whether the token table stays on disk; it does not where the output head needs it too."""
+
+    @property
+    @abstractmethod
+    def leaves_rows(self) -> bool:
+        """Whether rows of long-term memory can stay on disk."""
 
     @property
     @abstractmethod
@@ -145,6 +152,10 @@ class Described(Sizes):
     @property
     def leaves_table(self) -> bool:
         return not self.config.tie_word_embeddings
+
+    @property
+    def leaves_rows(self) -> bool:
+        return ROWS in self._shapes
 
     @property
     def on_disk(self) -> int:

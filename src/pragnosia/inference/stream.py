@@ -20,13 +20,16 @@ from pragnosia.inference.budget import Tuning, make_plan
 from pragnosia.inference.device_layers import LayersOnDevice
 from pragnosia.inference.device_slots import DeviceSlots, SlotStats
 from pragnosia.inference.device_units import UnitsOnDevice
+from pragnosia.inference.far_table import RowsOnDisk
 from pragnosia.inference.layers import Layers, LayersOnDisk, OnDisk, put_layers
 from pragnosia.inference.plan import Plan
 from pragnosia.inference.shelf import EMBEDDING, AsItLies, Shelf, open_shelf
+from pragnosia.inference.sizes import ROWS
 from pragnosia.inference.sparsity import lay_silent, silent_layers
 from pragnosia.inference.split import HOST, cross_over, layer_of
 from pragnosia.inference.vram import accelerator
 from pragnosia.kernels.activations import ACTIVATIONS, Activation
+from pragnosia.kernels.far import FarRows
 from pragnosia.kernels.formats import Format
 from pragnosia.kernels.pool import HALF_LIFE, PooledBank, UnitPool
 from pragnosia.model.configuration import PragnosiaConfig
@@ -134,7 +137,8 @@ def build(
     table = shelf.table
     layers = shelf.layers() if plan.dense else []
     lies_silent = speaks and not plan.vram
-    names = {name: size for name, size in shelf.resident.items() if table is None or name != EMBEDDING}
+    away = ({EMBEDDING} if table is not None else set()) | ({ROWS} if plan.rows_stay else set())
+    names = {name: size for name, size in shelf.resident.items() if name not in away}
     slots = plan.vram_slots if plan.vram else plan.slots
     if slots >= plan.num_units:  # nothing has to go: the layers are as resident as the rest
         names |= {part.name: part.num_bytes for layer in layers for part in layer}
@@ -146,6 +150,10 @@ def build(
     if table is not None:
         table.device = device
         model.model.embed_tokens = table
+    if plan.rows_stay:
+        rows = shelf.rows
+        assert rows is not None
+        model.model.hippocampus = RowsOnDisk(rows, plan.row_slots)
     if lies_silent:
         lay_silent(model)
         layers = silent_layers(shelf.config, layers)
@@ -212,6 +220,12 @@ def pool_of(model: Cortex) -> UnitPool | None:
         if isinstance(module, LoraBank) and isinstance(module.units, UnitsOnDisk | UnitsOnDevice):
             return module.units.bank.pool
     return None
+
+
+def far_rows(model: Cortex) -> FarRows | None:
+    """The rows of long-term memory that lie on disk."""
+    table: Any = getattr(getattr(model, "model", None), "hippocampus", None)  # exact mode's model has none
+    return table.far if isinstance(table, RowsOnDisk) else None
 
 
 def slots_of(model: Cortex) -> SlotStats | None:

@@ -19,7 +19,7 @@ from pragnosia.kernels.formats import FORMATS, Format, format_named, pack, unpac
 from pragnosia.kernels.memory import keep_freed_memory
 from pragnosia.kernels.norm import rms_norm
 from pragnosia.kernels.packed import packed_linear
-from pragnosia.kernels.recalling import read, recall, step_rows
+from pragnosia.kernels.recalling import read, read_packed, recall, step_rows
 from pragnosia.kernels.routing import route
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ __all__ = [
     "pack",
     "packed_linear",
     "read",
+    "read_packed",
     "recall",
     "rms_norm",
     "route",

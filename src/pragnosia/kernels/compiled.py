@@ -84,6 +84,7 @@ def _declare(library: ctypes.CDLL) -> None:
     library.pragnosia_recall.argtypes = [pointer] * 4
     library.pragnosia_recall_back.argtypes, library.pragnosia_recall_back.restype = [pointer] * 9, None
     library.pragnosia_read_rows.argtypes, library.pragnosia_read_rows.restype = [pointer] * 2, None
+    library.pragnosia_read_packed_rows.argtypes = [pointer, whole, whole, pointer]
     library.pragnosia_group_slots.argtypes = [pointer, whole, whole, *[pointer] * 4]
     library.pragnosia_group_slots.restype = whole
     library.pragnosia_rows_back.argtypes = [*[pointer] * 4, whole, pointer, pointer]
@@ -106,6 +107,11 @@ def _declare(library: ctypes.CDLL) -> None:
     library.pragnosia_pool_tick.argtypes = [pointer, whole]
     library.pragnosia_step.argtypes, library.pragnosia_step.restype = [pointer, whole, whole], whole
     library.pragnosia_span.argtypes, library.pragnosia_span.restype = [pointer], whole
+    library.pragnosia_far_new.argtypes = [ctypes.c_char_p, *[whole] * 4, pointer]
+    library.pragnosia_far_new.restype = pointer
+    library.pragnosia_far_delete.argtypes, library.pragnosia_far_delete.restype = [pointer], None
+    library.pragnosia_far_gather.argtypes = [pointer, pointer, whole, pointer]
+    library.pragnosia_far_report.argtypes, library.pragnosia_far_report.restype = [pointer] * 2, None
     library.pragnosia_loss_rows.argtypes = [
         *(pointer, integer, whole, whole, pointer, whole, ctypes.c_float, integer, whole, pointer),
     ]

@@ -4,7 +4,8 @@
     rows[h] = the A rows with the largest scores, strengths their softmax          y = sum strengths * table[rows]
 
 Product keys: Lample et al. 2019, arXiv 1907.05242. Backward visits only what was recalled; the table's gradient is
-sparse, one row for each that was. On a GPU, and where there is no compiler, plain torch does the same.
+sparse, one row for each that was. Rows on a GPU are read, and learn, in Triton programs (triton_recall.py); who is
+recalled there, and everything where there is no compiler, is plain torch.
 
 T tokens, H heads, A rows recalled per head, K width of half a query, D width of a row.
 """
@@ -18,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from pragnosia.kernels import triton_recall
 from pragnosia.kernels.compiled import loaded_library, native_library
+from pragnosia.kernels.formats import FORMATS, unpack
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,6 +91,8 @@ def read(table: Tensor, rows: Tensor, strengths: Tensor) -> Tensor:
 
     The table's gradient is sparse.
     """
+    if triton_recall.takes(table, strengths):
+        return triton_recall.read(table, rows, strengths).to(strengths.dtype)
     if not _compiled(table, strengths):
         given = strengths.to(table.dtype)
         return F.embedding_bag(rows, table, per_sample_weights=given, mode="sum", sparse=True).to(strengths.dtype)
@@ -96,6 +101,25 @@ def read(table: Tensor, rows: Tensor, strengths: Tensor) -> Tensor:
         summed: Tensor = _Read.apply(table, rows, strengths)  # type: ignore[no-untyped-call]
         return summed
     return _read(table, rows, strengths)
+
+
+def read_packed(table: Tensor, width: int, name: str, rows: Tensor, strengths: Tensor) -> Tensor:
+    """(T, D), single precision: the same of a table whose rows are packed, (rows, row_bytes) uint8 of a format."""
+    slopes = torch.is_grad_enabled() and strengths.requires_grad
+    if slopes or not (table.is_cpu and strengths.is_cpu) or native_library() is None:
+        plain = unpack(table[rows.flatten()], width, name, torch.float32).view(*rows.shape, width)
+        return torch.einsum("ta,tad->td", strengths.float(), plain)
+    y, strengths = torch.empty(len(rows), width), strengths.float().contiguous()
+    call = _RowsCall(
+        *(table.data_ptr(), False, width, rows.data_ptr(), strengths.data_ptr(), *rows.shape),
+        torch.get_num_threads(),
+    )
+    _check(
+        loaded_library().pragnosia_read_packed_rows(
+            ctypes.byref(call), FORMATS[name].code, table.shape[1], y.data_ptr()
+        )
+    )
+    return y
 
 
 def step_rows(
@@ -114,6 +138,9 @@ def step_rows(
     `table` (rows, D); `first` (rows, D), bfloat16; `second` (rows,), float32; `recalled` (rows,), int32.
     """
     named, slopes = grad._indices()[0], grad._values()
+    if triton_recall.takes(table, slopes):
+        triton_recall.step_rows(table, grad, first, second, recalled, rate=rate, betas=betas, epsilon=epsilon)
+        return
     if _compiled(table, slopes):
         slopes = slopes.float().contiguous()
         found, order, bounds = grouped(named, len(table))

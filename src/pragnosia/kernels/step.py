@@ -101,7 +101,8 @@ class StepRecall(ctypes.Structure):
         ("asks", StepLinear),
         *((name, ADDRESS) for name in ("center", "spread")),
         *((name, Stored) for name in ("keys", "table")),
-        *((name, WHOLE) for name in ("heads", "side", "awake")),
+        *((name, WHOLE) for name in ("heads", "side", "awake", "row_bytes")),
+        ("far", ADDRESS),
     )
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from pragnosia.errors import ConfigError, unknown_name
 from pragnosia.inference.exact import ExactModel
-from pragnosia.inference.stream import pool_of
+from pragnosia.inference.stream import far_rows, pool_of
 from pragnosia.model.awake_linear import AwakeLinear
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.cortex import Cortex, PlainCortex
@@ -210,7 +210,7 @@ def account(
     model: Any = subject if isinstance(subject, nn.Module) else on_meta(subject)
     # most of it lies on disk, in packed rows, in others' modules, or behind adapters, which add a percent or so
     packed = any(isinstance(module, PackedLinear) for module in model.modules())
-    if isinstance(model, ExactModel) or pool_of(model) is not None or packed or adapters(model):
+    if isinstance(model, ExactModel) or pool_of(model) or far_rows(model) or packed or adapters(model):
         described: Any = model.config
         model = on_meta(described)
     limit = int(model.config.max_position_embeddings)

@@ -22,12 +22,14 @@ from statistics import median
 import torch
 
 from pragnosia.errors import UserError
+from pragnosia.kernels.far import IN_FLIGHT, FarRows
 from pragnosia.measure.limits import read_limits
 from pragnosia.units import GIB, MIB
 
 _BLOCK = 4 * MIB
 _PIECE, _STRETCH = MIB, 128 * MIB  # what a pool reads at once; what is timed at once
 _READERS = 4
+_PAGE = 4096
 # Larger than the last-level cache of the large servers of 2026 (hundreds of MiB on some).
 _BUFFER = GIB
 _DESCRIPTORS = Path("/proc/self/fd")
@@ -182,6 +184,26 @@ def reading_speed(file: Path, *, seconds: float = 1.5) -> float:
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}; copy it again") from error
     return median(rates[:-1] or rates)  # the last was cut short
+
+
+def single_reads(file: Path, *, seconds: float = 0.5) -> float:
+    """Pages of a file read one by one, many asked for at once, as rows of long-term memory are [1/s].
+
+    Raises UserError for a file that cannot be read so, or is too small for the reads to differ.
+    """
+    pages = file.stat().st_size // _PAGE
+    if pages < 64 * IN_FLIGHT:
+        raise UserError(f"{file} is too small to time single reads; give --rates")
+    lot, best = torch.Generator().manual_seed(0), 0.0
+    try:
+        far, ends = FarRows(file, 0, pages, _PAGE, 0), time.perf_counter() + seconds
+        while time.perf_counter() < ends:
+            started = time.perf_counter()
+            far.gather(torch.randint(pages, (4 * IN_FLIGHT,), generator=lot))
+            best = max(best, 4 * IN_FLIGHT / (time.perf_counter() - started))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot time single reads of {file}: {error}") from error
+    return best
 
 
 def _write(descriptor: int, num_bytes: int, seconds: float) -> tuple[int, float]:

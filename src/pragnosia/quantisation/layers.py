@@ -1,4 +1,4 @@
-"""Layers on packed rows: a linear layer and a token table that are never there as plain matrices."""
+"""Layers on packed rows: a linear layer, a token table and long-term memory that are never there as plain matrices."""
 
 from __future__ import annotations
 
@@ -58,3 +58,24 @@ class PackedEmbedding(nn.Module):
     def forward(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """The tokens' rows."""
         return unpack(self.rows[ids], self.width, self.entry.name, self.dtype)
+
+
+@final
+class PackedTable(nn.Module):
+    """Long-term memory on packed rows: as `Table`, frozen."""
+
+    rows: Tensor
+
+    def __init__(self, rows: Tensor, entry: Format, width: int) -> None:
+        super().__init__()
+        self.entry, self.width = entry, width
+        self.register_buffer("rows", rows)
+
+    @property
+    def num_units(self) -> int:
+        """Rows."""
+        return len(self.rows)
+
+    def forward(self, units: Int[Tensor, "T A"], strengths: Float[Tensor, "T A"]) -> Float[Tensor, "T D"]:
+        """The recalled rows' weighted sum; no other row is unpacked."""
+        return kernels.read_packed(self.rows, self.width, self.entry.name, units.contiguous(), strengths)

@@ -20,8 +20,7 @@ from pragnosia.kernels.pool import record_bytes
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.quantisation.index import LINE, stride_of
 
-ENDS = ("model.embed_tokens.weight", "lm_head.weight")
-_RECALL = (".keys", "hippocampus.rows")
+ENDS = ("model.embed_tokens.weight", "lm_head.weight", "model.hippocampus.rows")
 SMALLER = ("bf16", "int8", "int4", "int3", "int2")
 """Formats to pack into, each smaller than the one before; nf4 is of int4's size."""
 
@@ -86,14 +85,14 @@ def resident_bytes(name: str, shape: Sequence[int], dtype: torch.dtype, entry: F
 def resident_format(name: str, shape: Sequence[int], dtype: torch.dtype, entry: Format) -> Format | None:
     """Of what is no unit, in a model whose units are in `entry`; None: as it is.
 
-    A rounded router wakes the wrong unit, a rounded key recalls the wrong row; a model's ends bear less rounding than
-    its middle, and no pruning.
+    A rounded router wakes the wrong unit, a rounded key recalls the wrong row; a model's ends, and what it
+    looks up, bear less rounding than its middle, and no pruning.
     """
     if (
         len(shape) != 2
         or ".thalamus." in name
         or ".salience." in name
-        or name.endswith(_RECALL)
+        or name.endswith(".keys")
         or "bias" in name.rsplit(".", 1)[-1]
         or entry.plain_dtype is not None
         or not dtype.is_floating_point

@@ -135,6 +135,13 @@ void pragnosia_recall_back(const Recall* recall, const int64_t* rows, const floa
 void pragnosia_read_rows(const RowsCall* call, float* y) {
     call->typed([&](auto* table) { read_rows(*call, table, y); });
 }
+int pragnosia_read_packed_rows(const RowsCall* call, int64_t format, int64_t row_bytes, float* y) {
+    try {
+        return read_packed_rows(*call, Format(format), row_bytes, y), 0;
+    } catch (const std::exception&) {
+        return 2;
+    }
+}
 int64_t pragnosia_group_slots(const int64_t* rows, int64_t slots, int64_t table_rows, int64_t* counts, int32_t* order, int64_t* named,
                               int64_t* bounds) {
     return group_slots(rows, slots, table_rows, counts, order, named, bounds);
@@ -215,6 +222,27 @@ int pragnosia_span_agrees() {
     static const bool agree = products_agree();
     return agree;
 }
+
+// A table whose rows lie on disk (far.hpp); null out of memory, and `error` is errno where the file cannot be opened.
+FarRows* pragnosia_far_new(const char* path, int64_t offset, int64_t rows, int64_t row_bytes, int64_t slots, int64_t* error) {
+    try {
+        FarRows* far = new FarRows(path, offset, rows, row_bytes, slots);
+        *error = far->failed_to_open();
+        return far;
+    } catch (const std::exception&) {
+        *error = 0;
+        return nullptr;
+    }
+}
+void pragnosia_far_delete(FarRows* far) { delete far; }
+int pragnosia_far_gather(FarRows* far, const int64_t* wanted, int64_t count, char* out) {
+    try {
+        return far->gather(wanted, count, out);
+    } catch (const std::exception&) {
+        return 0;
+    }
+}
+void pragnosia_far_report(FarRows* far, FarStats* stats) { *stats = far->report(); }
 
 // Losses of rows of logits, which become their slopes where `slopes` is set; 1 where a target is no word.
 int pragnosia_loss_rows(void* logits, int logits_are_bf16, int64_t rows, int64_t vocabulary, const int64_t* targets,

@@ -249,24 +249,23 @@ template <Format format, class T> void unpack_row(const uint8_t* row, int64_t de
         narrow(values, std::min(PACK, depth - block * PACK), 1.f, out + block * PACK);
     }
 }
+template <class T> void unpack_one(Format format, const uint8_t* row, int64_t depth, T* to) {
+    switch (format) {
+        case FP32: narrow(reinterpret_cast<const float*>(row), depth, 1.f, to); break;
+        case BF16:
+            for (int64_t k = 0; k < depth; ++k) to[k] = narrow<T>(widen(reinterpret_cast<const bf16*>(row)[k]));
+            break;
+        case INT8: unpack_row<INT8>(row, depth, to); break;
+        case INT4: unpack_row<INT4>(row, depth, to); break;
+        case INT3: unpack_row<INT3>(row, depth, to); break;
+        case INT2: unpack_row<INT2>(row, depth, to); break;
+        case NF4: unpack_row<NF4>(row, depth, to); break;
+        case BF16_PRUNED: unpack_pruned<bf16>(row, depth, to); break;
+        case INT8_PRUNED: unpack_pruned<int8_t>(row, depth, to); break;
+    }
+}
 template <class T>
 void unpack_rows(Format format, const uint8_t* packed, int64_t row_bytes, int64_t rows, int64_t depth, int64_t threads, T* out) {
 #pragma omp parallel for schedule(static) num_threads(team(rows * depth * sizeof(T), threads))
-    for (int64_t r = 0; r < rows; ++r) {
-        const uint8_t* row = packed + r * row_bytes;
-        T* to = out + r * depth;
-        switch (format) {
-            case FP32: narrow(reinterpret_cast<const float*>(row), depth, 1.f, to); break;
-            case BF16:
-                for (int64_t k = 0; k < depth; ++k) to[k] = narrow<T>(widen(reinterpret_cast<const bf16*>(row)[k]));
-                break;
-            case INT8: unpack_row<INT8>(row, depth, to); break;
-            case INT4: unpack_row<INT4>(row, depth, to); break;
-            case INT3: unpack_row<INT3>(row, depth, to); break;
-            case INT2: unpack_row<INT2>(row, depth, to); break;
-            case NF4: unpack_row<NF4>(row, depth, to); break;
-            case BF16_PRUNED: unpack_pruned<bf16>(row, depth, to); break;
-            case INT8_PRUNED: unpack_pruned<int8_t>(row, depth, to); break;
-        }
-    }
+    for (int64_t r = 0; r < rows; ++r) unpack_one(format, packed + r * row_bytes, depth, out + r * depth);
 }

@@ -47,7 +47,8 @@ class Passage {
     const StepFeedForward& feed_forward(int64_t layer, StepFeedForward& own) const {
         if (layer < step.passing) return step.feed_forwards[layer];
         own = step.feed_forwards[layer];
-        for (StepLinear* matrix : {&own.always_up, &own.always_down}) shift(matrix->weight);
+        for (StepLinear* matrix : {&own.always_up, &own.always_down, &own.recall.asks}) shift(matrix->weight);
+        shift(own.recall.keys);
         return own;
     }
 

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "packing.hpp"
 #include "route.hpp"
 
 struct Recall {
@@ -112,6 +113,31 @@ struct RowsCall {
         is_bf16 ? work(static_cast<const bf16*>(table)) : work(static_cast<const float*>(table));
     }
 };
+
+// y[t] = sum_a strength[t, a] table[row[t, a]], where rows of `row_bytes` are packed.
+inline void read_packed_rows(const RowsCall& c, Format format, int64_t row_bytes, float* y) {
+    constexpr int64_t AHEAD = 4;
+    const uint8_t* table = static_cast<const uint8_t*>(c.table);
+#pragma omp parallel num_threads(int(std::clamp<int64_t>(c.tokens * c.awake * c.width >> 14, 1, c.threads)))
+    {
+        static thread_local Scratch memory;
+        memory.reset(Scratch::size<float>(c.width));
+        float* __restrict plain = memory.take<float>(c.width);
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < c.tokens; ++t) {
+            float* __restrict to = y + t * c.width;
+            std::fill_n(to, c.width, 0.f);
+            const int64_t *mine = c.rows + t * c.awake, *last = c.rows + c.tokens * c.awake - 1;
+            for (int64_t a = 0; a < c.awake; ++a) {
+                const uint8_t* next = table + *std::min(mine + a + AHEAD, last) * row_bytes;
+                for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(next + byte);
+                unpack_one(format, table + mine[a] * row_bytes, c.width, plain);
+                const float strength = c.strengths[t * c.awake + a];
+                for (int64_t d = 0; d < c.width; ++d) to[d] += strength * plain[d];
+            }
+        }
+    }
+}
 
 // y[t] = sum_a strength[t, a] table[row[t, a]]
 template <class T> inline void read_rows(const RowsCall& c, const T* table, float* y) {

@@ -8,6 +8,7 @@
 #include <omp.h>
 
 #include "awake.hpp"
+#include "far.hpp"
 #include "packed.hpp"
 #include "packing.hpp"
 #include "pool.hpp"
@@ -65,8 +66,10 @@ struct StepMixer {
 struct StepRecall {
     StepLinear asks;
     const float *center, *spread;  // of the queries
-    Stored keys, table;            // (H, 2, side, K/2), (rows, D)
+    Stored keys, table;            // (H, 2, side, K/2), (rows, D); the table's rows may be packed
     int64_t heads, side, awake;    // `awake` of a head
+    int64_t row_bytes;             // of the table
+    FarRows* far;                  // where the table lies on disk; null where it is in memory
 };
 struct StepFeedForward {
     Stored norm;
@@ -144,10 +147,11 @@ class StepRun {
     const Step& step;
     const int64_t token, position;
     int64_t most_keys = 0, most_queries = 0, most_units = 0, most_slots = 0, most_hidden = 0, most_resting = 0, most_unit = 0, most_gist = 0, most_parts = 0, most_group = 1, most_drives = 0, most_voices = 0, head_dim = 2;
-    int64_t most_asks = 0, most_halves = 0, most_recalled = 0;
+    int64_t most_asks = 0, most_halves = 0, most_recalled = 0, most_half = 0, most_fetched = 0;
     // shared by the team
     float *x, *before, *query, *key, *value, *drive, *scores, *gist, *active, *peaks, *sums, *mixed, *asked, *halves, *shares;
     int64_t *best, *rows;
+    char* fetched;  // rows of a table on disk, one after the other
     mutable std::atomic<bool> failed{false};  // a unit cannot be read
     // one of each per thread, laid end to end
     char* own_memory;
@@ -160,6 +164,8 @@ class StepRun {
         Stored *up, *down;  // the woken units' weights
         Said* said;         // by their neurons
         Driven driven;      // the dendrites awake in a layer
+        Vector half;        // of a query of long-term memory
+        float* recalled;    // a row of its table that was packed
         float *voices, *voice;
     };
 
@@ -187,6 +193,8 @@ class StepRun {
             const StepRecall& r = f.recall;
             most_asks = std::max(most_asks, r.asks.outs), most_halves = std::max(most_halves, 2 * r.heads * r.side);
             most_recalled = std::max(most_recalled, r.heads * r.awake);
+            if (r.heads) most_half = std::max(most_half, r.asks.outs / (2 * r.heads));
+            if (r.far) most_fetched = std::max(most_fetched, r.heads * r.awake * r.row_bytes);
             for (const StepDendrites* d : {&m.hearing, &m.speaking})
                 most_drives = std::max(most_drives, d->gate.outs), most_voices = std::max(most_voices, d->speaking());
         }
@@ -214,9 +222,10 @@ class StepRun {
                     floats(2 * head_dim) + floats(most_group * pitch) + floats(most_group * ROW) + 2 * floats(most_units) +
                     floats(most_slots) + Scratch::size<int64_t>(most_slots) + 2 * Scratch::size<Stored>(most_slots) +
                     Scratch::size<Said>(most_slots * most_unit) + Scratch::size<int64_t>(most_voices) + floats(most_voices) +
-                    floats(most_voices * pitch) + floats(head_dim);
+                    floats(most_voices * pitch) + floats(head_dim) + Vector::bytes(most_half) + floats(most_half ? step.width : 0);
         return 2 * floats(step.width) + floats(most_queries) + 2 * floats(most_keys) + floats(most_drives) + floats(most_units) + floats(most_gist) + floats(most_hidden) +
                floats(most_asks) + floats(most_halves) + floats(most_recalled) + Scratch::size<int64_t>(most_recalled) +
+               Scratch::size<char>(most_fetched) +
                2 * floats(most_parts) + floats(most_parts * head_dim) + Scratch::size<int64_t>(step.threads) + own_bytes * step.threads;
     }
     void take(Scratch& memory) {
@@ -227,6 +236,7 @@ class StepRun {
         mixed = memory.take<float>(most_parts * head_dim), best = memory.take<int64_t>(step.threads);
         asked = memory.take<float>(most_asks), halves = memory.take<float>(most_halves);
         shares = memory.take<float>(most_recalled), rows = memory.take<int64_t>(most_recalled);
+        fetched = memory.take<char>(most_fetched);
         own_memory = memory.take<char>(own_bytes * step.threads);
     }
     // The likeliest of this thread's words; a NaN is likelier than anything.
@@ -272,6 +282,7 @@ class StepRun {
         mine.driven.units = reinterpret_cast<int64_t*>(at), at += Scratch::size<int64_t>(most_voices);
         mine.driven.loudness = take(most_voices);
         mine.voices = take(most_voices * round_up(head_dim, 16)), mine.voice = take(head_dim);
+        mine.half = vector(most_half), mine.recalled = take(most_half ? step.width : 0);
         return mine;
     }
     // Sums of a thread's outputs as packed rows deal them, and of each group's zero points.
@@ -595,26 +606,10 @@ class StepRun {
                 if (mine.units[a] >= 0) step.pool->release(f.pool_layer, mine.units[a]);
     }
     // The rows that this token recalls, weighted and summed into the stream.
-    void recollect(const StepRecall& r, Member me, const Own& mine) const {
-        const int64_t half = r.asks.outs / (2 * r.heads), keys = 2 * r.heads * r.side;
+    void recollect(const StepRecall& r, Member me, Own& mine) const {
         product(r.asks, mine.normed, me, asked);
         meet();
-        const auto number = [&](int64_t k) { return (asked[k] - r.center[k]) / r.spread[k]; };
-        r.keys.typed([&](auto* key) {
-            std::vector<float> query(half);
-            int64_t of = -1;
-            for (int64_t i = me.from(keys, LINES), to = me.to(keys, LINES); i < to; ++i) {
-                if (i / r.side != of) {
-                    of = i / r.side;
-                    for (int64_t k = 0; k < half; ++k) query[k] = number(of * half + k);
-                }
-                float sum = 0;
-                const auto* __restrict its = key + i * half;
-#pragma omp simd reduction(+ : sum)
-                for (int64_t k = 0; k < half; ++k) sum += query[k] * widen(its[k]);
-                halves[i] = sum;
-            }
-        });
+        score_keys(r, me, mine.half);
         meet();
         static thread_local Scratch memory;
         memory.reset(Best::bytes(r.awake));
@@ -622,16 +617,56 @@ class StepRun {
         for (int64_t h = me.id; h < r.heads; h += me.team)
             found.find(halves + 2 * h * r.side, halves + (2 * h + 1) * r.side, r.side, r.awake, rows + h * r.awake, shares + h * r.awake);
         meet();
+        if (r.far) {
+            if (me.id == 0 && !r.far->gather(rows, r.heads * r.awake, fetched)) failed = true;
+            meet();
+            if (failed) return;
+        }
+        add_recalled(r, me, mine.recalled);
+        meet();
+    }
+    // Each half of each query against its keys, a thread's share of them.
+    void score_keys(const StepRecall& r, Member me, Vector& query) const {
+        const int64_t half = r.asks.outs / (2 * r.heads), row_bytes = half * (r.keys.format == BF16 ? 2 : 4);
+        const int64_t from = me.from(2 * r.heads * r.side, LINES), to = me.to(2 * r.heads * r.side, LINES);
+        for (int64_t of = from / r.side; of * r.side < to; ++of) {
+            for (int64_t k = of * half; k < (of + 1) * half; ++k) query.plain[k - of * half] = (asked[k] - r.center[k]) / r.spread[k];
+            ::prepare(r.keys.format, query.plain, half, query.wide);
+            for (int64_t i = std::max(from, of * r.side), last = std::min(to, (of + 1) * r.side); i < last; i += LINES) {
+                const int64_t lines = std::min<int64_t>(LINES, last - i);
+                float part[1][LINES];
+                packed_dots<1>(r.keys.format, r.keys.at(i * row_bytes), row_bytes, lines, &query.wide, 1, half, part, 4 * LINES * row_bytes);
+                std::copy_n(part[0], lines, halves + i);
+            }
+        }
+    }
+    // The recalled rows, from wherever they are, a thread's share of the stream.
+    void add_recalled(const StepRecall& r, Member me, float* plain) const {
+        constexpr int64_t AHEAD = 4;
         const int64_t from = me.from(step.width, LINES), to = me.to(step.width, LINES), recalled = r.heads * r.awake;
-        r.table.typed([&](auto* table) {
+        const auto row = [&](int64_t a) { return r.far ? fetched + a * r.row_bytes : r.table.at(rows[a] * r.row_bytes); };
+        const auto prefetch = [&](int64_t a, int64_t first, int64_t last) {
+            if (a < recalled)
+                for (int64_t byte = first; byte < last; byte += 64) __builtin_prefetch(row(a) + byte);
+        };
+        if (r.table.format > BF16) {
+            for (int64_t a = 0; a < AHEAD; ++a) prefetch(a, 0, r.row_bytes);
             for (int64_t a = 0; a < recalled; ++a) {
-                const auto* __restrict row = table + rows[a] * step.width;
-                if (a + 2 < recalled)
-                    for (int64_t d = from; d < to; d += LINES) __builtin_prefetch(table + rows[a + 2] * step.width + d);
-                for (int64_t d = from; d < to; ++d) x[d] += shares[a] * widen(row[d]);
+                prefetch(a + AHEAD, 0, r.row_bytes);
+                unpack_one(r.table.format, reinterpret_cast<const uint8_t*>(row(a)), step.width, plain);
+                for (int64_t d = from; d < to; ++d) x[d] += shares[a] * plain[d];
+            }
+            return;
+        }
+        r.table.typed([&](auto* table) {
+            using T = std::remove_pointer_t<decltype(table)>;
+            for (int64_t a = 0; a < AHEAD; ++a) prefetch(a, from * sizeof(T), to * sizeof(T));
+            for (int64_t a = 0; a < recalled; ++a) {
+                prefetch(a + AHEAD, from * sizeof(T), to * sizeof(T));
+                const T* __restrict its = reinterpret_cast<T*>(row(a));
+                for (int64_t d = from; d < to; ++d) x[d] += shares[a] * widen(its[d]);
             }
         });
-        meet();
     }
     void think_from_memory(const StepFeedForward& f, Member me, const Own& mine, int64_t pitch) const {
         const int64_t blocks = (f.unit_width + BLOCK - 1) / BLOCK;
