@@ -17,6 +17,7 @@ from pragnosia.apps import (
     packing,
     planning,
     remembering,
+    sleeping,
     sparsifying,
     speaking,
     training,
@@ -51,6 +52,7 @@ app.command("plan")(planning.plan)
 app.command("teach")(remembering.teach)
 app.command("recall")(remembering.recall)
 app.command("forget")(remembering.forget)
+app.command("sleep")(sleeping.sleep)
 app.command("doctor")(models.doctor)
 app.add_typer(memory, name="memory")
 memory.command("stats")(remembering.stats)
