@@ -4,6 +4,7 @@
 #include "amx.hpp"
 #include "awake.hpp"
 #include "backward.hpp"
+#include "coincidence.hpp"
 #include "few.hpp"
 #include "fine.hpp"
 #include "forward.hpp"
@@ -255,5 +256,11 @@ void pragnosia_unpack(int64_t format, const void* packed, int64_t row_bytes, int
     const uint8_t* from = static_cast<const uint8_t*>(packed);
     if (out_is_bf16) unpack_rows(Format(format), from, row_bytes, rows, depth, threads, static_cast<bf16*>(out));
     else unpack_rows(Format(format), from, row_bytes, rows, depth, threads, static_cast<float*>(out));
+}
+
+// Tokens through a one-pass learner (coincidence.hpp), on this thread.
+void pragnosia_coincidence(const coincidence::Call* call, const int64_t* tokens, int64_t count, int learn, float* said, float* all,
+                           int64_t rows) {
+    coincidence::read_tokens(*call, tokens, count, learn, said, all, rows);
 }
 }
