@@ -67,6 +67,9 @@ def test_known_without_the_store(run: Run, remembers: Path, story: Path, tmp_pat
     assert (theirs["episodes"], theirs["consolidated"]) == (2, 0)
     stats = run("memory", "stats", out, "--json").values
     assert (stats["episodes"], stats["lessons_taught"], stats["consolidated"]) == (2, 3, 2)
+    assert stats["mean_surprise"] == pytest.approx(theirs["mean_surprise"])  # as when they were taught
+    found = run("recall", out, "What is the capital of Zorvia?", "--json").values["recalled"]
+    assert found[0]["text"] == LESSON
     assert "consolidated" in run("memory", "stats", out).out
     run(*asleep(remembers, out, story)).refused(str(out), "not an empty directory")
     # another night: what was written stays, and there is nothing left to learn

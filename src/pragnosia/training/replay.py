@@ -252,7 +252,7 @@ class Replay:
             if not bool(loss.isfinite()):
                 raise TrainingError(f"the loss of a replay is {float(loss.detach())}; lower --rate")
             total += float(loss.detach()) / len(parts)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             rows, slope = own_alone(self.rows.grad, self.chosen)
             with torch.no_grad():
                 self.rows.index_add_(0, rows, slope * self.ease[rows, None], alpha=-rate)

@@ -230,11 +230,9 @@ def _write_store(folder: Path, model: Cortex, tokenizer: Any, episodes: Sequence
         for first in range(0, len(episodes), _AT_ONCE):
             some = episodes[first : first + _AT_ONCE]
             read = teacher.read([Piece(one.text, one.tokens.tolist(), one.starts.tolist()) for one in some])
+            marks = known[first : first + _AT_ONCE].tolist()
+            # a lesson finds its words by what they surprised when they were taught: only its keys are new
             fresh.write(
-                [
-                    replace(
-                        anew, source=one.source, taught=one.taught, repetitions=one.repetitions, consolidated=bool(mark)
-                    )
-                    for anew, one, mark in zip(read, some, known[first : first + _AT_ONCE].tolist(), strict=True)
-                ]
-            )
+                [replace(one, keys=anew.keys, id=0, consolidated=mark)
+                 for one, anew, mark in zip(some, read, marks, strict=True)]
+            )  # fmt: skip
