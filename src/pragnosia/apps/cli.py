@@ -18,6 +18,7 @@ from pragnosia.apps import (
     planning,
     remembering,
     selecting,
+    sleeping,
     sparsifying,
     speaking,
     training,
@@ -52,6 +53,7 @@ app.command("plan")(planning.plan)
 app.command("teach")(remembering.teach)
 app.command("recall")(remembering.recall)
 app.command("forget")(remembering.forget)
+app.command("sleep")(sleeping.sleep)
 app.command("select")(selecting.select)
 app.command("doctor")(models.doctor)
 app.add_typer(memory, name="memory")

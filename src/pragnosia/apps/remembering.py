@@ -136,6 +136,7 @@ def stats(model: Model, store: Store = None, as_json: AsJson = False, debug: Deb
         ("size", f"{format_bytes(values['bytes'])} of {format_bytes(values['limit'])}"),
         ("surprise", f"{values['mean_surprise']:.2f} nats per token, mean"),
         *((("taught", f"{day[0]} to {day[1]}"),) if values["episodes"] else ()),
+        *((("consolidated", _of_lessons(values)),) if values["consolidated"] else ()),
     ]
     return Answer(values, aligned(rows))
 
@@ -261,6 +262,10 @@ def _folder(model: Path, store: Path | None) -> Path:
 
 def _lessons(count: int) -> str:
     return f"{count} lesson" if count == 1 else f"{count} lessons"
+
+
+def _of_lessons(values: dict[str, Any]) -> str:
+    return f"{format_count(values['consolidated'])} of them, which the model knows by itself; they go first for room"
 
 
 def _shown(one: Recalled) -> str:

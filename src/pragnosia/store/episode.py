@@ -37,6 +37,8 @@ class Episode:
     taught: float = field(default_factory=time.time)
     """When, in seconds since 1970; the last time, where it was taught again."""
     repetitions: int = 1
+    consolidated: bool = False
+    """Whether the model knows it by itself. Asked for in writing; of one that was read the store knows."""
     id: int = 0
     """0: not written yet."""
 

@@ -30,6 +30,7 @@ LIMIT = GIB
 _SPARE = 0.05  # of the bound, freed at once where room is short
 _DAY = 86400.0
 _COLUMNS = "id, text, source, taught, repetitions, tokens, starts, surprises, keys"
+_MARKS = "CREATE TABLE IF NOT EXISTS consolidated (id INTEGER PRIMARY KEY)"  # a store without marks has none
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ class EpisodicStore:
                 else:
                     evicted += self._make_room(episode.nbytes, sparing=ids)
                 ids.append(known[0] if known is not None else self._insert(episode))
+            self._mark([id_ for id_, episode in zip(ids, episodes, strict=True) if episode.consolidated])
         while self.used_bytes > self.header.limit:  # words take their room as the transaction ends
             with self._transaction():
                 gone = self._make_room(0, sparing=ids)
@@ -133,6 +135,12 @@ class EpisodicStore:
             if not gone:
                 break
         return Written(tuple(ids), tuple(repeated), tuple(evicted))
+
+    def consolidate(self, ids: Iterable[int]) -> None:
+        """Mark lessons that the model knows by itself: where room is short they go first. Raises StoreError."""
+        asked = list(ids)
+        with self._transaction():
+            self._mark(id_ for id_ in asked if self._row("SELECT 1 FROM episodes WHERE id = ?", id_))
 
     def forget(self, ids: Iterable[int]) -> list[int]:
         """Remove lessons from every page of the file and its log; those that were there. Raises StoreError."""
@@ -193,6 +201,14 @@ class EpisodicStore:
         return 0 if row is None else int(row[0])
 
     @property
+    def consolidated(self) -> set[int]:
+        """The ids of the lessons that the model knows by itself."""
+        with explained(self.folder):
+            if self._row("SELECT 1 FROM sqlite_master WHERE name = 'consolidated'") is None:
+                return set()
+            return {int(row[0]) for row in self._connection.execute("SELECT id FROM consolidated")}
+
+    @property
     def version(self) -> tuple[int, int, int]:
         """Changes whenever lessons do: how many, the last id, and all that ever were."""
         with explained(self.folder):
@@ -242,6 +258,7 @@ class EpisodicStore:
         return {
             "store": str(self.folder),
             **values,
+            "consolidated": len(self.consolidated),
             "bytes": used,
             "limit": self.header.limit,
             "bytes_per_entry": used / max(values["entries"], 1),
@@ -290,19 +307,26 @@ class EpisodicStore:
         command = "UPDATE episodes SET repetitions = repetitions + ?, taught = max(taught, ?) WHERE id = ?"
         self._connection.execute(command, (episode.repetitions, episode.taught, id_))
 
+    def _mark(self, ids: Iterable[int]) -> None:
+        rows = [(id_,) for id_ in ids]
+        if rows:
+            self._connection.execute(_MARKS)
+            self._connection.executemany("INSERT OR IGNORE INTO consolidated VALUES (?)", rows)
+
     def _delete(self, ids: Sequence[int]) -> None:
-        for table, column in (("lexicon", "rowid"), ("episodes", "id")):
+        marked = (("consolidated", "id"),) if self.consolidated else ()
+        for table, column in (("lexicon", "rowid"), ("episodes", "id"), *marked):
             self._connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(id_,) for id_ in ids])
 
     def _make_room(self, nbytes: int, sparing: Sequence[int] = ()) -> list[int]:
-        """Forget the least worth until `nbytes` fit under the bound; who was forgotten."""
+        """Forget until `nbytes` fit under the bound: what is consolidated first, then the least worth. Who it was."""
         excess = self.used_bytes + nbytes - self.header.limit
         if excess <= 0:
             return []
         excess += int(_SPARE * self.header.limit)
-        now, spared = time.time(), set(sparing)
+        now, spared, known = time.time(), set(sparing), self.consolidated
         rows = self._connection.execute("SELECT id, surprise, repetitions, taught, nbytes FROM episodes").fetchall()
-        rows.sort(key=lambda row: worth(row[1], row[2], (now - row[3]) / _DAY))
+        rows.sort(key=lambda row: (row[0] not in known, worth(row[1], row[2], (now - row[3]) / _DAY)))
         gone: list[int] = []
         for id_, *_, size in rows:
             if excess <= 0:

@@ -3,6 +3,7 @@
     header      what made it: form of the file, print of the model, digest of the vocabulary, width of the keys, bound
     episodes    one row a lesson; tokens, starts, surprises and keys as they lie in memory
     lexicon     FTS5 over the words, for BM25; `spread` says in how many lessons a word stands
+    consolidated    ids of the lessons that the model knows by itself since it slept; made with the first of them
 
 Every write is one transaction, and is on disk (synchronous=FULL) when it returns: whatever kills the process then
 loses at most the write it is in. Pages that are given up are overwritten (secure_delete).

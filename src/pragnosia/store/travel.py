@@ -1,6 +1,7 @@
 """Travel: a store as files that anything can read, and back. JSON lines for the lessons, safetensors for their keys.
 
-OUT/episodes.jsonl        a lesson a line: id, text, source, taught, repetitions, tokens, starts, surprises
+OUT/episodes.jsonl        a lesson a line: id, text, source, taught, repetitions, tokens, starts, surprises,
+                          and `consolidated` where it is
 OUT/keys.safetensors      keys (N, D) in 16 bits, lesson after lesson; what made them in its header
 """
 
@@ -36,10 +37,12 @@ def export(store: EpisodicStore, out: str | Path) -> int:
     try:
         part.mkdir(parents=True)
         with (part / LESSONS).open("w", encoding="utf-8") as lines:
+            known = store.consolidated
             for episode in store.after():
                 keys.append(episode.keys)
                 count += 1
-                lines.write(json.dumps(_line(episode), ensure_ascii=False) + "\n")
+                line = _line(episode) | ({"consolidated": True} if episode.id in known else {})
+                lines.write(json.dumps(line, ensure_ascii=False) + "\n")
         whole = np.concatenate(keys) if keys else np.zeros((0, store.header.width), KEY)
         made = {name: str(value) for name, value in {"form": FORM, **store.header.__dict__}.items()}
         save_file({"keys": np.ascontiguousarray(whole)}, part / KEYS, metadata=made)
@@ -104,6 +107,7 @@ def episodes(folder: str | Path) -> Iterator[Episode]:
                     source=str(values.get("source", "")),
                     taught=float(values["taught"]),
                     repetitions=int(values["repetitions"]),
+                    consolidated=bool(values.get("consolidated", False)),
                     tokens=tokens,
                     starts=starts,
                     surprises=surprises,
