@@ -17,6 +17,7 @@ from pragnosia.apps import (
     packing,
     planning,
     remembering,
+    simulating,
     sparsifying,
     speaking,
     training,
@@ -51,6 +52,8 @@ app.command("plan")(planning.plan)
 app.command("teach")(remembering.teach)
 app.command("recall")(remembering.recall)
 app.command("forget")(remembering.forget)
+app.command("simulate")(simulating.simulate)
+app.command("raster")(simulating.raster)
 app.command("doctor")(models.doctor)
 app.add_typer(memory, name="memory")
 memory.command("stats")(remembering.stats)

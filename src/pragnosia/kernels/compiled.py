@@ -106,6 +106,8 @@ def _declare(library: ctypes.CDLL) -> None:
     library.pragnosia_pool_tick.argtypes = [pointer, whole]
     library.pragnosia_step.argtypes, library.pragnosia_step.restype = [pointer, whole, whole], whole
     library.pragnosia_span.argtypes, library.pragnosia_span.restype = [pointer], whole
+    library.pragnosia_spikes.argtypes, library.pragnosia_spikes.restype = [pointer], whole
+    library.pragnosia_gaussians.argtypes, library.pragnosia_gaussians.restype = [*[whole] * 5, pointer], None
     library.pragnosia_loss_rows.argtypes = [
         *(pointer, integer, whole, whole, pointer, whole, ctypes.c_float, integer, whole, pointer),
     ]
