@@ -4,7 +4,7 @@ Voltages [mV] of LIF and LIF-A are counted from rest. With alpha = exp(-dt / tau
 
     LIF          u = alpha v + (1 - alpha) i + j + n        z = H(u - theta)         v' = u - z theta
     LIF-A        the same u                                 z = H(u - theta - beta w)    w' = rho w + z
-    Izhikevich   dv/dt = 0.04 v^2 + 5 v + 140 - w + i       z = H(v - 30)            z: v' = c, w' = w + d
+    Izhikevich   dv/dt = 0.04 v^2 + 5 v + 140 - w + i       z = H(v - 30), cut off   z: v' = c, w' = w + d
                  dw/dt = a (b v - w)                        two half steps of v, one of w
 
 i is a current (times resistance: where the membrane would settle), j a jump, n noise. For so many steps after a spike a
@@ -160,7 +160,7 @@ class Izhikevich:
             current = current if more is None else current + more
         for _ in range(2):
             v = v + 0.5 * dt_ms * (0.04 * v * v + 5 * v + 140 - w + current)
-        return v - PEAK_MV, state._replace(v=v, w=w + dt_ms * self.a * (self.b * v - w))
+        return v - PEAK_MV, state._replace(v=v.clamp(max=PEAK_MV), w=w + dt_ms * self.a * (self.b * v - w))
 
     def reset(self, spikes: Tensor, state: Membranes) -> Membranes:
         """After the spikes."""

@@ -2,7 +2,7 @@
 //
 //   LIF      u = alpha v + (1 - alpha) i + j + n       fires where u > threshold and the neuron is not refractory
 //   LIF-A    the same above threshold + beta w, then w = rho w (+ 1 for a spike)
-//   Izhikevich   v' = 0.04 v^2 + 5 v + 140 - w + i,  w' = a (b v - w), two half steps of v; fires where v >= 30 mV
+//   Izhikevich   v' = 0.04 v^2 + 5 v + 140 - w + i,  w' = a (b v - w), two half steps of v; fires where v > 30 mV, where it is cut off
 //
 // v membrane, w adaptation or recovery, i current and j jumps [mV], n noise. What the three sources give:
 //   pulses        j = what arrives
@@ -94,6 +94,7 @@ bool membranes(const Population& p, T* __restrict v, T* __restrict w, uint8_t* _
         clock[i] = tired - (tired != 0);
         if (margin) margin[i] = u - limit;
         odd |= !(u == u);
+        if (MODEL == IZHIKEVICH) u = u > limit ? limit : u;
         v[i] = narrow<T>(u);
         if (MODEL != LIF) w[i] = narrow<T>(slower);
     }
