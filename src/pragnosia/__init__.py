@@ -17,14 +17,25 @@ from pragnosia import _auto
 
 if TYPE_CHECKING:
     from pragnosia.inference.speaker import Pragnosia
+    from pragnosia.model.coincidence import CoincidenceConfig, CoincidenceForCausalLM
     from pragnosia.model.configuration import PragnosiaConfig
     from pragnosia.model.modeling import PragnosiaForCausalLM, PragnosiaModel
     from pragnosia.model.setting import Setting
 
 __version__ = "0.1.0"
-__all__ = ["Pragnosia", "PragnosiaConfig", "PragnosiaForCausalLM", "PragnosiaModel", "Setting"]
+__all__ = [
+    "CoincidenceConfig",
+    "CoincidenceForCausalLM",
+    "Pragnosia",
+    "PragnosiaConfig",
+    "PragnosiaForCausalLM",
+    "PragnosiaModel",
+    "Setting",
+]
 
 _HOMES = {
+    "CoincidenceConfig": "pragnosia.model.coincidence",
+    "CoincidenceForCausalLM": "pragnosia.model.coincidence",
     "Pragnosia": "pragnosia.inference.speaker",
     "PragnosiaConfig": "pragnosia.model.configuration",
     "PragnosiaForCausalLM": "pragnosia.model.modeling",

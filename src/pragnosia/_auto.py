@@ -35,25 +35,31 @@ def register_when_imported() -> None:
 def _register_name() -> None:
     auto: Any = sys.modules[_CONFIGS]
     auto.CONFIG_MAPPING_NAMES["pragnosia"] = "PragnosiaConfig"
-    sys.modules.setdefault("transformers.models.pragnosia", sys.modules["pragnosia"])
+    auto.CONFIG_MAPPING_NAMES["pragnosia-coincidence"] = "CoincidenceConfig"
+    for module in ("pragnosia", "pragnosia_coincidence"):
+        sys.modules.setdefault(f"transformers.models.{module}", sys.modules["pragnosia"])
 
 
 def _register_model_names() -> None:
     auto: Any = sys.modules[_MODELS]
     auto.MODEL_MAPPING_NAMES["pragnosia"] = "PragnosiaModel"
     auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["pragnosia"] = "PragnosiaForCausalLM"
+    auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["pragnosia-coincidence"] = "CoincidenceForCausalLM"
 
 
 def _register_models() -> None:
     """With Auto classes that have read their names already."""
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+    from pragnosia.model.coincidence import CoincidenceConfig, CoincidenceForCausalLM
     from pragnosia.model.configuration import PragnosiaConfig
     from pragnosia.model.modeling import PragnosiaForCausalLM, PragnosiaModel
 
     AutoConfig.register(PragnosiaConfig.model_type, PragnosiaConfig, exist_ok=True)
     AutoModel.register(PragnosiaConfig, PragnosiaModel, exist_ok=True)
     AutoModelForCausalLM.register(PragnosiaConfig, PragnosiaForCausalLM, exist_ok=True)
+    AutoConfig.register(CoincidenceConfig.model_type, CoincidenceConfig, exist_ok=True)
+    AutoModelForCausalLM.register(CoincidenceConfig, CoincidenceForCausalLM, exist_ok=True)
 
 
 _NOW = {_CONFIGS: _register_name, _MODELS: _register_models}

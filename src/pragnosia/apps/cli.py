@@ -17,6 +17,7 @@ from pragnosia.apps import (
     packing,
     planning,
     remembering,
+    selecting,
     simulating,
     sparsifying,
     speaking,
@@ -52,6 +53,7 @@ app.command("plan")(planning.plan)
 app.command("teach")(remembering.teach)
 app.command("recall")(remembering.recall)
 app.command("forget")(remembering.forget)
+app.command("select")(selecting.select)
 app.command("simulate")(simulating.simulate)
 app.command("raster")(simulating.raster)
 app.command("doctor")(models.doctor)
@@ -64,7 +66,7 @@ app.add_typer(tokenizer, name="tokenizer")
 tokenizer.command("train")(training.train_tokenizer)
 
 # Typer bundles the click it stands on; its errors are reached through the one class it makes public.
-_SEVERAL = ("--data", "--set")
+_SEVERAL = ("--data", "--set", "--pool")
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pragnosia.apps import one_pass
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
 from pragnosia.apps.budgeting import (
     Adapter,
@@ -35,6 +36,7 @@ from pragnosia.apps.dialling import (
 from pragnosia.apps.leaving import ExitConfidence, ExitMemory
 from pragnosia.apps.remembering import Cache, NoMemory, Store, chosen_store
 from pragnosia.apps.speaking import Model
+from pragnosia.errors import ConfigError
 from pragnosia.model.setting import WHOLE
 from pragnosia.units import format_bytes, format_count, format_duration, format_joules
 
@@ -76,6 +78,9 @@ def evaluate(
     store: Store = None,
     no_memory: NoMemory = False,
     cache: Cache = False,
+    learn: Annotated[
+        bool, typer.Option("--learn", help="A coincidence learner goes on learning while it reads; nothing is saved.")
+    ] = False,
     stats: Stats = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -85,6 +90,13 @@ def evaluate(
     Several energies, as in 1,0.5,0.2, are set side by side: quality, cost and speed of decoding at each. A token that
     may leave early is read as if it had been spoken.
     """
+    if one_pass.is_one_pass(model):
+        one_pass.refuse(
+            context=context, stride=stride, awake=awake, plot=plot, memory=memory, adapter=adapter, vram=vram
+        )
+        return one_pass.evaluate(model, data, _limit(max_bytes), learn=learn)
+    if learn:
+        raise ConfigError("--learn is for a coincidence learner (configs/coincidence.yaml); this model reads only")
     energies = [as_wish(part) for part in energy.split(",")]
     _check_input(model, data, max_bytes)
     check_memory(memory)

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from pragnosia.apps import one_pass
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
+from pragnosia.training.settings import read_settings
 from pragnosia.units import format_bytes, format_count, format_duration
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, see configs/.")]
@@ -36,6 +38,10 @@ def train(
 ) -> Answer:
     """Train a model. The run's directory is a model directory, with its log, curves and checkpoints beside it."""
     _check_input([config], data, settings)
+    once = read_settings(config, settings or [])
+    if one_pass.trains_once(once):
+        one_pass.refuse(resume=resume)
+        return one_pass.train(once, out or Path("runs") / Path(config).stem, data or [])
     from pragnosia.training.progress import Bar
     from pragnosia.training.trainer import train as run
 
@@ -60,7 +66,6 @@ def train(
 def _check_input(configs: list[str], data: list[str] | None, settings: list[str] | None) -> None:
     """What can be said of the input before torch is loaded. Raises UserErrors."""
     from pragnosia.data.mixture import Mixture
-    from pragnosia.training.settings import read_settings
 
     for config in configs:
         read_settings(config, settings or [])

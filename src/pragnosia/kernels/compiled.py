@@ -111,6 +111,8 @@ def _declare(library: ctypes.CDLL) -> None:
     library.pragnosia_loss_rows.argtypes = [
         *(pointer, integer, whole, whole, pointer, whole, ctypes.c_float, integer, whole, pointer),
     ]
+    library.pragnosia_coincidence.argtypes = [*[pointer] * 2, whole, integer, pointer, pointer, whole]
+    library.pragnosia_coincidence.restype = None
     library.pragnosia_packed_linear.argtypes = [
         *(whole, pointer, integer, pointer, whole, pointer),
         *(whole, whole, whole, whole, pointer),

@@ -4,6 +4,7 @@
 #include "amx.hpp"
 #include "awake.hpp"
 #include "backward.hpp"
+#include "coincidence.hpp"
 #include "few.hpp"
 #include "fine.hpp"
 #include "forward.hpp"
@@ -270,5 +271,11 @@ int64_t pragnosia_spikes(Simulation* call) {
 // `count` Gaussian numbers of one stream, step and row (chance.hpp); `out` has room for the next multiple of four.
 void pragnosia_gaussians(int64_t seed, int64_t stream, int64_t step, int64_t row, int64_t count, float* out) {
     gaussians({uint64_t(seed), uint32_t(stream), uint32_t(step), uint32_t(row)}, count, out);
+}
+
+// Tokens through a one-pass learner (coincidence.hpp), on this thread.
+void pragnosia_coincidence(const coincidence::Call* call, const int64_t* tokens, int64_t count, int learn, float* said, float* all,
+                           int64_t rows) {
+    coincidence::read_tokens(*call, tokens, count, learn, said, all, rows);
 }
 }

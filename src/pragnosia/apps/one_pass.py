@@ -1,0 +1,229 @@
+"""What the verbs do with a one-pass learner (model/coincidence.py): its own train, eval, generate and inspect."""
+
+from __future__ import annotations
+
+import functools
+import inspect as inspection
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+from pragnosia.apps.answer import Answer, aligned
+from pragnosia.errors import CheckpointError, ConfigError
+from pragnosia.units import format_bytes, format_count, format_duration
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from pragnosia.inference.sampling import Sampling
+    from pragnosia.model.coincidence import CoincidenceForCausalLM
+
+FAMILY, KIND = "pragnosia-coincidence", "coincidence"
+P = ParamSpec("P")
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+_SPEAKING = {*_SAMPLING, "model", "prompt", "max_new_tokens", "stop", "stats", "as_json", "debug", "no_memory"}
+
+
+def is_one_pass(model: Path | str) -> bool:
+    """Whether a directory holds such a model; torch is not loaded."""
+    try:
+        values = json.loads((Path(model) / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and values.get("model_type") == FAMILY
+
+
+def trains_once(values: Mapping[str, Any]) -> bool:
+    """Whether a training configuration asks for one."""
+    model = values.get("model")
+    return isinstance(model, Mapping) and model.get("kind") == KIND
+
+
+def refuse(**options: object) -> None:
+    """Raise ConfigError for an option that was given and means nothing here."""
+    for name, value in options.items():
+        if value:
+            raise ConfigError(f"--{name.replace('_', '-')} means nothing to a coincidence learner; leave it out")
+
+
+def train(values: Mapping[str, Any], out: Path, data: list[str]) -> Answer:
+    """One pass over the text."""
+    from pragnosia.training.one_pass import train_once
+
+    report = train_once(values, out, data)
+    told = asdict(report)
+    nothing = math.isnan(report.bits_per_byte)
+    held = "nothing was held out" if nothing else f"{report.bits_per_byte:.4f} on held-out text"
+    rows = [
+        ("model", report.out),
+        ("learned", f"{format_bytes(report.bytes)} in one pass"),
+        ("bits per byte", held),
+        ("", f"{report.bits_per_byte_learned:.4f} on what it learned, each byte before it was learned"),
+        ("speed", f"{report.bytes_per_second:.0f} bytes/s, {format_duration(report.seconds)}"),
+    ]
+    return Answer({**told, "bits_per_byte": None if nothing else report.bits_per_byte}, aligned(rows))
+
+
+def evaluate(model: Path, data: list[str], max_bytes: int | None, *, learn: bool) -> Answer:
+    """Bits per byte of a text; with `learn` the model goes on learning while it reads, in memory only."""
+    from pragnosia.data import Joined, resolve
+    from pragnosia.learning.coincidence import Bytes, learn_text, score_text
+
+    sources = Joined(tuple(resolve(source) for source in data))
+    mind, tokenizer = load(model)
+    alphabet, left, nats, scored = Bytes(tokenizer), max_bytes, 0.0, 0
+    began = time.perf_counter()
+    for text in sources.documents():
+        ids = alphabet.encode(text)[:left]
+        nats -= float((learn_text(mind, ids)[0] if learn else score_text(mind, ids)).double().sum())
+        scored += len(ids)
+        left = None if left is None else left - len(ids)
+        if left == 0:
+            break
+    seconds = time.perf_counter() - began
+    values = {
+        "model": str(model),
+        "data": data,
+        "learn": learn,
+        "bits_per_byte": nats / max(scored, 1) / math.log(2),
+        "bytes": scored,
+        "seconds": seconds,
+        "bytes_per_second": scored / seconds,
+    }
+    how = "learning as it reads; the model's directory stays as it is" if learn else "all weights still"
+    rows = [
+        ("bits per byte", f"{values['bits_per_byte']:.4f} ({how})"),
+        ("text", format_bytes(scored)),
+        ("speed", f"{scored / seconds:.0f} bytes/s, {format_duration(seconds)}"),
+    ]
+    return Answer(values, aligned(rows))
+
+
+def speaks_for_itself(command: Callable[P, Answer]) -> Callable[P, Answer]:
+    """`generate`, or what a one-pass learner does in its place; options of sleep, memory and streams it refuses."""
+    defaults = {name: entry.default for name, entry in inspection.signature(command).parameters.items()}
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> Answer:
+        given: Any = kwargs
+        if not is_one_pass(given["model"]):
+            return command(*args, **kwargs)
+        from pragnosia.inference.sampling import Sampling, check_room, check_text
+
+        refuse(**{name: given[name] != defaults[name] for name in given if name not in _SPEAKING})
+        chosen = {name: given[name] for name in _SAMPLING if given[name] is not None}
+        sampling = Sampling(**{**chosen, "stop": tuple(given["stop"] or ())})
+        check_text(given["prompt"])
+        check_room(given["max_new_tokens"])
+        check(given["model"])
+        return generate(given["model"], given["prompt"], given["max_new_tokens"], sampling, quiet=given["as_json"])
+
+    return run
+
+
+def generate(model: Path, prompt: str, max_new_tokens: int, sampling: Sampling, *, quiet: bool) -> Answer:
+    """Continue a text."""
+    from pragnosia.learning.coincidence import Bytes
+
+    mind, tokenizer = load(model)
+    ids = Bytes(tokenizer).encode(prompt).tolist()
+    began = time.perf_counter()
+    said, stopped = "", "length"
+    new: list[int] = []
+    for token in _tokens(mind, ids, sampling, max_new_tokens):
+        new.append(token)
+        whole = str(tokenizer.decode(new, skip_special_tokens=True))
+        ended = next((text for text in sampling.stop if text in whole), None)
+        whole = whole if ended is None else whole[: whole.index(ended)]
+        if not whole.endswith("\ufffd") and not quiet:  # half a character waits for its other half
+            print(whole[len(said) :], end="", file=sys.__stdout__, flush=True)
+            said = whole
+        if ended is not None:
+            stopped = "stop"
+            break
+    seconds = time.perf_counter() - began
+    if not quiet:
+        print(file=sys.__stdout__)
+    values = {"text": whole if new else "", "stopped": stopped, "tokens": len(new)}
+    values |= {"tokens_per_second": len(new) / max(seconds, 1e-9)}
+    return Answer(values, aside=f"[{len(new)} bytes, {values['tokens_per_second']:.0f} a second]")
+
+
+def _tokens(mind: CoincidenceForCausalLM, ids: list[int], sampling: Sampling, count: int) -> Iterator[int]:
+    """The bytes said, one by one; without a prompt the first line is begun."""
+    import torch
+
+    from pragnosia.inference.sampler import Sampler
+
+    sampler, state, seen = Sampler(sampling, torch.device("cpu")), mind.opening(), list(ids)
+    given = torch.tensor(ids, dtype=torch.int64)
+    for _ in range(count):
+        _, behind, state = mind.read(given, state, rows=1)
+        given = sampler(torch.tensor([seen]), behind)[0]
+        seen.append(int(given))
+        yield seen[-1]
+
+
+def inspect(model: Path) -> Answer:
+    """What there is, and how much of it is in use."""
+    mind, _ = load(model)
+    own: Any = mind
+    tables = {**dict(mind.named_parameters()), **dict(mind.named_buffers())}
+    size = sum(table.nbytes for table in tables.values())
+    used, buckets = int((own.slots[:, 0] != 0).sum()), len(own.slots)
+    tokens, decisions = own.learned.tolist()
+    values = {
+        "model": str(model),
+        "kind": KIND,
+        "bytes": size,
+        "learned_tokens": tokens,
+        "learned_decisions": decisions,
+        "buckets": buckets,
+        "buckets_used": used,
+        "vocabulary": len(own.kinds),
+    }
+    rows = [
+        ("model", str(model)),
+        ("kind", "coincidence learner: hashed n-grams and words, mixed by linear neurons"),
+        ("learned", f"{format_count(tokens)} bytes of text, {format_count(decisions)} decisions"),
+        ("neurons", f"{format_count(used)} of {format_count(buckets)} buckets in use"),
+        ("memory", format_bytes(size)),
+    ]
+    return Answer(values, aligned(rows))
+
+
+def check(model: Path) -> None:
+    """What can be said of a directory before torch is loaded. Raises CheckpointError."""
+    from pragnosia.inference.directory import check_vocabulary, check_weights, require_tokenizer
+
+    check_weights(model)
+    require_tokenizer(model)
+    check_vocabulary(model, json.loads((model / "config.json").read_text("utf-8")).get("tokenizer_digest"))
+
+
+def load(model: Path) -> tuple[CoincidenceForCausalLM, PreTrainedTokenizerFast]:
+    """Model and tokenizer. Raises CheckpointError in one line for what is broken."""
+    check(model)
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    from pragnosia.data import load_tokenizer
+    from pragnosia.inference.directory import first_line
+    from pragnosia.model.coincidence import CoincidenceForCausalLM
+
+    logging.disable_progress_bar()
+    try:
+        loaded: Any = CoincidenceForCausalLM.from_pretrained(model, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"cannot load {model}: {first_line(error)}") from error
+    finally:
+        logging.enable_progress_bar()
+    mind, info = loaded
+    if missing := sorted(map(str, info["missing_keys"])):
+        raise CheckpointError(f"the weights in {model} lack {missing[0]}; train it again")
+    return mind.eval(), load_tokenizer(model)
