@@ -19,6 +19,7 @@ def main(network: str, folder: str, steps: int, seed: int, precision: str) -> No
     """Write and compile the program."""
     kept = np.load(network)
     b2.set_device("cpp_standalone", directory=folder, build_on_run=False)
+    b2.prefs.devices.cpp_standalone.extra_make_args_unix = ["-j1"]
     b2.prefs.core.default_float_dtype = np.dtype(precision).type
     b2.defaultclock.dt = 1 * b2.ms
     b2.seed(seed)
