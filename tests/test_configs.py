@@ -16,7 +16,8 @@ from pragnosia.training.assembly import model_config, needed_memory
 from pragnosia.training.configuration import read_config
 from pragnosia.training.trainer import train
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+BRAINS = ("neurogen",)  # wired, not trained: tests/spiking
+CONFIGS = sorted(path for path in (Path(__file__).parents[1] / "configs").glob("*.yaml") if path.stem not in BRAINS)
 CONFIGS = [path for path in CONFIGS if path.stem != "coincidence"]  # no steps: tests/apps/test_one_pass.py trains it
 BILINGUAL = [path for path in CONFIGS if path.stem.startswith("braingpt-") and path.stem != "braingpt-nano"]
 

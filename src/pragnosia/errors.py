@@ -7,6 +7,7 @@
     │   │   └── UnsupportedArchitectureError
     │   ├── DataError                     text, shards or tokenizers that cannot be used
     │   ├── PromptError                   a prompt or sampling option that cannot be used
+    │   ├── SimulationError               a spiking network that cannot run on
     │   ├── StoreError                    an episodic store or a lesson that cannot be used
     │   └── BudgetError                   memory, time or energy that does not suffice
     └── TrainingError                     a run that had to stop: not a number, disk full; exit code 1
@@ -51,6 +52,10 @@ class DataError(UserError):
 
 class PromptError(UserError):
     """A prompt or sampling option that cannot be used."""
+
+
+class SimulationError(UserError):
+    """A spiking network that cannot run on: a membrane that is no number, a population that never or always fires."""
 
 
 class StoreError(UserError):

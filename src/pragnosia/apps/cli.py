@@ -18,6 +18,7 @@ from pragnosia.apps import (
     planning,
     remembering,
     selecting,
+    simulating,
     sleeping,
     sparsifying,
     speaking,
@@ -55,6 +56,8 @@ app.command("recall")(remembering.recall)
 app.command("forget")(remembering.forget)
 app.command("sleep")(sleeping.sleep)
 app.command("select")(selecting.select)
+app.command("simulate")(simulating.simulate)
+app.command("raster")(simulating.raster)
 app.command("doctor")(models.doctor)
 app.add_typer(memory, name="memory")
 memory.command("stats")(remembering.stats)

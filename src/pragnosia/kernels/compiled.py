@@ -112,6 +112,8 @@ def _declare(library: ctypes.CDLL) -> None:
     library.pragnosia_far_delete.argtypes, library.pragnosia_far_delete.restype = [pointer], None
     library.pragnosia_far_gather.argtypes = [pointer, pointer, whole, pointer]
     library.pragnosia_far_report.argtypes, library.pragnosia_far_report.restype = [pointer] * 2, None
+    library.pragnosia_spikes.argtypes, library.pragnosia_spikes.restype = [pointer], whole
+    library.pragnosia_gaussians.argtypes, library.pragnosia_gaussians.restype = [*[whole] * 5, pointer], None
     library.pragnosia_loss_rows.argtypes = [
         *(pointer, integer, whole, whole, pointer, whole, ctypes.c_float, integer, whole, pointer),
     ]

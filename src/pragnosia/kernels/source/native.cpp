@@ -15,6 +15,7 @@
 #include "recall.hpp"
 #include "route.hpp"
 #include "span.hpp"
+#include "spikes.hpp"
 #include "step.hpp"
 
 namespace {
@@ -284,6 +285,20 @@ void pragnosia_unpack(int64_t format, const void* packed, int64_t row_bytes, int
     const uint8_t* from = static_cast<const uint8_t*>(packed);
     if (out_is_bf16) unpack_rows(Format(format), from, row_bytes, rows, depth, threads, static_cast<bf16*>(out));
     else unpack_rows(Format(format), from, row_bytes, rows, depth, threads, static_cast<float*>(out));
+}
+
+// Steps of a spiking network (spikes.hpp): how many were done, -1 where a membrane is no number, -2 out of memory.
+int64_t pragnosia_spikes(Simulation* call) {
+    try {
+        return Spikes(*call).run();
+    } catch (const std::exception&) {
+        return -2;
+    }
+}
+
+// `count` Gaussian numbers of one stream, step and row (chance.hpp); `out` has room for the next multiple of four.
+void pragnosia_gaussians(int64_t seed, int64_t stream, int64_t step, int64_t row, int64_t count, float* out) {
+    gaussians({uint64_t(seed), uint32_t(stream), uint32_t(step), uint32_t(row)}, count, out);
 }
 
 // Tokens through a one-pass learner (coincidence.hpp), on this thread.

@@ -1,0 +1,1 @@
+"""The spiking mind: populations of neurons, wired by sparse synapses into regions."""
