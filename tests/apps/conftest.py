@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pragnosia.apps.cli import main
 from pragnosia.data import Texts, train_tokenizer
@@ -94,6 +95,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "thalamus": {"kind": "sigmoid", "num_awake": 2},
         },
     )
+    torch.manual_seed(0)  # the same model, whichever test asks for it first
     PragnosiaForCausalLM(config).save_pretrained(folder)
     return folder
 
