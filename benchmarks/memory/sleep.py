@@ -175,8 +175,9 @@ def learned(case: Case, arm: str, rate: float) -> dict[str, Any]:
     return values(known, None, rise, rate, epoch, time.perf_counter() - began)
 
 
-def values(known: float, paraphrases: float | None, rise: float, rate: float = 0.0, epochs: int = 0, seconds: float = 0.0
-) -> dict[str, Any]:  # fmt: skip
+def values(
+    known: float, paraphrases: float | None, rise: float, rate: float = 0.0, epochs: int = 0, seconds: float = 0.0
+) -> dict[str, Any]:
     """A row."""
     return {"known": known, "paraphrases": paraphrases, "rise": rise, "rate": rate, "epochs": epochs,
             "seconds": seconds}  # fmt: skip
