@@ -4,9 +4,10 @@ A small model with long-term memory (sleep.yaml) is trained on books, taught mad
 with `pragnosia sleep`. Beside it the same facts are learned by low-rank adapters (`tuning.lora`, all linear layers) and
 by all weights but the table, AdamW, on the same tokens of the same lessons in the same batches, at several rates; each
 stops when it knows as many facts as sleep left known, and the rate that then costs least is told; where none gets there
-in its epochs, the one that knows most. Known: the answer follows the lesson's beginning at once, greedily. Old text: loss on held-out books, of which neither arm saw anything;
-the slots' use and the bound were measured on others. With --rehearse the other arms learn as many windows of the text
-that sleep looked at as lessons, in the same steps. JSON beside this file.
+in its epochs, the one that knows most. Known: the answer follows the lesson's beginning at once, greedily. Old text:
+loss on held-out books, of which neither arm saw anything; the slots' use and the bound were measured on others. With
+--rehearse the other arms learn as many windows of the text that sleep looked at as lessons, in the same steps. JSON
+beside this file.
 
     PRAGNOSIA_DATA=... python benchmarks/memory/sleep.py [MODEL] [--facts 100] [--seeds 3] [--rehearse]
 """
@@ -74,7 +75,10 @@ def main() -> None:
     rows = []
     for arm in runs[0]:
         found = [run[arm] for run in runs]
-        cells = [" / ".join(f"{one[name]:{form}}" for one in found) for name, form in FORMS.items()]
+        cells = [
+            " / ".join("-" if one[name] is None else f"{one[name]:{form}}" for one in found)
+            for name, form in FORMS.items()
+        ]
         ratios = [run["sleep"]["rise"] / run[arm]["rise"] for run in runs if run[arm]["rise"] > 0]
         rows.append([arm, *cells, f"{statistics.mean(ratios):.2f}" if len(ratios) == len(runs) else "-"])
     header = ["arm", *FORMS, "sleep's rise / its"]
@@ -168,11 +172,12 @@ def learned(case: Case, arm: str, rate: float) -> dict[str, Any]:
             optimiser.step()
         known = recalled(model, case.tokenizer, case.given)
     rise = old_loss(model, case.measured) - case.before
-    return values(known, float("nan"), rise, rate, epoch, time.perf_counter() - began)
+    return values(known, None, rise, rate, epoch, time.perf_counter() - began)
 
 
-def values(known: float, paraphrases: float, rise: float, rate: float = 0.0, epochs: int = 0, seconds: float = 0.0
-) -> dict[str, Any]:  # fmt: skip
+def values(
+    known: float, paraphrases: float | None, rise: float, rate: float = 0.0, epochs: int = 0, seconds: float = 0.0
+) -> dict[str, Any]:
     """A row."""
     return {"known": known, "paraphrases": paraphrases, "rise": rise, "rate": rate, "epochs": epochs,
             "seconds": seconds}  # fmt: skip
