@@ -48,15 +48,17 @@ def test_every_rule_keeps_the_protocol(rule: LearningRule) -> None:
 
 
 def test_the_loss_of_a_toy_task_falls(rule: LearningRule) -> None:
-    model = tiny_model()
+    model = tiny_model(tie_word_embeddings=False)  # a readout of its own is what random feedback aligns with
     optimiser = torch.optim.AdamW([weight for _, weight in rule.changes(model)], lr=1e-2)
     losses = []
-    for _ in range(60):
+    for _ in range(120):
         optimiser.zero_grad()
         lesson = rule.learn(model, counting(), 1.0)
         optimiser.step()
         rule.settle(model, [lesson])
         losses.append(float(lesson.loss))
+        if losses[-1] < 0.5 * losses[0]:
+            break
     assert losses[-1] < 0.5 * losses[0]
 
 

@@ -20,7 +20,11 @@ from pragnosia.model.exits import ExitLesson
 from pragnosia.model.parts import part
 from pragnosia.model.thalamus import Routing
 
-RULES = {"backprop": "pragnosia.learning.backprop:Backprop"}
+RULES = {
+    "backprop": "pragnosia.learning.backprop:Backprop",
+    "dfa": "pragnosia.learning.feedback_alignment:FeedbackAlignment",
+    "local": "pragnosia.learning.local_loss:LocalLoss",
+}
 """Name -> class; `module:Class` names one outside the tree. Made by `Class(autocast=dtype or None)`."""
 
 Named = tuple[str, nn.Parameter]
