@@ -40,10 +40,11 @@ def test_something_is_shown() -> None:
     assert len(SHOWN) >= 8
 
 
-def test_tables_are_those_of_the_json_beside_the_benchmarks() -> None:
-    script = ROOT / "benchmarks" / "budget" / "_tables.py"
+@pytest.mark.parametrize("name", ["_tables.py", "_peer_tables.py"])
+def test_tables_are_those_of_the_json_beside_the_benchmarks(name: str) -> None:
+    script = ROOT / "benchmarks" / "budget" / name
     tables = runpy.run_path(str(script))
     page = tables["PAGE"].read_text("utf-8")
     assert tables["written"](page) == page, f"run python {script.relative_to(ROOT)}"
-    for name in tables["TABLES"]:
-        assert page.count(f"<!-- {name} -->\n| ") == 1, name
+    for table in tables["TABLES"]:
+        assert page.count(f"<!-- {table} -->\n| ") == 1, table

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from pragnosia.units import format_bytes, format_count, format_duration, format_joules, parse_bytes, told_apart
+from pragnosia.units import (
+    format_bytes,
+    format_count,
+    format_duration,
+    format_joules,
+    parse_bytes,
+    perhaps_gib,
+    plural,
+    told_apart,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,6 +31,9 @@ from pragnosia.units import format_bytes, format_count, format_duration, format_
         (format_duration(12.34), "12.3 s"),
         (format_duration(3725), "1:02:05"),
         (format_duration(61), "1:01"),
+        (format_count(14_183, 4), "14.18 k"),
+        (plural(1, "turn"), "1 turn"),
+        (plural(0, "turn"), "0 turns"),
     ],
 )
 def test_three_digits_and_no_exponent(written: str, expected: str) -> None:
@@ -53,3 +65,8 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 )
 def test_sizes_that_differ_are_told_apart(one: int, other: int, expected: tuple[str, str]) -> None:
     assert told_apart(one, other) == expected
+
+
+def test_a_bare_number_of_gib_is_not_read_as_bytes() -> None:
+    assert perhaps_gib("4") == ", which is 4 bytes; did you mean 4GiB?"
+    assert not any(map(perhaps_gib, ("4B", "4GiB", "2147483648", "0", "four")))

@@ -77,12 +77,14 @@ def forecast(values: dict[str, Any]) -> Table:
     return [*header, "the same with the rates before and after", "hits, foretold/measured"], rows
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], Table]] = {"growth": growth, "locality": locality, "forecast": forecast}
+Tables = dict[str, Callable[[dict[str, Any]], Table]]
+"""By the name of the JSON that each is made of."""
+TABLES: Tables = {"growth": growth, "locality": locality, "forecast": forecast}
 
 
-def written(page: str) -> str:
+def written(page: str, tables: Tables = TABLES) -> str:
     """The page with its tables as the JSON has them."""
-    for name, made in TABLES.items():
+    for name, made in tables.items():
         header, rows = made(json.loads((HERE / f"{name}.json").read_text("utf-8")))
         lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
         table = "\n".join([f"<!-- {name} -->", *lines, f"<!-- end of {name} -->"])

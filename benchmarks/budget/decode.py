@@ -23,6 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _bench import earlier, median, publish
 from _engines import FREE, GIB, Run, Runs, in_turn, make_checkpoint, over_rounds, run_llama, run_ours
+from _peer_tables import write_page
 from _trained import make_trained
 
 from pragnosia.apps.rates import measured_rates
@@ -86,6 +87,7 @@ def main(work: Path, words: list[str]) -> None:
     rows = [_row(case, results[case]) for case in CASES if case in results]
     question = "A model larger than memory: decoding beside llama.cpp under one cap"
     publish(question, [*header, "hits", "first token s", "peak MiB"], rows, {"cases": results}, __file__)
+    write_page()
 
 
 def _row(case: str, found: dict[str, list[Run]]) -> list[str]:

@@ -22,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _bench import earlier, median, publish
 from _engines import GIB, Run, Runs, in_turn, make_checkpoint, over_rounds, run_ours, run_transformers
+from _peer_tables import write_page
 
 CAP, PROMPT = 4 * GIB, 32
 AIMS = {"accelerate": 9, "airllm": 20}
@@ -69,6 +70,7 @@ def main(work: Path, words: list[str]) -> None:
     header = ["peer at 4 GiB", "ours tok/s", "its tok/s", "ratio (aim)", "MB read per token", "ready s", "peak MiB"]
     rows = [_row(case, runs) for case, runs in results.items()]
     publish("A model larger than memory: ours beside Python's ways", header, rows, {"cases": results}, __file__)
+    write_page()
 
 
 def _row(case: str, runs: Runs) -> list[str]:

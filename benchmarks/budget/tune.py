@@ -69,7 +69,7 @@ def main() -> None:
         write_texts(data, tokens)
         disk = measure_speeds(folder).disk
         assert disk is not None
-        there = run(folder, Path(scratch) / "there", data, cap, cap - (cap >> 6), tokens, steps)
+        there = run(folder, Path(scratch) / "there", data, cap, cap, tokens, steps)
         here = run(folder, Path(scratch) / "here", data, FREE, FREE, tokens, steps)
     rate = disk.read_bytes_per_second
     seconds, reading, computing = (

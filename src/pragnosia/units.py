@@ -23,16 +23,21 @@ def _scaled(value: float, steps: list[tuple[float, str]], digits: int = 3) -> st
     return f"{_digits(value / scale, digits)} {name}"
 
 
-def format_count(value: float) -> str:
+def format_count(value: float, digits: int = 3) -> str:
     """`1234567` -> `1.23 M`."""
     if abs(value) < 1000:
-        return f"{value:.4g}"
-    return _scaled(value, [(1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")])
+        return f"{value:.{max(4, digits)}g}"
+    return _scaled(value, [(1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")], digits)
 
 
 def format_bytes(value: float, digits: int = 3) -> str:
     """`5368709120` -> `5 GiB`."""
     return _scaled(value, [(1024.0**4, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"), (1, "B")], digits)
+
+
+def plural(count: int, one: str) -> str:
+    """`1, "turn"` -> `1 turn`; `3, "turn"` -> `3 turns`."""
+    return f"{count} {one}" if count == 1 else f"{count} {one}s"
 
 
 def told_apart(one: int, other: int) -> tuple[str, str]:
@@ -58,13 +63,10 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
-def format_joules(value: float) -> str:
+def format_joules(value: float, digits: int = 3) -> str:
     """`0.0021` -> `2.1 mJ`."""
-    return (
-        "0 J"
-        if not value
-        else _scaled(value, [(1e3, "kJ"), (1, "J"), (1e-3, "mJ"), (1e-6, "uJ"), (1e-9, "nJ"), (1e-12, "pJ")])
-    )
+    steps = [(1e3, "kJ"), (1.0, "J"), (1e-3, "mJ"), (1e-6, "uJ"), (1e-9, "nJ"), (1e-12, "pJ")]
+    return "0 J" if not value else _scaled(value, steps, digits)
 
 
 def parse_joules(text: str) -> float:
@@ -73,6 +75,17 @@ def parse_joules(text: str) -> float:
     if match is None or match[2].lower() not in _JOULES:
         raise ValueError(f"cannot read {text!r} as an energy; write a number and one of J, mJ, uJ, kJ")
     return float(match[1]) * _JOULES[match[2].lower()]
+
+
+def perhaps_gib(text: str) -> str:
+    """The hint for a budget that is a bare number too small to be meant in bytes; nothing for any other.
+
+    `4` -> `, which is 4 bytes; did you mean 4GiB?`
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None or match[2] or not 0 < float(match[1]) < MIB:
+        return ""
+    return f", which is {match[1]} bytes; did you mean {match[1]}GiB?"
 
 
 def parse_bytes(text: str) -> int:

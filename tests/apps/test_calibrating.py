@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from tokenizers import Tokenizer
 
 from pragnosia import PragnosiaConfig, PragnosiaForCausalLM, kernels
+from pragnosia.apps.calibrating import _table
+from pragnosia.inference.exits import Draft, Exit, Exits
 from pragnosia.model.setting import WHOLE
 
 Run = Callable[..., Any]
@@ -99,6 +102,7 @@ def test_refused(run: Run, calibrated: Path, model: Path, story: Path, tmp_path:
     run("calibrate", model, "--data", story, "--layers", 2).refused("an exit after layer 2 is none", "2 layers")
     run("calibrate", model, "--data", story, "--agreement", 2).refused("the agreement is 2")
     run("calibrate", model, "--data", story, "--layers", "1;2").refused("whole numbers separated by commas")
+    run("generate", calibrated, "hi", "--exit-memory", "propagated").refused("give an exit confidence, too")
     run("generate", calibrated, "hi", "--exit-confidence", "2").refused("it must lie in (0, 1]")
     run("eval", model, "--data", story, "--exit-confidence", "calibrated").refused("no calibrated exits")
     short = tmp_path / "short.txt"
@@ -170,6 +174,9 @@ def test_it_says_how_far_it_is(run: Run, model: Path, story: Path, tmp_path: Pat
 def test_a_dense_model_has_no_units_to_count(run: Run, model: Path, story: Path, tmp_path: Path) -> None:
     """And the table does not say that they sleep."""
     dense = made(tmp_path / "dense", model, feed_forward={"width": 32})
+    sparse = f"pragnosia sparsify {dense} OUT --level 0.4 --data TEXT, or train with columns"
+    run("generate", dense, "hi", "--energy", 0.5).refused("is dense, without units", sparse)
+    run("generate", dense, "hi", "--awake", 0.5).refused("--awake is a share of units", "has none")
     table = run("calibrate", dense, "--data", story, "--agreement", 0.6, "--layers", 1).out.splitlines()
     head = next(number for number, line in enumerate(table) if line.split()[:1] == ["energy"])
     assert table[head].split()[:3] == ["energy", "bits/byte", "awake"]
@@ -214,3 +221,23 @@ def test_what_is_made_of_a_model_is_calibrated_anew(
 def test_who_cannot_leave_early_is_told_so(run: Run, calibrated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pragnosia.inference.speaker.Pragnosia.leaves_early", property(lambda speaker: False))
     assert "all layers speak" in run("generate", calibrated, *SAY, "--exit-confidence", "0.5").err
+
+
+def test_what_is_lower_than_asked_and_what_does_not_pay_is_told() -> None:
+    one = Exit(layer=2, confidence=0.5, left=0.1, agreed=0.97, guesses_right=0.6)
+
+    def told(agreed: float, gain: float) -> str:
+        found = Exits(
+            num_layers=4, vocab_size=300, agreement=0.99, tokens=2000, agreed=1.0, layers_per_token=3.9,
+            exits=(replace(one, agreed=agreed),), draft=Draft(layer=1, confidence=0.3, accepted=0.8, gain=gain),
+        )  # fmt: skip
+        return "\n".join(_table(found, drafts=True))
+
+    assert "99.0% asked for, and on the half of the text that checks 97.0% behind layer 2: too little" in told(
+        0.97, 0.8
+    )
+    assert "1.25 times as many bytes per token: it does not pay" in told(0.97, 0.8)
+    assert "by 1 layer while" in told(0.97, 0.8)
+    assert "asked for" not in told(0.995, 1.5)
+    assert told(0.995, 1.5).endswith("1.50 times fewer bytes per token")
+    assert "too few to pay" in told(0.995, 1.05)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
 from pragnosia import kernels
-from pragnosia.quantisation.packing import _Work
+from pragnosia.apps.packing import size_rows
+from pragnosia.quantisation.packing import PackReport, _Work
 
 Run = Callable[..., Any]
 pytestmark = pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")
@@ -26,6 +28,7 @@ def test_it_says_what_it_read(run: Run, model: Path, story: Path, tmp_path: Path
     plain = run("pack", model, tmp_path / "plain", "--format", "int3", "--json").values
     assert plain["kl_divergence"] > 0, "without --data on a little text of our own"
     assert plain["text_bytes"] == 4096
+    assert plain["text_tokens"] > plain["kl_tokens"] == 512
     assert plain["num_bytes"] == values["num_bytes"]
     ours, theirs = ((tmp_path / name / "units.bin").read_bytes() for name in ("out", "plain"))
     assert ours != theirs
@@ -60,6 +63,38 @@ def test_another_text_does_not_go_on(
     assert run("pack", model, tmp_path / "again", *command[3:], story, "--json").code == 0
     for file in ("units.bin", "resident.bin"):
         assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    command = ("pack", model, tmp_path / "out", "--no-quality")
+    for _ in range(2):  # resumed, too
+        with monkeypatch.context() as patch:
+            patch.setattr(_Work, "append", stopped)
+            done = run(*command)
+        assert done.code == 130
+        assert done.err.splitlines() == [
+            "pragnosia: interrupted; what is packed stays in out.partial, and the same command goes on from there"
+        ]
+    assert run(*command, "--json").values["resumed"]
+    with monkeypatch.context() as patch:
+        patch.setattr("pragnosia.apps.packing._opened", stopped)
+        done = run("pack", model, tmp_path / "other")
+    assert done.code == 130
+    assert "is packed and whole" in done.err
+    assert (tmp_path / "other" / "packed.json").is_file()
+
+
+def test_room_between_small_units_is_told() -> None:
+    report = PackReport("out", "bf16-2:4", 8192 * 64, 1 << 20, 9.0, False, padding_bytes=3072 * 64)
+    assert size_rows(report)[-1] == (
+        "padding", "192 KiB of it (38%) between units: each begins on a page of 4 KiB, to be one read"
+    )  # fmt: skip
+    assert len(size_rows(replace(report, padding_bytes=100))) == 2
 
 
 def test_what_cannot_be(run: Run, at_once: Run, model: Path, story: Path, tmp_path: Path) -> None:

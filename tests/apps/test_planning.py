@@ -12,6 +12,8 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from pragnosia import kernels
+from pragnosia.errors import BudgetError
+from pragnosia.inference.budget import as_bytes
 from pragnosia.inference.sizes import described_preset
 from pragnosia.kernels.formats import FORMATS
 from pragnosia.tuning.configuration import LoraConfig
@@ -27,7 +29,7 @@ def test_a_preset_is_planned_in_the_default_format(run: Run) -> None:
     assert done.code == 0, done.err
     assert re.search(r"on disk +\d+ GiB  packed as int4 \(the default\)", done.out)
     assert re.search(
-        r"expected: \d+% of woken units here \(\d+% to \d+%\), [\d.]+ tokens/s \([\d.]+ to [\d.]+\)", done.out
+        r"expected once warm: \d+% of woken units here \(\d+% to \d+%\), [\d.]+ tokens/s \([\d.]+ to [\d.]+\)", done.out
     )
     assert "given: memory 18.6 GiB/s, disk 954 MiB/s\n" in done.out
     values = run("plan", "450b", "--memory", "16GiB", "--format", "int8", "--json", *RATES).values
@@ -56,7 +58,7 @@ def test_room_on_disk(run: Run, at_once: Run, tmp_path: Path) -> None:
     small = ("plan", "450b", "--memory", "16GiB", *RATES, "--disk")
     run(*small, "150GB").refused("450b as int4 takes", "--disk 150GB", "--format int2 takes")
     run(*small, "1GB").refused("int2, the smallest format, takes")
-    assert "of 466 GiB" in run(*small, "500GB").out
+    assert "; --disk has room for 466 GiB" in run(*small, "500GB").out
     room = run("plan", "nano", "--memory", "2GiB", "--disk", tmp_path, "--json", *RATES).values["disk_room"]
     assert room > MIB
     at_once(*small, "tmpp").refused("--disk", "'tmpp'", "or name a folder that is there")
@@ -105,6 +107,10 @@ def test_neither_a_preset_nor_a_directory(run: Run, tmp_path: Path) -> None:
 
 
 def test_help_names_every_format_there_is(run: Run) -> None:
+    run("plan", "nano", "--memory", "2GiB", "--format", "int5", *RATES).refused(
+        "unknown format 'int5'", "Available: bf16,"
+    )
+    assert "fp32" not in run("plan", "nano", "--memory", "2GiB", "--format", "int5", *RATES).err
     for verb in ("plan", "pack"):
         words = re.sub(r"[\s│]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", run(verb, "--help").out))
         for name in FORMATS.keys() - {"fp32"}:
@@ -169,3 +175,24 @@ def test_a_gpu_too_small_may_be_left_out(run: Run) -> None:
     outcome = run("plan", "450b", "--memory", "16GiB", "--vram", "2GiB")
     assert outcome.code != 0
     assert outcome.err.strip().endswith("or leave --vram out")
+
+
+def test_a_bare_number_is_asked_about(run: Run, model: Path) -> None:
+    run("plan", "7b", "--memory", "4", *RATES).refused("--memory is 4, which is 4 bytes; did you mean 4GiB?")
+    run("plan", "7b", "--memory", "4GiB", "--vram", "2", *RATES).refused("--vram is 2", "did you mean 2GiB?")
+    run("generate", model, "hi", "--memory", "0.5").refused("did you mean 0.5GiB?")
+    with pytest.raises(BudgetError, match="did you mean 4GiB"):
+        as_bytes(4)
+
+
+def test_a_busy_machine_is_told_where_something_is_measured(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("plan", model, "--memory", "2GiB", "--rates", "memory=20GB/s")
+    for load, told in ((1000.0, True), (0.0, False)):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, load, load))
+        done = run(*given)
+        assert done.code == 0
+        assert ("pragnosia: this machine is busy (1000.0 processes wanted its" in done.err) == told
+    monkeypatch.setattr("os.getloadavg", lambda: (1000.0, 0.0, 0.0))
+    assert "busy" not in run("plan", model, "--memory", "2GiB", *RATES).err, "nothing is measured"

@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from pragnosia import kernels
+from pragnosia.apps.sparsifying import _counted
 from pragnosia.inference.loading import load_model
 from pragnosia.inference.sparsity import sites_of
 
@@ -70,8 +71,13 @@ def test_attention_and_shared_units_of_a_sparse_model_sleep(run: Run, model: Pat
     assert run("generate", tmp_path / "out", "Once", "--max-new-tokens", 3, "--json").values["tokens"] == 3
 
 
+def test_what_the_share_asleep_is_of(model: Path, theirs: Path) -> None:
+    assert _counted(load_model(theirs)) == "the layers' weights"
+    assert _counted(load_model(model)) == "the layers' weights beside the units (of which 2 of 8 wake)"
+
+
 @needs_library
-def test_weights_go(run: Run, theirs: Path, story: Path, tmp_path: Path) -> None:
+def test_weights_go(run: Run, theirs: Path, model: Path, story: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     values = run("sparsify", theirs, out, "--pattern", "2:4", "--data", story, "--tokens", 300, "--json").values
     assert values["perplexity"] != values["perplexity_before"]
@@ -80,6 +86,8 @@ def test_weights_go(run: Run, theirs: Path, story: Path, tmp_path: Path) -> None
     eight = run("sparsify", theirs, tmp_path / "eight", "--pattern", "2:4", "--format", "int8", "--json").values
     assert (values["format"], eight["format"]) == ("bf16-2:4", "int8-2:4")
     assert "perplexity" not in eight
+    small = run("sparsify", model, tmp_path / "small", "--pattern", "2:4").out
+    assert f"quality          not measured; give --data TEXT, or: pragnosia eval {model} and" in small
     assert run("generate", tmp_path / "eight", "On", "--max-new-tokens", 2, "--memory", "4GiB", "--json").code == 0
 
 

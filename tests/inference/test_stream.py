@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,6 +174,44 @@ def test_a_failed_read_leaves_the_talk_as_it_was(foreign: Callable[[str], Path],
     weights.write_bytes(content)
     said += decoder.speak(40 - len(said), Sampling())
     assert said == expected
+
+
+@contextmanager
+def unplugged(folder: Path) -> Iterator[None]:
+    """Every open file of a folder reads as on a disk that is gone (EIO): it is this process at addresses of nothing."""
+    links = list(Path("/proc/self/fd").iterdir())
+    held = [int(link.name) for link in links if link.is_symlink() and link.readlink().parent == folder.resolve()]
+    assert held, "the units' files are open"
+    gone, kept = os.open("/proc/self/mem", os.O_RDONLY), {number: os.dup(number) for number in held}
+    for number in held:
+        os.dup2(gone, number, inheritable=False)
+    try:
+        yield
+    finally:
+        for number, before in kept.items():
+            os.dup2(before, number, inheritable=False)
+            os.close(before)
+        os.close(gone)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no /proc here to read errors from")
+def test_a_disk_that_is_unplugged_and_comes_back(foreign: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(foreign("mixtral"), folder)
+    speaker = Pragnosia(streamed(folder, 4))
+    expected = speaker.generate_tokens([5, 6, 7], max_new_tokens=30)
+    decoder = speaker.decoder(64)
+    decoder.read([5, 6, 7])
+    words = decoder.speak(30, Sampling())
+    said = [next(words) for _ in range(3)]
+    with unplugged(folder):
+        with pytest.raises(CheckpointError, match=r"cannot read .*Input/output error.*what was said so far"):
+            said.extend(words)
+        with pytest.raises(CheckpointError, match="Input/output error"):
+            speaker.generate_tokens([9, 8, 7, 6], max_new_tokens=30)
+    said += decoder.speak(30 - len(said), Sampling())
+    assert said == expected
+    assert speaker.generate_tokens([5, 6, 7], max_new_tokens=30) == expected
 
 
 def test_a_plan_adds_up_and_never_passes_the_budget(foreign: Callable[[str], Path]) -> None:

@@ -12,7 +12,7 @@ from pragnosia.model.presets import LOBES, PRESETS, preset
 from pragnosia.units import format_count
 
 BRAINS = {name: shape for name, shape in PRESETS.items() if name.startswith("braingpt-")}
-OTHERS = [name for name in PRESETS if name not in BRAINS]
+OTHERS = [name for name in PRESETS if name not in BRAINS and name != "brain-lm"]
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -57,11 +57,21 @@ def test_presets_grow(names: list[str]) -> None:
     assert layers == sorted(layers)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [*OTHERS, *BRAINS])
 def test_lobes_are_equal_quarters(name: str) -> None:
     units = preset(name).units
     assert units is not None
     assert units.lobes == dict.fromkeys(LOBES, units.num_units // 4)
+
+
+def test_what_remembers_weighs_16_million() -> None:
+    config = preset("brain-lm")
+    counted = account(config)
+    assert counted.total_parameters == pytest.approx(16e6, rel=0.05)
+    assert counted.active_parameters < 0.75 * counted.total_parameters, "rows that nobody recalls sleep"
+    assert config.feed_forwards.count("memory") == 2
+    assert config.workspace is not None
+    assert config.working_memory is not None
 
 
 def test_a_preset_with_changes() -> None:

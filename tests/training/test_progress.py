@@ -70,6 +70,19 @@ def test_within_a_step_its_seconds_and_what_comes_from_disk_are_shown() -> None:
     assert within.render(task).plain.startswith("0 s in step")  # type: ignore[arg-type]
 
 
+def test_lines_of_a_log_say_what_came_from_disk_since_the_last() -> None:
+    now, read, written = [100.0], [5 << 20], StringIO()
+    bar = Bar(Console(file=written, force_terminal=False, width=200, highlight=False))
+    bar.within = Within(lambda: read[0], clock=lambda: now[0])
+    bar.start(10, 4)
+    for step, taken in ((5, 30 << 20), (6, 6 << 20)):
+        now[0], read[0] = now[0] + 3, read[0] + taken
+        bar.advance(step, RECORD)
+    first, second = written.getvalue().splitlines()
+    assert first.endswith("  10 MiB/s from disk  2.5 s left")
+    assert second.endswith("  2 MiB/s from disk  2 s left")
+
+
 def test_the_bar_moves_while_a_step_lasts() -> None:
     written, read = StringIO(), [0]
     bar = Bar(Console(file=written, force_terminal=True, width=200, highlight=False))

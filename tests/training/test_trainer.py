@@ -86,8 +86,9 @@ def test_the_record_says_what_the_issue_asks(configure: Configure, tmp_path: Pat
         {"schedule": {"first_length": 4, "length_warmup_steps": 6}, "batch": {"accumulation": 2}},
         {"gradient_checkpointing": True, "precision": "bf16"},
         {"model": {"experts": None, "feed_forward": {"width": 16}}},
+        {"curriculum": {"by": "frequency", "steps": 10, "start": 0.2}},
     ],
-    ids=["plain", "muon", "ema", "lengths", "bf16", "dense"],
+    ids=["plain", "muon", "ema", "lengths", "bf16", "dense", "curriculum"],
 )
 def test_a_resumed_run_is_the_uninterrupted_run(configure: Configure, tmp_path: Path, change: dict[str, Any]) -> None:
     config = configure(**change)

@@ -10,8 +10,8 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ParamSpec
 
@@ -34,6 +34,8 @@ class Answer:
     values: dict[str, Any]
     lines: list[str] = field(default_factory=list)
     aside: str = ""
+    code: int = 0
+    """What the command returns, though it has an answer: part of what was asked failed."""
 
 
 def answering(command: Callable[P, Answer]) -> Callable[P, None]:
@@ -47,20 +49,35 @@ def answering(command: Callable[P, Answer]) -> Callable[P, None]:
         except BrokenPipeError:
             hush()
             return
-        except KeyboardInterrupt:
-            fail("interrupted", INTERRUPTED)
+        except KeyboardInterrupt as stopped:  # some say what is done and how to go on
+            fail(f"interrupted{f'; {stopped}' if stopped.args else ''}", INTERRUPTED)
         except (PragnosiaError, OSError, ValueError, RuntimeError, MemoryError, ImportError) as error:
             if kwargs.get("debug"):
                 traceback.print_exc()
             fail(one_line(error), getattr(error, "exit_code", 2 if isinstance(error, OSError) else 1))
         print_answer(answer, as_json=bool(kwargs.get("as_json")))
+        if answer.code:
+            raise typer.Exit(answer.code)
 
     return run
 
 
+@contextmanager
+def told_at_ctrl_c(message: str) -> Iterator[None]:
+    """Whoever interrupts this reads what is done by then, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(message) from None
+
+
 def print_answer(answer: Answer, *, as_json: bool) -> None:
     """To stdout; a reader that went away is no error."""
-    lines = [json.dumps(answer.values, ensure_ascii=False, default=str)] if as_json else answer.lines
+    lines = (
+        [json.dumps(answer.values, ensure_ascii=False, default=str)]
+        if as_json
+        else [line.rstrip() for line in answer.lines]
+    )
     try:
         for line in lines:
             print(line)

@@ -47,7 +47,7 @@ Stats = Annotated[bool, typer.Option("--stats", help="Say what decoded; with --m
 def check_memory(memory: str | None) -> None:
     """Raise ConfigError for a budget nobody can read; torch is not loaded."""
     if memory is not None:
-        size_of("--memory", memory)
+        budget_of("--memory", memory)
 
 
 def size_of(option: str, text: str) -> int:
@@ -55,6 +55,16 @@ def size_of(option: str, text: str) -> int:
     from pragnosia.units import parse_bytes
 
     return amount_of(option, text, parse_bytes, "4GiB")
+
+
+def budget_of(option: str, text: str) -> int:
+    """As `size_of`, for what is never as little as a bare number of bytes below a MiB. Raises ConfigError."""
+    from pragnosia.errors import ConfigError
+    from pragnosia.units import perhaps_gib
+
+    if hint := perhaps_gib(text):
+        raise ConfigError(f"{option} is {text}{hint}")
+    return size_of(option, text)
 
 
 def amount_of(option: str, text: str, parse: Callable[[str], Amount], example: str) -> Amount:
@@ -89,9 +99,9 @@ def open_speaker(
     from pragnosia.inference.speaker import Pragnosia
 
     if vram is not None:
-        size_of("--vram", vram)
+        budget_of("--vram", vram)
     if memory is not None and not quiet:
-        _warn_of_limits(size_of("--memory", memory))
+        _warn_of_limits(budget_of("--memory", memory))
     with bar("loading", quiet=quiet) as progress:
         speaker = Pragnosia.from_pretrained(
             model, memory=memory, context=context, adapter=adapter, progress=progress, exact=exact, vram=vram, **early

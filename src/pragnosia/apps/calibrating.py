@@ -13,6 +13,7 @@ from pragnosia.apps.budgeting import bar
 from pragnosia.apps.dialling import COSTS, cost_cells, in_columns
 from pragnosia.apps.evaluating import Data
 from pragnosia.apps.speaking import Model
+from pragnosia.units import plural
 
 if TYPE_CHECKING:
     from pragnosia.data import Source
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from pragnosia.inference.exits import Exits
 
 _CHANCE = 8
-_NOTHING = "nothing to dial: the model has no units, no trained exits and no gates, so energy stays 1"
 
 
 @answering
@@ -61,7 +61,7 @@ def calibrate(
         resolve(source)
     from pragnosia.apps.speaking import counted
     from pragnosia.data import Joined
-    from pragnosia.inference.dial import model_print
+    from pragnosia.inference.dial import model_print, nothing_to_turn
     from pragnosia.inference.speaker import Pragnosia
     from pragnosia.measure.dial import calibrate_dial
     from pragnosia.measure.exits import calibrate_exits
@@ -95,7 +95,7 @@ def calibrate(
         lines.append(
             "no token leaves early or drafts when it speaks: it runs by its modules; its exits are no part of the dial"
         )
-    lines += ["", *_dial_table(dial)] if dial is not None else [_NOTHING]
+    lines += ["", *_dial_table(dial)] if dial is not None else [f"energy stays 1: {nothing_to_turn(model)}"]
     values = {"model": str(model), "data": data, **values, "dial": None if dial is None else asdict(dial)}
     return Answer(values, lines, aside="" if dial is None else _foreign(dial))
 
@@ -159,9 +159,30 @@ def _table(found: Exits, *, drafts: bool) -> list[str]:
     rows = [("leaving early", f"{found.agreed:.2%} of the words agree, {depth}")]
     if found.draft is not None and drafts:
         draft = found.draft
-        held = f"{draft.accepted:.0%} of the drafts hold, {draft.gain:.2f} times fewer bytes per token"
-        rows.append(("drafting", f"by {draft.layer} layers while {draft.confidence:.2f} sure: {held}"))
-    return [*lines, *aligned(rows)]
+        held = f"{draft.accepted:.0%} of the drafts hold, {_gained(draft.gain)}"
+        by = f"by {plural(draft.layer, 'layer')} while {draft.confidence:.2f} sure"
+        rows.append(("drafting", f"{by}: {held}"))
+    return [*lines, *aligned([*rows, *_missed(found)])]
+
+
+def _gained(gain: float) -> str:
+    """What drafting saves, or costs, and what follows from it."""
+    from pragnosia.inference.exits import PAYS
+
+    if gain < 1:
+        return f"{1 / gain:.2f} times as many bytes per token: it does not pay, so nothing drafts unless asked to"
+    fewer = f"{gain:.2f} times fewer bytes per token"
+    return fewer if gain >= PAYS else f"{fewer}: too few to pay, so nothing drafts unless asked to"
+
+
+def _missed(exits: Exits) -> list[tuple[str, str]]:
+    """That an exit agreed less often than was asked, where it was checked."""
+    low = [one for one in exits.exits if one.agreed is not None and one.agreed < exits.agreement]
+    if not low:
+        return []
+    told = ", ".join(f"{one.agreed:.1%} behind layer {one.layer}" for one in low)
+    asked = f"{exits.agreement:.1%} asked for, and on the half of the text that checks {told}"
+    return [("agreement", f"{asked}: too little; give more text, or a higher --agreement")]
 
 
 def _dial_table(dial: Dial) -> list[str]:

@@ -17,6 +17,7 @@ from pragnosia.apps import (
     packing,
     planning,
     remembering,
+    selecting,
     sparsifying,
     speaking,
     training,
@@ -51,6 +52,7 @@ app.command("plan")(planning.plan)
 app.command("teach")(remembering.teach)
 app.command("recall")(remembering.recall)
 app.command("forget")(remembering.forget)
+app.command("select")(selecting.select)
 app.command("doctor")(models.doctor)
 app.add_typer(memory, name="memory")
 memory.command("stats")(remembering.stats)
@@ -61,7 +63,7 @@ app.add_typer(tokenizer, name="tokenizer")
 tokenizer.command("train")(training.train_tokenizer)
 
 # Typer bundles the click it stands on; its errors are reached through the one class it makes public.
-_SEVERAL = ("--data", "--set")
+_SEVERAL = ("--data", "--set", "--pool")
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 

@@ -63,12 +63,15 @@ def check_wishes(
     """Several energies are separated by commas. Raises ConfigError, CheckpointError for wishes that cannot be."""
     from pragnosia.errors import ConfigError
     from pragnosia.inference.dial import needed_dial
+    from pragnosia.inference.directory import turnable
     from pragnosia.model.setting import Setting
 
     energies = tuple(as_wish(part) for part in energy.split(","))
     if awake is not None:
         Setting(awake=awake)
     alone = awake is not None or exit_confidence is not None
+    if awake is not None and "units" not in turnable(model):
+        raise ConfigError(f"--awake is a share of units, and {model} has none: it is dense; leave --awake out")
     if energies != (1.0,) and alone:
         raise ConfigError("--energy sets all there is to set; leave --awake and --exit-confidence out, or --energy")
     early = check_early(model, speculate, exit_confidence, exit_memory)
@@ -169,7 +172,10 @@ def check_budget(text: str | None, speculate: bool | None, exit_confidence: str 
             "--energy-budget counts token by token and chooses the exits itself; leave --speculate and "
             "--exit-confidence out"
         )
-    return amount_of("--energy-budget", text, parse_joules, "50J")
+    joules = amount_of("--energy-budget", text, parse_joules, "50J")
+    if text.strip()[-1].isdigit() or text.strip()[-1] == ".":
+        raise ConfigError(f"--energy-budget is {text} of what? Write a unit, as in {text.strip()}J or {text.strip()}mJ")
+    return joules
 
 
 def open_purse(joules: float | None, speaker: Pragnosia, decoder: Decoder, meter: EnergyMeter) -> Purse | None:

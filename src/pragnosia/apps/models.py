@@ -36,15 +36,24 @@ def inspect(
         int | None, typer.Option(min=1, help="Tokens remembered; default 2048 or all the model holds.")
     ] = None,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one training step.")] = 8192,
+    text: Annotated[
+        str | None, typer.Option(help="Instead: load it, let it read this, and say what stands in its workspace.")
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
     """Say what a model is: total and active parameters, cost per token, memory to train, tune and run.
 
-    Nothing is loaded: the model is built without storage, so 450b works on any machine.
+    Nothing is loaded: the model is built without storage, so 450b works on any machine. With --text it is loaded, and
+    its workspace is read out: awareness, attention, memory, intention.
     """
     if one_pass.is_one_pass(model):
+        one_pass.refuse(text=text)
         return one_pass.inspect(Path(model))
+    if text is not None:
+        from pragnosia.apps.introspecting import introspect
+
+        return introspect(model, text, quiet=as_json)
     if Path(model).is_dir() or gguf_in(model) is not None:
         _check_outside(Path(model))
     from pragnosia.measure.accounting import account

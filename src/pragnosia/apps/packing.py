@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
+from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering, told_at_ctrl_c
 from pragnosia.apps.budgeting import PACKED, bar, check_memory
 from pragnosia.apps.dialling import left_behind, left_behind_rows
 from pragnosia.errors import UserError
@@ -18,11 +19,16 @@ from pragnosia.units import GIB, KIB, format_bytes
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pragnosia.data import Joined
+    from pragnosia.inference.speaker import Pragnosia
     from pragnosia.measure.evaluation import Evaluation
+    from pragnosia.quantisation.packing import PackReport
 
 _TEXT = "default"
 _LITTLE = 4 * KIB  # of text; each window reads a model on disk once
-_WINDOW, _KL_IN_BUDGET = 512, 64  # tokens, of which all logits are held
+_MUCH = 0.05  # of a packed model: room between units that is told
+_WINDOW = 512  # tokens that are read at once
+_KL_TOKENS, _TOGETHER = 512, 64  # of the text, whose every logit is compared; and those whose logits are held at once
 
 
 @answering
@@ -84,20 +90,21 @@ def pack(
 
         check_calibrated(format)
         calibration = calibrated(source, resolve(calibrate), tokens=calibrate_tokens, memory=memory)
-    with bar("packing", quiet=as_json) as progress:
+    stays = f"what is packed stays in {out.name}.partial, and the same command goes on from there"
+    with told_at_ctrl_c(stays), bar("packing", quiet=as_json) as progress:
         report = pack_model(blueprint(source), out, format, calibration=calibration, progress=progress)
     left = left_behind(source)
     values: dict[str, Any] = {"source": str(source), **asdict(report), "not_carried": left}
     rows = [
         ("packed", f"{source} to {out} as {format}{', resumed' if report.resumed else ''}"),
-        ("size", f"{format_bytes(report.num_bytes)} of {format_bytes(report.source_bytes)}"),
-        ("bits per weight", f"{report.bits_per_weight:.2f}"),
+        *size_rows(report),
     ]
     if calibration is not None:
         values["calibration"] = calibration.note()
         rows.append(("calibrated on", f"{calibration.num_tokens} tokens of {calibrate}"))
     try:
-        lost = _loss(source, out, data, memory) if data else {} if no_quality else _loss_on_little(source, out)
+        with told_at_ctrl_c(f"{out} is packed and whole; only what packing lost was not measured to its end"):
+            lost = _loss(source, out, data, memory) if data else {} if no_quality else _loss_on_little(source, out)
     except UserError as error:
         if data:
             raise
@@ -107,10 +114,30 @@ def pack(
         rows += [
             ("bits per byte", f"{lost['packed_bits_per_byte']:.4f}, of the source {lost['source_bits_per_byte']:.4f}"),
             ("perplexity", f"{lost['packed_perplexity']:.3f}, of the source {lost['source_perplexity']:.3f}"),
-            ("KL divergence", f"{lost['kl_divergence']:.4g} nats per token, over {lost['kl_tokens']} tokens"),
-            ("measured on", f"{format_bytes(lost['text_bytes'])} of {', '.join(data or [_TEXT])}"),
+            ("KL divergence", f"{lost['kl_divergence']:.4g} nats per token"),
+            ("measured on", _measured_on(lost, data or [_TEXT])),
         ]
     return Answer(values | lost, aligned([*rows, *left_behind_rows(left, source, out)]))
+
+
+def _measured_on(lost: dict[str, Any], data: Sequence[str]) -> str:
+    """How much of which text each figure stands for."""
+    text = f"{format_bytes(lost['text_bytes'])} of {', '.join(data)}: {lost['text_tokens']} tokens"
+    few = lost["kl_tokens"] < lost["text_tokens"]
+    return f"{text}, of which the divergence compares the first {lost['kl_tokens']}" if few else text
+
+
+def size_rows(report: PackReport) -> list[tuple[str, str]]:
+    """What a packed model takes; room between small units is told where it is a twentieth or more."""
+    padding, size = report.padding_bytes, report.num_bytes
+    rows = [
+        ("size", f"{format_bytes(size)} of {format_bytes(report.source_bytes)}"),
+        ("bits per weight", f"{report.bits_per_weight:.2f}"),
+    ]
+    if padding >= _MUCH * size:
+        told = f"{format_bytes(padding)} of it ({padding / size:.0%}) between units: each begins on a page of 4 KiB"
+        rows.append(("padding", f"{told}, to be one read"))
+    return rows
 
 
 def _loss_on_little(source: Path, packed: Path) -> dict[str, Any]:
@@ -125,43 +152,71 @@ def _loss_on_little(source: Path, packed: Path) -> dict[str, Any]:
 def _loss(
     source: Path, packed: Path, data: Sequence[str], memory: str | int | None, text_bytes: int = 64 * KIB
 ) -> dict[str, Any]:
-    """What packing lost, on a text: one model after the other, within a budget if there is one."""
+    """What packing lost, on a text: one model after the other, within a budget if there is one.
+
+    What the source thinks likely waits on disk, beside the packed model, until that has been asked the same.
+    """
     values: dict[str, Any] = {}
-    logarithms = []
-    for name, folder in (("source", source), ("packed", packed)):
-        found, its = _read(folder, data, memory, text_bytes)
-        values[f"{name}_bits_per_byte"], values[f"{name}_perplexity"] = found.bits_per_byte, found.perplexity
-        logarithms.append(its)
-    truth, ours = logarithms
-    values["kl_divergence"] = float((truth.exp() * (truth - ours)).sum(-1).mean())
-    values["kl_tokens"], values["text_bytes"] = len(truth), found.bytes
-    return values
+    divergence, count = 0.0, 0
+    with TemporaryFile(dir=packed.parent) as kept:
+        for name, folder in (("source", source), ("packed", packed)):
+            speaker, text, context = _opened(folder, data, memory)
+            one = None if memory is None else 1  # window at once: what a plan has scratch for
+            read = {"context": context, "batch_size": one, "max_bytes": text_bytes}
+            found = _evaluated(speaker, text, read)
+            values[f"{name}_bits_per_byte"], values[f"{name}_perplexity"] = found.bits_per_byte, found.perplexity
+            kept.seek(0)
+            for ours in _beliefs(speaker, text, context):
+                if name == "source":
+                    kept.write(ours.numpy().tobytes())
+                else:
+                    truth = _next_of(kept, ours)
+                    divergence, count = divergence + float((truth.exp() * (truth - ours)).sum()), count + len(ours)
+            del speaker  # a plan counts what is there, and the model before this one should not be
+    values |= {"kl_divergence": divergence / max(count, 1), "kl_tokens": count}
+    return values | {"text_bytes": found.bytes, "text_tokens": found.tokens}
 
 
-def _read(folder: Path, data: Sequence[str], memory: str | int | None, text_bytes: int) -> tuple[Evaluation, Tensor]:
-    """How a model does on a text, and its log-probabilities (T, V) at the text's beginning."""
+def _opened(folder: Path, data: Sequence[str], memory: str | int | None) -> tuple[Pragnosia, Joined, int]:
+    """A model, a text for it, and the tokens of it that are read at once."""
     import gc
-
-    import torch
 
     from pragnosia.data import Joined, resolve
     from pragnosia.inference.loading import load_config
     from pragnosia.inference.speaker import Pragnosia
-    from pragnosia.measure.evaluation import evaluate
+    from pragnosia.measure import evaluation  # noqa: F401  (before the model: a plan counts what is there)
     from pragnosia.measure.scoring import scratch
 
-    gc.collect()  # a plan counts what is there, and the model before this one should not be
+    gc.collect()
     shape = load_config(folder)
-    limit = min(shape.max_position_embeddings, _WINDOW)
-    whole = limit if memory is None else min(limit, _KL_IN_BUDGET)
-    # beside scoring: the logits of both models, and what is made of them
-    reserve = scratch(shape.vocab_size, shape.hidden_size, limit) + 5 * 4 * whole * shape.vocab_size
-    within: dict[str, Any] = {} if memory is None else {"memory": memory, "context": limit, "reserve": reserve}
-    speaker = Pragnosia.from_pretrained(folder, **within)
-    text = Joined(tuple(resolve(part) for part in data))
-    one = None if memory is None else 1  # window at once: what a plan has scratch for
-    found = evaluate(speaker.model, speaker.tokenizer, text, context=limit, batch_size=one, max_bytes=text_bytes)
-    ids = speaker.encode("".join(text.documents())[: 8 * whole])[:whole]
-    with torch.inference_mode():
-        logits = speaker.model(torch.tensor([ids]), use_cache=False).logits[0]
-    return found, logits.float().log_softmax(-1)
+    context = min(shape.max_position_embeddings, _WINDOW)
+    # beside scoring: what both models think likely of some tokens, and what is made of it
+    reserve = scratch(shape.vocab_size, shape.hidden_size, context) + 5 * 4 * _TOGETHER * shape.vocab_size
+    within: dict[str, Any] = {} if memory is None else {"memory": memory, "context": context, "reserve": reserve}
+    return Pragnosia.from_pretrained(folder, **within), Joined(tuple(resolve(part) for part in data)), context
+
+
+def _evaluated(speaker: Pragnosia, text: Joined, options: dict[str, Any]) -> Evaluation:
+    from pragnosia.measure.evaluation import evaluate
+
+    return evaluate(speaker.model, speaker.tokenizer, text, **options)
+
+
+def _beliefs(speaker: Pragnosia, text: Joined, context: int) -> Iterator[Tensor]:
+    """Log-probabilities (N, V) after each of a text's first tokens, some at once; what was read at once forgets."""
+    import torch
+
+    ids = speaker.encode("".join(text.documents())[: 8 * _KL_TOKENS])[:_KL_TOKENS]
+    for start in range(0, len(ids), context):
+        with torch.inference_mode():
+            window = torch.tensor([ids[start : start + context]])
+            states = speaker.model.model(window, use_cache=False).last_hidden_state[0]
+            for rows in states.split(_TOGETHER):
+                yield speaker.model.lm_head(rows).float().log_softmax(-1)
+
+
+def _next_of(kept: IO[bytes], like: Tensor) -> Tensor:
+    """The next numbers of a file, as many as `like` has."""
+    import torch
+
+    return torch.frombuffer(bytearray(kept.read(like.nbytes)), dtype=like.dtype).view_as(like)

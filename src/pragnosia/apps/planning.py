@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, answering
-from pragnosia.apps.budgeting import PACKED, Adapter, Context, Exact, size_of
-from pragnosia.apps.rates import given_rates, measured_rates, rates_line
+from pragnosia.apps.budgeting import PACKED, Adapter, Context, Exact, budget_of
+from pragnosia.apps.rates import busy, given_rates, measured_rates, rates_line
 from pragnosia.checkpoints.gguf_header import gguf_in
 from pragnosia.units import format_bytes, told_apart
 
@@ -51,7 +51,7 @@ def plan(
     A model that does not exist yet can be named by its preset; --format says what packing would change. With --adapter
     or --exact the plan counts what these take, as `generate` with the same options will.
     """
-    budget, gpu = size_of("--memory", memory), size_of("--vram", vram) if vram is not None else 0
+    budget, gpu = budget_of("--memory", memory), budget_of("--vram", vram) if vram is not None else 0
     _check_choices(model, exact=exact, **{"--adapter": adapter, "--vram": vram, "--format": format})
     given, room, folder = given_rates(rates), *_room(disk)
     sizes = _sizes(model, format)
@@ -59,15 +59,17 @@ def plan(
     learned = _learned(adapter, model)  # before the plan, which counts what is there already
     planned, longest = _planned(sizes, budget, gpu, context, exact=exact)
     del learned
+    crowd = None if {"memory", "disk"} <= given.keys() else busy()
     found = measured_rates(folder or _folder(model), given, gpu=bool(gpu))
     note = f"{'packed as' if _is_packed(sizes) else 'as it lies,'} {_form(sizes)}"
     note += " (the default)" if format is None and not Path(model).exists() else ""
-    note += f", of {format_bytes(room)}" if room is not None else ""
+    note += f"; --disk has room for {format_bytes(room)}" if room is not None else ""
     first = f"  {'on disk':<26}{format_bytes(sizes.on_disk):>10}  {note}"
     last = f"  {rates_line(found, given, gpu=bool(gpu))}"
     middle = [*planned.table(found).splitlines(), f"  longest context that fits: {longest:,} tokens, in place of units"]
     values = {"model": model, "format": sizes.format.name, "on_disk": sizes.on_disk, "disk_room": room}
-    return Answer(values | plan_values(planned, found) | {"longest_context": longest}, [first, *middle, last])
+    values |= plan_values(planned, found) | {"longest_context": longest, "measured_while_busy": crowd is not None}
+    return Answer(values, [first, *middle, last], aside="" if crowd is None else f"pragnosia: {crowd}")
 
 
 def plan_values(planned: Plan, rates: Rates) -> dict[str, Any]:
@@ -181,7 +183,7 @@ def _room(disk: str | None) -> tuple[int | None, Path | None]:
     from pragnosia.errors import ConfigError
 
     try:
-        return size_of("--disk", disk), None
+        return budget_of("--disk", disk), None
     except ConfigError as error:
         raise ConfigError(f"{error}; or name a folder that is there") from error
 

@@ -50,7 +50,7 @@ def measured_rates(folder: Path, given: Mapping[str, float] | None = None, *, gp
 
     found, assumed = dict(given or {}), []
     if "memory" not in found:
-        found["memory"] = memory_bandwidth(torch.device("cpu"))
+        found["memory"] = memory_bandwidth(torch.device("cpu"), seconds=1.0, usual=True)
     if "disk" not in found:
         try:
             found["disk"] = _disk(folder)
@@ -65,6 +65,23 @@ def measured_rates(folder: Path, given: Mapping[str, float] | None = None, *, gp
         else:
             assumed.append(name)
     return Rates(**found, assumed=tuple(assumed))
+
+
+def busy() -> str | None:
+    """That others keep this machine busy, so that what is measured now is less than it can do; None if it is quiet."""
+    import os
+
+    from pragnosia.measure.limits import read_limits
+
+    try:
+        load = os.getloadavg()[0]
+    except OSError:
+        return None
+    cores = read_limits().cores
+    if load <= cores / 2:
+        return None
+    told = f"{load:.1f} processes wanted its {cores:g} cores in the last minute"
+    return f"this machine is busy ({told}): the rates are those of now; plan again when it is quiet, or give --rates"
 
 
 def _disk(folder: Path) -> float:

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
+from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering, told_at_ctrl_c
 from pragnosia.apps.budgeting import bar
 from pragnosia.apps.dialling import left_behind, left_behind_rows
-from pragnosia.units import format_bytes
+from pragnosia.apps.packing import size_rows
+from pragnosia.units import format_bytes, plural
 
 if TYPE_CHECKING:
     from pragnosia.checkpoints.blueprint import Blueprint
     from pragnosia.measure.thresholds import Examples
+    from pragnosia.model.cortex import Cortex
     from pragnosia.quantisation.packing import PackReport
 
 PATTERN, VALUES = "2:4", ("bf16", "int8")
@@ -150,11 +152,20 @@ def _put_to_sleep(
     }
     rows = [
         ("sparsified", f"{source} to {out}"),
-        ("asleep", f"{share:.1%} of the layers' weights, {level:.1%} asked for"),
+        ("asleep", f"{share:.1%} of {_counted(model)}, {level:.1%} asked for"),
         *_perplexities(values),
         ("bytes per token", f"{format_bytes(read)}, before {format_bytes(whole)} ({read / whole:.0%})"),
     ]
     return values, rows
+
+
+def _counted(model: Cortex) -> str:
+    """Which weights the share asleep is of: those of units are not among them, since most of them sleep anyway."""
+    organ = model.config.units
+    if organ is None:
+        return "the layers' weights"
+    kind = "columns" if model.config.columns is not None else "units"
+    return f"the layers' weights beside the {kind} (of which {organ.thalamus.num_awake} of {organ.num_units} wake)"
 
 
 def _prune(
@@ -179,7 +190,8 @@ def _prune(
     if recover and found is not None:
         report = _recovered(print_, source, out, name, found, recover, quiet=quiet)
     else:
-        with bar("pruning", quiet=quiet) as progress:
+        stays = f"what is done stays in {out.name}.partial, and the same command goes on from there"
+        with told_at_ctrl_c(stays), bar("pruning", quiet=quiet) as progress:
             report = pack_model(print_, out, name, progress=progress)
     values: dict[str, Any] = {
         **asdict(report),
@@ -189,15 +201,16 @@ def _prune(
         "out": str(out),
     }
     rows = [
-        ("sparsified", f"{source} to {out} as {name}, {recover} steps of recovery"),
-        ("size", f"{format_bytes(report.num_bytes)} of {format_bytes(report.source_bytes)}"),
-        ("bits per weight", f"{report.bits_per_weight:.2f}"),
+        ("sparsified", f"{source} to {out} as {name}, {plural(recover, 'step')} of recovery"),
+        *size_rows(report),
     ]
     if found is not None:
         after = examine(load_model(out), found.held_out).perplexity
         values |= {"perplexity_before": before, "perplexity": after}
         values |= {"tokens": found.num_seen, "held_out_tokens": found.num_held_out}
         rows += _perplexities(values)
+    else:
+        rows.append(("quality", f"not measured; give --data TEXT, or: pragnosia eval {source} and {out} --data TEXT"))
     return values, rows
 
 

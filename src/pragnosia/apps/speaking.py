@@ -46,7 +46,7 @@ from pragnosia.apps.dialling import (
 from pragnosia.apps.leaving import ExitConfidence, ExitMemory, Speculate, early_line, early_values, tell_stuck
 from pragnosia.apps.remembering import Cache, NoMemory, Store, chosen_store, teach_in_talk
 from pragnosia.errors import CheckpointError, ConfigError, PromptError
-from pragnosia.units import format_bytes, format_count, format_duration, format_joules
+from pragnosia.units import format_bytes, format_count, format_duration, format_joules, plural
 
 if TYPE_CHECKING:
     from pragnosia.inference.chat import Conversation
@@ -206,7 +206,8 @@ def chat(
 
     `/energy 0.3` (or draft, answer, think) turns the dial for the answers to come; `/teach TEXT` keeps a text in the
     store. With --json the turns are read from standard input, a line each, and the answer is the whole conversation. A
-    turn that the model cannot take, or whose units cannot be read from disk, is told of on stderr; the talk goes on.
+    turn that the model cannot take, or whose units cannot be read from disk, is told of on stderr; the talk goes on,
+    and where its turns come from a pipe it ends with exit code 1.
     """
     from pragnosia.inference.directory import check_speaker
     from pragnosia.inference.sampling import Sampling, check_room, check_text
@@ -240,7 +241,7 @@ def chat(
     turns: list[dict[str, str]] = []
     with EnergyMeter() as meter:
         conversation.purse = purse = open_purse(joules, speaker, conversation.decoder, meter)
-        seconds = _talk(conversation, turns, as_json)
+        seconds, failed = _talk(conversation, turns, as_json)
     values: dict[str, Any] = {"messages": turns, **streamed(speaker, conversation.passed, seconds)}
     aside = []
     if stats and "hit_rate" in values:
@@ -250,12 +251,12 @@ def chat(
     if purse is not None:
         values |= {"joules": purse.spent, **setting_values(speaker, conversation.decoder.setting)}
         aside.append(purse_line(purse))
-    return Answer(values, aside="\n".join(aside))
+    return Answer(values, aside="\n".join(aside), code=1 if failed and not sys.stdin.isatty() else 0)
 
 
-def _talk(conversation: Conversation, turns: list[dict[str, str]], as_json: bool) -> float:
-    """Turn by turn, until there is nothing to say or to spend; the seconds that the model took."""
-    seconds = 0.0
+def _talk(conversation: Conversation, turns: list[dict[str, str]], as_json: bool) -> tuple[float, int]:
+    """Turn by turn, until there is nothing to say or to spend: the model's seconds, and how many turns failed."""
+    seconds, failed = 0.0, 0
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # what is no text is told of, line by line
     interactive = sys.stdin.isatty() and not as_json
@@ -272,6 +273,7 @@ def _talk(conversation: Conversation, turns: list[dict[str, str]], as_json: bool
                 answer = _reply(conversation, line, as_json)
         except (PromptError, CheckpointError) as error:  # one turn that cannot be is not the end of a talk
             print(f"pragnosia: {one_line(error)}", file=sys.stderr)
+            failed += 1
             if conversation.purse is not None and conversation.purse.empty:
                 break
             continue
@@ -280,7 +282,7 @@ def _talk(conversation: Conversation, turns: list[dict[str, str]], as_json: bool
         turns += [{"role": "user", "content": line}, {"role": "assistant", "content": answer}]
         if conversation.stopped == "energy":
             break
-    return seconds
+    return seconds, failed
 
 
 def _command(conversation: Conversation, line: str) -> bool:
@@ -386,15 +388,11 @@ def full_line(decoder: Decoder) -> str:
     return f"[ended: the model's context of {decoder.limit} tokens is full]"
 
 
-def _speed(rate: float) -> str:
-    """Two digits where there are fewer before the point."""
-    return f"{rate:.2g}" if rate < 100 else f"{rate:.0f}"
-
-
 def cost_line(values: dict[str, Any]) -> str:
-    """What an answer cost, for people."""
+    """What an answer cost, for people; two digits of speed where there are fewer before the point."""
+    rate = values["tokens_per_second"]
     return (
-        f"[{values['tokens']} tokens, {_speed(values['tokens_per_second'])} tokens/s, "
+        f"[{plural(values['tokens'], 'token')}, {f'{rate:.2g}' if rate < 100 else f'{rate:.0f}'} tokens/s, "
         f"{format_count(values['operations_per_token'])} operations and {format_bytes(values['bytes_per_token'])} "
         f"per token, {format_joules(values['joules'])} by {values['joules_source']}]"
     )

@@ -9,9 +9,9 @@ from typing import Annotated, TypeVar
 import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
-from pragnosia.apps.budgeting import Memory, Vram, check_memory, size_of
+from pragnosia.apps.budgeting import Memory, Vram, budget_of, check_memory
 from pragnosia.apps.dialling import left_behind, left_behind_rows
-from pragnosia.units import format_bytes, format_count, format_duration
+from pragnosia.units import format_bytes, format_count, format_duration, plural
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ def tune(
     """
     check_memory(memory)
     if vram is not None:
-        size_of("--vram", vram)
+        budget_of("--vram", vram)
     _check_method(
         method,
         lora={"--rank": rank, "--alpha": alpha, "--targets": targets},
@@ -147,12 +147,12 @@ def tune(
             "adapter" if report.blocks is None else "model",
             f"{report.out}, {format_count(report.parameters)} parameters",
         ),
-        ("tuned", f"{report.steps} steps, {format_count(report.tokens)} tokens learned"),
+        ("tuned", f"{plural(report.steps, 'step')}, {format_count(report.tokens)} tokens learned"),
         ("loss", f"{report.loss:.4f} nats per token at the end"),
     ]
     if report.blocks is not None:
         most = max(report.blocks.values())
-        blocks = f"{len(report.blocks)} of {report.num_blocks} in {report.turns} turns"
+        blocks = f"{len(report.blocks)} of {report.num_blocks} in {plural(report.turns or 0, 'turn')}"
         rows.append(("blocks", f"{blocks}, up to {format_count(most)} parameters each"))
     if report.validation_loss is not None:
         before = "" if report.validation_loss_before is None else f", {report.validation_loss_before:.4f} before"

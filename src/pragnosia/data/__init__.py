@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pragnosia.data.batches import Batches, Place, shorten, validation_batches
     from pragnosia.data.conversations import Dialogue, Document, Message, read_conversations
     from pragnosia.data.corpus import Corpus, build_corpus
+    from pragnosia.data.curriculum import MEASURES, Curriculum, Pace, window_count
     from pragnosia.data.mixture import DataSpec, Mixture
     from pragnosia.data.packing import PackingOptions, tokenize
     from pragnosia.data.recipes import RECIPES, Recipe
@@ -32,15 +33,18 @@ if TYPE_CHECKING:
     from pragnosia.data.vocabulary import vocabulary_digest
 
 __all__ = [
+    "MEASURES",
     "RECIPES",
     "Batches",
     "Corpus",
+    "Curriculum",
     "DataSpec",
     "Dialogue",
     "Document",
     "Joined",
     "Message",
     "Mixture",
+    "Pace",
     "PackingOptions",
     "Place",
     "Recipe",
@@ -70,12 +74,14 @@ __all__ = [
     "validation_batches",
     "vocabulary_digest",
     "vocabulary_size",
+    "window_count",
 ]
 
 _HOMES = {
     "batches": ("Batches", "Place", "shorten", "validation_batches"),
     "conversations": ("Dialogue", "Document", "Message", "read_conversations"),
     "corpus": ("Corpus", "build_corpus"),
+    "curriculum": ("MEASURES", "Curriculum", "Pace", "window_count"),
     "mixture": ("DataSpec", "Mixture"),
     "packing": ("PackingOptions", "tokenize"),
     "recipes": ("RECIPES", "Recipe"),

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pragnosia.data import position
 from pragnosia.data.corpus import Corpus, as_corpus
+from pragnosia.data.curriculum import Curriculum, window_count
 from pragnosia.data.permutation import mix, permute
 from pragnosia.data.shards import TokenShards, TokenStream
 from pragnosia.errors import DataError
@@ -51,6 +52,7 @@ class Batches:
         sequence_length: int,
         seed: int,
         place: Place = Place(),
+        curriculum: Curriculum | None = None,
     ) -> None:
         _check_positive(batch_size=batch_size, sequence_length=sequence_length)
         self.corpus = as_corpus(data)
@@ -64,6 +66,9 @@ class Batches:
             _Windows(part.train, sequence_length, int(mix(seed % 2**64, i)[0]), part.source)
             for i, part in enumerate(self.corpus.parts)
         ]
+        self.curriculum = curriculum
+        if curriculum is not None:
+            curriculum.check([windows.count for windows in self._windows])
 
     def __iter__(self) -> Iterator[Int64[Tensor, "B T+1"]]:
         return self
@@ -97,6 +102,7 @@ class Batches:
             "weights": list(self.corpus.weights),
             "seed": self.seed,
             "sequence_length": self.sequence_length,
+            **({} if self.curriculum is None else self.curriculum.identity()),
         }
 
     def _read(self, first_row: int) -> Int64[Tensor, "B T+1"]:
@@ -105,9 +111,19 @@ class Batches:
         which, nth = self._turns.locate(rows)
         for part, windows in enumerate(self._windows):
             slots = np.flatnonzero(which == part)
-            for slot, start in zip(slots, windows.starts(nth[slots]), strict=True):
+            for slot, start in zip(slots, self._starts(part, rows[slots], nth[slots]), strict=True):
                 batch[slot] = windows.stream.read(int(start), self.sequence_length + 1)
         return torch.from_numpy(batch)
+
+    def _starts(self, part: int, rows: NDArray[np.int64], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the windows of these rows begin, which are the part's own `numbers`."""
+        windows = self._windows[part]
+        starts = windows.starts(numbers)
+        if self.curriculum is None:
+            return starts
+        paced = rows < self.curriculum.pace.rows
+        starts[paced] = self.curriculum.windows(part, rows[paced], windows.key) * self.sequence_length
+        return starts
 
 
 @dataclass(frozen=True)
@@ -128,7 +144,7 @@ class _Windows:
                 f"{self.name} has {tokens} tokens to train on, a window needs {self.length + 1}; "
                 "give more text or a shorter sequence length"
             )
-        count = max(1, (tokens - self.length) // self.length)
+        count = window_count(tokens, self.length)
         object.__setattr__(self, "count", count)
         object.__setattr__(self, "slack", min(self.length, tokens - count * self.length))
 

@@ -34,7 +34,7 @@ from pragnosia.inference.sizes import Sizes
 from pragnosia.inference.split import by_layer, layer_of
 from pragnosia.inference.vram import cuda_bytes, vram_scratch, vram_tuning_scratch
 from pragnosia.model.slot_organs import slot_bytes
-from pragnosia.units import MIB, parse_bytes
+from pragnosia.units import MIB, parse_bytes, perhaps_gib
 
 PAGE_TABLES = 512
 """Bytes that one byte of page tables is for."""
@@ -222,6 +222,8 @@ def as_bytes(memory: int | str) -> int:
         size = parse_bytes(memory) if isinstance(memory, str) else int(memory)
     except ValueError as error:
         raise BudgetError(f"the memory budget: {error}") from error
+    if hint := perhaps_gib(str(memory)):
+        raise BudgetError(f"the memory budget is {memory}{hint}")
     if size <= 0:
         raise BudgetError(f"the memory budget is {memory}; it must be more than nothing, as in 4GiB")
     return size

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 from pragnosia.errors import CheckpointError, ConfigError
 from pragnosia.inference.beside import read_beside, write_beside
+from pragnosia.inference.directory import turnable
 from pragnosia.inference.exits import check_layers
 from pragnosia.model.setting import WHOLE, Setting
 
@@ -162,11 +163,28 @@ def needed_dial(folder: str | Path) -> Dial:
 
 
 def not_calibrated(folder: str | Path) -> ConfigError:
-    """That only energy 1 can be had."""
+    """That only energy 1 can be had, and what to do about it."""
+    if is_dense(folder):
+        return ConfigError(f"energy stays 1: {nothing_to_turn(folder)}")
     return ConfigError(
         f"{folder} is not calibrated, and energy below 1 is chosen from what was measured; run: "
-        f"pragnosia calibrate {folder} --data TEXT (a dense model without trained exits or gates has nothing to dial: "
-        "leave energy out)"
+        f"pragnosia calibrate {folder} --data TEXT"
+    )
+
+
+def is_dense(folder: str | Path) -> bool:
+    """Whether a model directory is known to hold nothing that a dial can turn."""
+    try:
+        return not turnable(folder)
+    except CheckpointError:
+        return False
+
+
+def nothing_to_turn(folder: str | Path) -> str:
+    """Of a dense model: what it lacks, and what would let some of it sleep."""
+    return (
+        f"{folder} is dense, without units, trained exits or gates, so there is nothing to dial; let some of it sleep: "
+        f"pragnosia sparsify {folder} OUT --level 0.4 --data TEXT, or train with columns (configs/braingpt-nano.yaml)"
     )
 
 

@@ -26,6 +26,11 @@ _TOKENIZERS = (
     ("vocab.txt",),
     ("spiece.model",),
 )
+_TURNABLE = {  # as config.json calls them, ours and other families'
+    "units": ("experts", "columns", "num_experts", "num_local_experts"),
+    "exits": ("exits",),
+    "gates": ("gates",),
+}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -53,6 +58,18 @@ def check_speaker(directory: str | Path) -> None:
 def is_foreign(directory: str | Path) -> bool:
     """Whether a model directory was written by another library. Raises CheckpointError where it is none."""
     return gguf_in(directory) is not None or bool(_read_values(directory)["model_type"] != _FAMILY)
+
+
+def turnable(directory: str | Path) -> frozenset[str]:
+    """What a model has that the dial can turn, of units, exits and gates: nothing of a plain dense one.
+
+    Raises CheckpointError as `is_foreign`.
+    """
+    if (file := gguf_in(directory)) is not None:
+        experts = (value for key, value in read_header(file).metadata.items() if key.endswith(".expert_count"))
+        return frozenset({"units"} if any(experts) else ())
+    values = _read_values(directory)
+    return frozenset(organ for organ, keys in _TURNABLE.items() if any(values.get(key) for key in keys))
 
 
 def has_tokenizer(directory: str | Path) -> bool:

@@ -131,6 +131,11 @@ def chosen_exits(
     """
     if memory not in MEMORIES:
         raise ConfigError(unknown_name("memory of exits", memory, MEMORIES))
+    if memory != "exact" and confidence is None:
+        raise ConfigError(
+            f"exit memory {memory!r} is of tokens that leave early, and none does: give an exit confidence, too "
+            "(--exit-confidence calibrated), or leave it out"
+        )
     if confidence is not None and speculate:
         raise ConfigError("speculating and leaving early exclude each other; give one of them")
     if exits is None:

@@ -184,7 +184,7 @@ class Plan:
         return self.hits(LOW)[1], self.hits(HIGH)[1]
 
     def tokens_per_second(self, rates: Rates, curve: Curve = CENTRAL) -> float:
-        """Expected when decoding."""
+        """Expected when decoding, once the slots are full of what is wanted: from a cold start less at first."""
         near, here = self.hits(curve)
         woken = self.awake * self.streamed_layers
         seconds = (1 - here) * woken * (self.record_read or self.record) / rates.disk
@@ -228,7 +228,7 @@ class Plan:
             lines = _lines([*host, *computing, pool, total])
         if rates is not None:
             speed, span = _span(*[self.tokens_per_second(rates)] * 2), _span(*self.speed_range(rates))
-            expected = f"  expected: {self._expected(what)}, {speed} tokens/s"
+            expected = f"  expected once warm: {self._expected(what)}, {speed} tokens/s"
             lines.append(expected if speed == span else f"{expected} ({span})")
         return "\n".join(lines)
 

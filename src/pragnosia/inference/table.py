@@ -68,12 +68,12 @@ class TableOnDisk(nn.Module):
 
     def _check(self, number: int) -> None:
         """Before its first row is used, a piece is held against its checksum. Raises OSError or CheckpointError."""
-        known = self.unseen.pop(number, None)
-        if known is not None:
+        known = self.unseen.get(number)
+        if known is not None:  # until it was read and found right
             size = min(PIECE, self.num_rows * self.row_bytes - number * PIECE)
             if zlib.crc32(os.pread(self.descriptor, size, self.offset + number * PIECE)) != known:
-                self.unseen[number] = known
                 raise CheckpointError(f"{self.file} is damaged (a checksum of the token table is wrong); copy it again")
+            self.unseen.pop(number, None)
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """The tokens' rows; each is read once."""

@@ -1,6 +1,7 @@
 """How fast this machine moves bytes and multiplies matrices: short timings, best of several.
 
-The best of several and not the mean: other programs only ever make a timing longer. Decoding one token reads
+The best of several and not the mean: other programs only ever make a timing longer. A forecast wants the middle one
+instead (`usual`), for it will run beside the same programs. Decoding one token reads
 every awake weight once, so tokens/s is bounded by memory bandwidth / bytes per token; a model streamed from
 disk by disk bandwidth / bytes per token.
 """
@@ -78,22 +79,28 @@ def device_speed(device: torch.device, *, seconds: float = 0.3) -> DeviceSpeed:
     )
 
 
-def memory_bandwidth(device: torch.device, *, seconds: float = 0.3, num_bytes: int = _BUFFER) -> float:
-    """Bytes per second of one matrix-vector product over a buffer no cache holds: what decoding does."""
+def memory_bandwidth(
+    device: torch.device, *, seconds: float = 0.3, num_bytes: int = _BUFFER, usual: bool = False
+) -> float:
+    """Bytes per second of one matrix-vector product over a buffer no cache holds: what decoding does.
+
+    At its best, or as it usually is beside whatever else runs.
+    """
     if device.type == "cpu":
         num_bytes = min(num_bytes, max(MIB, read_limits().memory_available // 4))
     rows = max(1, num_bytes // (4 * 4096))
     # Written, not just allocated: untouched pages are all one page of zeros.
     matrix = torch.ones(rows, 4096, device=device)
     vector = torch.ones(4096, device=device)
-    return matrix.nbytes / _best(lambda: torch.mv(matrix, vector), device, seconds)
+    timings = _timings(lambda: torch.mv(matrix, vector), device, seconds)
+    return matrix.nbytes / (median(timings) if usual else min(timings))
 
 
 def link_bandwidth(device: torch.device, *, seconds: float = 0.3, num_bytes: int = 256 * MIB) -> float:
     """Bytes per second from host memory to a device: page-locked, as units travel; a plain copy where it is the CPU."""
     here = torch.ones(num_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
     there = torch.empty_like(here, device=device, pin_memory=False)
-    return num_bytes / _best(lambda: there.copy_(here, non_blocking=True), device, seconds)
+    return num_bytes / min(_timings(lambda: there.copy_(here, non_blocking=True), device, seconds))
 
 
 def matrix_throughput(
@@ -102,22 +109,21 @@ def matrix_throughput(
     """Operations per second of a square matrix product."""
     size = size or (1024 if device.type == "cpu" else 8192)
     left = torch.ones(size, size, dtype=dtype, device=device)
-    return 2 * size**3 / _best(lambda: torch.mm(left, left), device, seconds)
+    return 2 * size**3 / min(_timings(lambda: torch.mm(left, left), device, seconds))
 
 
-def _best(work: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Shortest of at least three runs, repeated until `seconds` have passed; the first run warms up."""
+def _timings(work: Callable[[], object], device: torch.device, seconds: float) -> list[float]:
+    """Seconds of each of at least three runs, repeated until `seconds` have passed; the first run warms up."""
     _wait(device)
     work()
     _wait(device)
-    best, started, runs = float("inf"), time.perf_counter(), 0
-    while runs < 3 or time.perf_counter() - started < seconds:
+    timings, started = list[float](), time.perf_counter()
+    while len(timings) < 3 or time.perf_counter() - started < seconds:
         began = time.perf_counter()
         work()
         _wait(device)
-        best = min(best, time.perf_counter() - began)
-        runs += 1
-    return best
+        timings.append(time.perf_counter() - began)
+    return timings
 
 
 def _wait(device: torch.device) -> None:

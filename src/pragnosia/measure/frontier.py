@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pragnosia.errors import PromptError
 from pragnosia.inference.decode import Decoder
@@ -23,7 +24,7 @@ from pragnosia.measure.energy import energy_model
 from pragnosia.measure.evaluation import Evaluation
 from pragnosia.measure.labels import label
 from pragnosia.measure.meter import EnergyMeter
-from pragnosia.measure.pictures import COOL, INK, WARM, save, style
+from pragnosia.measure.pictures import COOL, INK, WARM, Apart, save, style
 from pragnosia.model.cortex import Cortex
 from pragnosia.model.setting import Setting
 from pragnosia.units import format_bytes, format_count, format_joules
@@ -105,7 +106,8 @@ def draw_frontier(points: Sequence[Point], path: Path, title: str) -> None:
         x, y = [getattr(one, key) for one in shown], [one.bits_per_byte for one in shown]
         axes.plot(x, y, color=COOL, linewidth=1.2, alpha=0.6)
         axes.plot(x, y, color=WARM, linestyle="", marker="o", markersize=5)
-        axes.xaxis.set_major_formatter(lambda value, _, written=written: written(value))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(Apart(written))
         axes.margins(0.12)
     figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
     for axes, (key, _, _) in zip(figure.axes, panels, strict=True):

@@ -60,6 +60,12 @@ class Passages:
         if empty:
             raise DataError("there is no text to evaluate on; give at least one document that is not empty")
 
+    def tokens_of(self, text: str) -> tuple[list[int], list[int]]:
+        """A text's ids and the character each begins with. Raises DataError for text that is not text."""
+        _encoded(text)
+        encoding = self._engine.encode(text, add_special_tokens=False)
+        return encoding.ids, [start for start, _ in encoding.offsets]
+
     def _passage(self, text: str) -> Passage:
         encoding = self._engine.encode(text, add_special_tokens=False)
         if self.start is None:

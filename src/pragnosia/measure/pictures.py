@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import Formatter
 
 from pragnosia.units import format_count
 
@@ -22,6 +25,26 @@ def save(figure: Figure, path: Path) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@final
+class Apart(Formatter):
+    """Ticks as people write quantities, with as many digits as it takes to tell each from the next."""
+
+    def __init__(self, written: Callable[[float, int], str]) -> None:
+        self.written = written
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """One alone."""
+        return self.written(x, 3)
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """All of an axis."""
+        for digits in range(3, 12):
+            told = [self.written(float(value), digits) for value in values]
+            if len(set(told)) == len(told):
+                break
+        return told
 
 
 def style(axes: Axes, title: str, x: str, y: str) -> None:

@@ -4,6 +4,8 @@
                        DeepSeek-V3 has them (arXiv 2412.19437); the name is the total, not the active size
     braingpt-*         layers, width and heads of Brain-Inspired GPT; the feed-forwards are cortical columns, 95 % of
                        them asleep (model/columns.py)
+    brain-lm           about 16 M, for learning from little: dense layers and layers of long-term memory, working
+                       memory and a workspace that can be read out
 
 Lobes are equal quarters. `pragnosia inspect NAME` says what each costs.
 """
@@ -84,6 +86,33 @@ def _brain(*, vocab: int, layers: int, heads: int, column: int, context: int) ->
     }
 
 
+def remembering(*, vocab: int, width: int, layers: int, context: int) -> dict[str, Any]:
+    """Long-term memory in the place of the feed-forwards in the middle and above, slots beside the layers between."""
+    heads = max(1, width // 64)
+    middle, above = layers // 3, 2 * layers // 3
+    thinkers = ["memory" if layers > 2 and at in (middle, above) else "dense" for at in range(layers)]
+    shape: dict[str, Any] = {
+        "vocab_size": vocab,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "max_position_embeddings": context,
+        "tie_word_embeddings": True,
+        "attention": {
+            "num_heads": heads,
+            "num_key_value_heads": heads if heads % 2 else heads // 2,
+            "head_dim": width // heads,
+            "qk_norm": "head",
+        },
+        "feed_forward": {"width": 4 * width, "activation": "relu2"},
+        "feed_forwards": thinkers,
+        "working_memory": {"layers": [middle], "num_slots": 64, "segment": 64},
+        "workspace": {"layers": [min(middle + 1, layers - 1)], "num_slots": 8, "segment": 64},
+    }
+    if "memory" in thinkers:
+        shape["hippocampus"] = {"num_rows": 112 * 112, "num_heads": 4, "num_awake": 16}
+    return shape
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "nano": _shape(vocab=4096, width=256, layers=4, heads=(4, 2, 64), units=(16, 2, 128), context=512),
     "small": _shape(vocab=16384, width=512, layers=8, heads=(8, 4, 64), units=(32, 3, 256), context=1024),
@@ -112,6 +141,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "braingpt-medium": _brain(vocab=32768, layers=12, heads=16, column=16, context=2048),
     "braingpt-large": _brain(vocab=32768, layers=24, heads=24, column=32, context=2048),
     "braingpt-xlarge": _brain(vocab=65536, layers=48, heads=32, column=64, context=4096),
+    "brain-lm": remembering(vocab=8192, width=384, layers=6, context=1024),
 }
 
 

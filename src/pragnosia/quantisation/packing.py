@@ -45,6 +45,8 @@ class PackReport:
     source_bytes: int
     bits_per_weight: float
     resumed: bool
+    padding_bytes: int = 0
+    """Of `num_bytes`, what lies between records: each begins on a page, so that waking a unit is one read."""
 
 
 def pack_model(
@@ -79,7 +81,7 @@ def pack_model(
     partial.replace(out)
     size = sum((out / file).stat().st_size for file in (UNITS, RESIDENT))
     weights = sum(print_.num_bytes(n) // print_.dtype(n).itemsize for n in print_.shapes)
-    return PackReport(str(out), name, size, work.total, 8 * size / weights, resumed)
+    return PackReport(str(out), name, size, work.total, 8 * size / weights, resumed, work.sizes.padding)
 
 
 def check_calibrated(name: str) -> None:

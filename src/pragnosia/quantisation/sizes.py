@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 
 from pragnosia.checkpoints.blueprint import is_unit
-from pragnosia.errors import CheckpointError
+from pragnosia.errors import CheckpointError, unknown_name
 from pragnosia.kernels.activations import ACTIVATIONS
-from pragnosia.kernels.formats import FORMATS, Format, format_named
+from pragnosia.kernels.formats import FORMATS, Format
 from pragnosia.kernels.pool import record_bytes
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.quantisation.index import LINE, stride_of
@@ -42,6 +42,11 @@ class PackedSizes:
     def units_bytes(self) -> int:
         """Of units.bin."""
         return stride_of(self.record) * self.num_units * self.sparse_layers
+
+    @property
+    def padding(self) -> int:
+        """Of units.bin, what lies between records."""
+        return (stride_of(self.record) - self.record) * self.num_units * self.sparse_layers
 
     @property
     def resident_bytes(self) -> int:
@@ -106,11 +111,9 @@ def sparse_banks(config: PragnosiaConfig) -> list[str]:
 
 def packing_format(name: str) -> Format:
     """The format of this name, if one can pack into it. Raises CheckpointError."""
-    try:
-        entry = format_named(name)
-    except ValueError as error:
-        raise CheckpointError(f"--format: {error}") from error
-    if entry.name == "fp32":
-        able = ", ".join(other for other in FORMATS if other != "fp32")
-        raise CheckpointError(f"--format fp32 would pack nothing; choose from {able}")
-    return entry
+    able = [other for other in FORMATS if other != "fp32"]
+    if name == "fp32":
+        raise CheckpointError(f"--format fp32 would pack nothing; choose from {', '.join(able)}")
+    if name not in able:
+        raise CheckpointError(f"--format: {unknown_name('format', name, able)}")
+    return FORMATS[name]

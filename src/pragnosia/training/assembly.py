@@ -20,6 +20,7 @@ from pragnosia.checkpoints.admission import most_padded
 from pragnosia.data import (
     Batches,
     Corpus,
+    Curriculum,
     Mixture,
     PackingOptions,
     build_corpus,
@@ -38,6 +39,7 @@ from pragnosia.measure.memory import Memory, memory_to_train
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.presets import PRESETS
 from pragnosia.training.configuration import TrainConfig
+from pragnosia.training.curriculum import check_teacher, make_curriculum
 from pragnosia.training.progress import Reporter
 from pragnosia.units import format_bytes, format_count
 
@@ -57,6 +59,7 @@ class Materials:
     model: PragnosiaForCausalLM
     tokenizer: PreTrainedTokenizerFast
     corpus: Corpus
+    curriculum: Curriculum | None = None
 
 
 def assemble(config: TrainConfig, out: Path, reporter: Reporter) -> Materials:
@@ -66,13 +69,14 @@ def assemble(config: TrainConfig, out: Path, reporter: Reporter) -> Materials:
     shape = model_config(config, tokenizer)
     check_memory(config, shape, device)
     corpus = prepare_corpus(config, tokenizer, out, reporter)
+    curriculum = _curriculum(config, corpus, out, reporter)
     sow(config.seed)
     from pragnosia.model.modeling import PragnosiaForCausalLM  # slow to import, and tuning reads this file too
 
     model = PragnosiaForCausalLM(shape).to(device)  # type: ignore[arg-type]
     if config.gradient_checkpointing:
         _checkpoint_activations(model)
-    return Materials(model, tokenizer, corpus)
+    return Materials(model, tokenizer, corpus, curriculum)
 
 
 def check_plan(config: TrainConfig, out: Path) -> None:
@@ -82,6 +86,8 @@ def check_plan(config: TrainConfig, out: Path) -> None:
     """
     check_memory(config, model_config(config), find_device(config.device))
     learning_rule(config.rule)
+    if config.curriculum is not None:
+        check_teacher(config.curriculum)
     mixture = Mixture.parse(config.data.sources)
     if config.tokenizer.path is None and not (out / TOKENIZER).is_file():
         # Packing reads all text soon enough; training a tokenizer first would take minutes.
@@ -137,14 +143,25 @@ def prepare_tokenizer(config: TrainConfig, out: Path, reporter: Reporter) -> Pre
 def prepare_corpus(config: TrainConfig, tokenizer: PreTrainedTokenizerFast, out: Path, reporter: Reporter) -> Corpus:
     """The packed text, from the cache where it was packed before."""
     options = PackingOptions(validation_fraction=config.data.validation_fraction)
-    cache = Path(config.data.cache) if config.data.cache else out / "data"
-    corpus = build_corpus(config.data.sources, tokenizer, cache, options)
+    corpus = build_corpus(config.data.sources, tokenizer, _cache(config, out), options)
     Batches(corpus, config.batch.batch_size, config.batch.sequence_length, config.seed)  # raises where text is short
     reporter.note(
         f"data: {format_count(corpus.train_tokens)} tokens to learn from, {corpus.bytes_per_token:.2f} bytes each; "
         f"{format_count(sum(part.validation.tokens for part in corpus.parts))} held out"
     )
     return corpus
+
+
+def _cache(config: TrainConfig, out: Path) -> Path:
+    return Path(config.data.cache) if config.data.cache else out / "data"
+
+
+def _curriculum(config: TrainConfig, corpus: Corpus, out: Path, reporter: Reporter) -> Curriculum | None:
+    if config.curriculum is None:
+        return None
+    batch, cache = config.batch, _cache(config, out)
+    rows = batch.batch_size * batch.accumulation
+    return make_curriculum(config.curriculum, corpus, batch.sequence_length, rows, out, cache, reporter)
 
 
 def model_config(config: TrainConfig, tokenizer: PreTrainedTokenizerFast | None = None) -> PragnosiaConfig:

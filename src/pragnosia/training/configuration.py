@@ -20,6 +20,7 @@ from pragnosia.model.configuration import refuse_unknown
 from pragnosia.model.presets import PRESETS
 from pragnosia.training.average import AverageConfig
 from pragnosia.training.checkpoint import CheckpointConfig
+from pragnosia.training.curriculum import CurriculumConfig
 from pragnosia.training.optimisers import OptimiserConfig
 from pragnosia.training.schedules import ScheduleConfig, check_lengths
 from pragnosia.training.settings import read_settings
@@ -108,6 +109,8 @@ class TrainConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
+    curriculum: CurriculumConfig | None = None
+    """Which text comes first; None: all of it, shuffled, from the first step on."""
     steps: int | None = None
     tokens: float | None = None
     """Instead of steps: how many tokens to train on, rounded down to whole steps."""

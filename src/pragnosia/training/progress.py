@@ -58,6 +58,13 @@ class FromDisk(ProgressColumn):
         super().__init__(Column(no_wrap=True))
         self.bytes_read, self.clock = bytes_read, clock
         self.seen: deque[tuple[float, int]] = deque()
+        self.asked = clock(), bytes_read()
+
+    def since(self) -> str:
+        """The same as a mean since it was last asked here, for a line of a log; empty where no time has passed."""
+        (then, before), now = self.asked, (self.clock(), self.bytes_read())
+        self.asked = now
+        return f"{format_bytes(max(0, now[1] - before) / (now[0] - then))}/s from disk" if now[0] > then else ""
 
     def render(self, task: Task) -> Text:
         """Asked by the bar, several times a second."""
@@ -127,7 +134,9 @@ class Bar:
         if self.progress is None:
             if record is not None:
                 left = (self.steps - step) * record["seconds_per_step"]
-                self.note(f"step {step}/{self.steps}  {_numbers(record)}  {format_duration(left)} left")
+                rate = "" if self.within.disk is None else self.within.disk.since()
+                told = [f"step {step}/{self.steps}", _numbers(record), *([rate] if rate else [])]
+                self.note("  ".join([*told, f"{format_duration(left)} left"]))
             return
         task = self.progress.task_ids[0]
         if record is not None:

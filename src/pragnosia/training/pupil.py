@@ -41,7 +41,7 @@ from pragnosia.training.tuning import TuneConfig
 from pragnosia.tuning.admission import check_tunable
 from pragnosia.tuning.blocks import Block, Cut, blocks_of, choose_cut
 from pragnosia.tuning.lora import count_parameters
-from pragnosia.units import format_bytes, format_count
+from pragnosia.units import format_bytes, format_count, plural
 
 CPU = torch.device("cpu")
 
@@ -78,7 +78,8 @@ def prepare(config: TuneConfig, out: Path, reporter: Reporter) -> Pupil:
     if isinstance(learner, BlockLearner):
         turns = math.ceil(config.num_steps(batches) / config.blocks.steps)
         if turns < len(learner.blocks):
-            reporter.note(f"{turns} turns: {len(learner.blocks) - turns} blocks will have none; more --epochs would do")
+            none = plural(len(learner.blocks) - turns, "block")
+            reporter.note(f"{plural(turns, 'turn')}: {none} will have none; more --epochs would do")
     return Pupil(learner, tokenizer, batches, held_out, device)
 
 

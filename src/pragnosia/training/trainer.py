@@ -110,7 +110,9 @@ class Trainer:
         learners = list(self.rule.changes(self.model))
         self.optimisers = Optimisers(learners, _embedded(self.model), config.optimiser)
         self.average = Average(learners, config.ema) if config.ema else None
-        self.batches = Batches(self.corpus, batch.batch_size, batch.sequence_length, config.seed)
+        self.batches = Batches(
+            self.corpus, batch.batch_size, batch.sequence_length, config.seed, curriculum=materials.curriculum
+        )
         self.validation = Validation(self.corpus, config, autocast)
         self.checkpoints = Checkpoints(out / CHECKPOINTS, config.checkpoint.keep)
         self.course = Course()
