@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pragnosia.spiking.configuration import BrainConfig, read_brain
-from pragnosia.spiking.neurons import LIF, Membranes
+from pragnosia.spiking.neurons import Leaky, Membranes
 from pragnosia.spiking.regions import Brain, Projection
 from pragnosia.spiking.running import BACKENDS, run
 from pragnosia.spiking.state import BrainState, PopulationState
@@ -89,5 +89,5 @@ def test_membranes_are_those_of_brian2(name: str) -> None:
         spikes, state = brain.step(state)
         v, fired = state.populations["all"].membranes.v[0, :watched], spikes["all"][0, :watched] > 0
         # recorded before the reset
-        before = v + fired * neuron.threshold_mv if isinstance(neuron, LIF) else torch.where(fired, expected, v)
+        before = v + fired * neuron.threshold_mv if isinstance(neuron, Leaky) else torch.where(fired, expected, v)
         torch.testing.assert_close(before, expected, rtol=1e-4, atol=TOLERANCE_MV.get(name, 2e-3))

@@ -14,7 +14,6 @@ from pragnosia.errors import BudgetError, ConfigError
 from pragnosia.training.arms import read_arms, reference, with_dense
 from pragnosia.training.compare import CompareReport, Sweep, compare
 from pragnosia.training.comparison import Spread
-from pragnosia.training.configuration import read_config
 from pragnosia.training.log import read_log
 from pragnosia.training.progress import Silent
 
@@ -107,8 +106,3 @@ def test_bad_input(configure: Configure, tmp_path: Path) -> None:
 def test_spread() -> None:
     assert Spread.of([1.0, 3.0]) == Spread(mean=2.0, std=pytest.approx(2**0.5), min=1.0, max=3.0)
     assert Spread.of([1.0]).std == 0
-
-
-@pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("configs/*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_configuration_is_sound(path: Path) -> None:
-    assert read_config(path).num_steps > 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from pragnosia.errors import SimulationError
-from pragnosia.spiking.neurons import LIF, refractory_steps
+from pragnosia.spiking.neurons import Leaky, refractory_steps
 from pragnosia.spiking.regions import Brain
 from pragnosia.spiking.running import Activity
 from pragnosia.spiking.synapses import Currents, Pulses
@@ -47,7 +47,7 @@ def _why(brain: Brain, activity: Activity, number: int) -> str:
     if region.noise_mv:
         drive += " and noise"
     neuron, dt = region.config.neuron, brain.config.dt_ms
-    if not isinstance(neuron, LIF) or not isinstance(region.config.receptor, Pulses | Currents):
+    if not isinstance(neuron, Leaky) or not isinstance(region.config.receptor, Pulses | Currents):
         return drive
     sent = sum(
         float(one.synapses.weights.mean()) * float(activity.delivered[:, at].sum())

@@ -18,9 +18,10 @@ doi:10.1109/TNN.2003.820440, eq. 1 to 3; its two half steps are the author's own
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from jaxtyping import Float, UInt8
@@ -70,30 +71,25 @@ def heaviside(margin: Float[Tensor, "B N"]) -> Float[Tensor, "B N"]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LIF:
-    """Leaky integrate and fire."""
+class Leaky(ABC):
+    """What leaks towards rest, and what it is given adds up."""
 
-    kind: ClassVar[str] = "lif"
     tau_ms: float = 20.0
     threshold_mv: float = 15.0
     refractory_ms: float = 2.0
-
-    def __post_init__(self) -> None:
-        _positive(self, "tau_ms", "threshold_mv")
 
     @property
     def resting_mv(self) -> tuple[float, float]:
         """The range from which membranes begin."""
         return 0.0, self.threshold_mv
 
+    @abstractmethod
     def integrate(self, given: Given, state: Membranes, dt_ms: float) -> tuple[Tensor, Membranes]:
         """How far above threshold each neuron came, and the state before anyone fired."""
-        u = self._potential(given, state.v.float(), dt_ms)
-        return u - self.threshold_mv, state._replace(v=u)
 
+    @abstractmethod
     def reset(self, spikes: Tensor, state: Membranes) -> Membranes:
         """After the spikes."""
-        return state._replace(v=state.v - spikes * self.threshold_mv)
 
     def _potential(self, given: Given, v: Tensor, dt_ms: float) -> Tensor:
         leak = math.exp(-dt_ms / self.tau_ms)
@@ -108,8 +104,27 @@ class LIF:
         return u if given.noise is None else u + given.noise
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
-class LIFA(LIF):
+class LIF(Leaky):
+    """Leaky integrate and fire."""
+
+    kind: ClassVar[str] = "lif"
+
+    def __post_init__(self) -> None:
+        _positive(self, "tau_ms", "threshold_mv")
+
+    def integrate(self, given: Given, state: Membranes, dt_ms: float) -> tuple[Tensor, Membranes]:
+        u = self._potential(given, state.v.float(), dt_ms)
+        return u - self.threshold_mv, state._replace(v=u)
+
+    def reset(self, spikes: Tensor, state: Membranes) -> Membranes:
+        return state._replace(v=state.v - spikes * self.threshold_mv)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LIFA(Leaky):
     """LIF with adaptation: each spike raises the threshold, which comes down slowly."""
 
     kind: ClassVar[str] = "lifa"
@@ -129,6 +144,7 @@ class LIFA(LIF):
         return state._replace(v=state.v - spikes * self.threshold_mv, w=state.w + spikes)
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class Izhikevich:
     """Izhikevich's two equations; the defaults spike regularly."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from pragnosia.errors import ConfigError, unknown_name
 from pragnosia.spiking.configuration import DRIVES, BrainConfig, Drive, PopulationConfig, ProjectionConfig
 from pragnosia.spiking.inhibition import inhibited
-from pragnosia.spiking.neurons import LIF, Compete, Fire, Izhikevich, Membranes, heaviside
+from pragnosia.spiking.neurons import Compete, Fire, Izhikevich, Leaky, Membranes, heaviside
 from pragnosia.spiking.neurons import step as neuron_step
 from pragnosia.spiking.noise import noise
 from pragnosia.spiking.state import BrainState, PopulationState
@@ -191,7 +191,7 @@ def _region(config: BrainConfig, number: int, drive: str) -> Region:
     given = population.drive.get(drive, Drive())
     bias = given.mean_mv + given.spread_mv * _chance(config, number, 2).uniform(-1, 1, population.size)
     sigma = given.sigma_mv
-    if isinstance(population.neuron, LIF):
+    if isinstance(population.neuron, Leaky):
         # so that an undisturbed membrane, which forgets as it leaks, spreads by sigma
         sigma *= math.sqrt(-math.expm1(-2 * config.dt_ms / population.neuron.tau_ms))
     return Region(name=name, config=population, bias=torch.from_numpy(bias.astype(np.float32)), noise_mv=sigma)
