@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 import torch
 
 from pragnosia.kernels.compiled import loaded_library, native_library
+from pragnosia.kernels.pool import PoolStats
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,24 +21,6 @@ if TYPE_CHECKING:
 IN_FLIGHT = 128  # BATCH of source/far.hpp
 _PAGE = 4096
 _MOST = 1 << 31  # rows are told apart in 32 bits
-
-
-@dataclass(frozen=True)
-class FarStats:
-    """What was recalled so far."""
-
-    hits: int
-    misses: int
-    bytes_read: int
-    resident: int
-    """Rows here now."""
-    seconds_waiting: float
-    """For the disk."""
-
-    @property
-    def hit_rate(self) -> float:
-        """Share of the rows asked for that were here."""
-        return self.hits / max(self.hits + self.misses, 1)
 
 
 class _Stats(ctypes.Structure):
@@ -84,10 +66,10 @@ class FarRows:
             raise OSError(self.failure())
         return out
 
-    def stats(self) -> FarStats:
+    def stats(self) -> PoolStats:
         """Counts so far."""
         stats = self._report()
-        return FarStats(stats.hits, stats.misses, stats.bytes_read, stats.resident, stats.seconds_waiting)
+        return PoolStats(stats.hits, stats.misses, stats.bytes_read, stats.resident, stats.seconds_waiting)
 
     def failure(self) -> str:
         """What could not be read last, in words; empty where all could."""

@@ -36,19 +36,19 @@ _FULL = "every slot of the pool is in use; give it more"
 
 @dataclass(frozen=True)
 class PoolStats:
-    """What a pool did since it was made."""
+    """What a pool of units, or the rows of a table on disk (far.py), did since it was made."""
 
     hits: int
     misses: int
     bytes_read: int
     resident: int
-    """Units here now."""
+    """Here now."""
     seconds_waiting: float
     """That computing threads stood waiting for the disk, summed over them."""
 
     @property
     def hit_rate(self) -> float:
-        """Share of the units asked for that were here."""
+        """Share of what was asked for that was here."""
         return self.hits / max(self.hits + self.misses, 1)
 
 
