@@ -6,12 +6,13 @@ Trained here, in turn on the same tokens, each arm at its best rate of a sweep, 
                 as many operations a token as 2 awake dendrites do: more heads, a wider feed-forward
     exits       a model that may be left after layer 2, against the same model without: equal tokens, and, since exits
                 cost training, equal operations (it then trains fewer steps); and with layer dropout alone left out
+    neurons     ReLU² and dReLU, whose silent neurons need not be read, against SwiGLU, which has none; equal operations
 
 Rows of columns come from benchmarks/sleep.py, those of token gates from gates.py, of inputs that sleep untrained from
 sparsify.py, of drafting (which changes no word: its row tells speed) from speculation.py, where their JSON lies beside
 this file. `--table` trains nothing and shows what there is. JSON beside this file; a part that is not run stays.
 
-    python benchmarks/ablations.py [--seeds 3] [--steps 100] [--out runs/ablations] [--only dendrites|exits] [--table]
+    python benchmarks/ablations.py [--seeds 3] [--steps 100] [--out DIR] [--only dendrites|exits|neurons] [--table]
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ DENDRITES = {"dendrites-1-of-4": 1, "dendrites-2-of-4": 2}
 EQUAL_PLAIN = "plain-equal-compute"
 EXITS = {"layers": [2], "layer_dropout": 0.1}
 EQUAL_COMPUTE = "exits-equal-compute"
+GATED = ("swiglu", "drelu")
 
 # Mechanism, what it is measured against, the JSON and its part that hold both arms, their names; where its speed is.
 _COLUMNS = ("columns", "results", "decode bf16", "columns of 8", "over_dense")
@@ -58,6 +60,8 @@ ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...]], ...] = (
     ("exits and layer dropout", "none, equal tokens", "ablations", "exits", "exits", PLAIN, ()),
     ("exits alone", "none, equal tokens", "ablations", "exits", "exits-no-dropout", PLAIN, ()),
     ("exits and layer dropout", "none, equal compute", "ablations", "exits", EQUAL_COMPUTE, PLAIN, ()),
+    ("ReLU²", "SwiGLU, equal compute", "ablations", "neurons", PLAIN, "swiglu", ()),
+    ("dReLU", "SwiGLU, equal compute", "ablations", "neurons", "drelu", "swiglu", ()),
     ("token gates, half pass", "none, equal tokens", "gates", "quality", "gated", "without", _GATES),
     ("token gates, half pass", "narrower, equal compute", "gates", "quality", "gated", "narrower", ()),
 )
@@ -90,7 +94,9 @@ def shapes(model: dict[str, Any], length: int) -> dict[str, dict[str, dict[str, 
     most = operations({**model, **dendrites["dendrites-2-of-4"]}, length)
     dendrites[EQUAL_PLAIN] = of_equal_compute(model, most, length)
     exits = {PLAIN: {}, "exits": {"exits": EXITS}, "exits-no-dropout": {"exits": {**EXITS, "layer_dropout": 0.0}}}
-    return {"dendrites": dendrites, "exits": exits}
+    width = round(model["feed_forward"]["width"] * 2 / 3)  # theirs are three matrices, where ReLU² has two
+    gated = {name: {"feed_forward": {"width": width, "activation": name}} for name in GATED}
+    return {"dendrites": dendrites, "exits": exits, "neurons": {PLAIN: {}, **gated}}
 
 
 def exit_cost(model: dict[str, Any], length: int, steps: int) -> float:
@@ -178,7 +184,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
-    parser.add_argument("--only", choices=["dendrites", "exits"])
+    parser.add_argument("--only", choices=["dendrites", "exits", "neurons"])
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
     text = None if asked.table else books()
