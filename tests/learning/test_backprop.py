@@ -9,6 +9,7 @@ from torch import nn
 from pragnosia.errors import ConfigError
 from pragnosia.learning import RULES, LearningRule, learning_rule
 from pragnosia.learning.backprop import Backprop, together
+from pragnosia.learning.feedback_alignment import FeedbackAlignment
 from pragnosia.learning.meta import MetaRule
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.modeling import PragnosiaForCausalLM
@@ -52,9 +53,12 @@ def test_every_rule_keeps_the_protocol(rule: LearningRule) -> None:
 
 
 def test_the_loss_of_a_toy_task_falls(rule: LearningRule) -> None:
-    model = tiny_model(tie_word_embeddings=False)  # a readout of its own is what random feedback aligns with
-    # whoever takes row after row takes few
-    rows, rate, steps, goal = (2, 4e-2, 30, 0.8) if isinstance(rule, MetaRule) else (8, 1e-2, 120, 0.5)
+    rows, rate, steps, goal, tied = 8, 1e-2, 60, 0.5, True
+    if isinstance(rule, MetaRule):  # takes row after row, so few
+        rows, rate, steps, goal = 2, 4e-2, 30, 0.8
+    elif isinstance(rule, FeedbackAlignment):  # slower, and a readout of its own is what random feedback aligns with
+        steps, tied = 120, False
+    model = tiny_model(tie_word_embeddings=tied)
     optimiser = torch.optim.AdamW([weight for _, weight in rule.changes(model)], lr=rate)
     losses = []
     for _ in range(steps):
@@ -63,8 +67,6 @@ def test_the_loss_of_a_toy_task_falls(rule: LearningRule) -> None:
         optimiser.step()
         rule.settle(model, [lesson])
         losses.append(float(lesson.loss))
-        if losses[-1] < goal * losses[0]:
-            break
     assert losses[-1] < goal * losses[0]
 
 
@@ -82,7 +84,7 @@ def test_only_declared_parameters_receive_wishes(rule: LearningRule) -> None:
 
 
 def test_shares_add_up_to_the_whole_batch(rule: LearningRule) -> None:
-    batch = counting(4)
+    batch = counting(8)
     whole, halves = tiny_model(), tiny_model()
     rule.learn(whole, batch, 1.0)
     for half in batch.chunk(2):
