@@ -256,7 +256,7 @@ class SpanRun {
             each.in[h] = &each.own[first + h].normed, each.out[h] = span.logits + h * step.head.outs;
         }
         multiply<false>(step.head, each, span.heads, me);
-        for (int64_t h = 0; h < span.heads; ++h) StepRun::nominate(each.out[h], step.head.outs, me, runs[first + h].best);
+        for (int64_t h = 0; h < span.heads; ++h) StepRun::nominate(each.out[h], step.head, me, runs[first + h].best);
     }
 };
 

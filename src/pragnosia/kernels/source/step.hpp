@@ -240,8 +240,8 @@ class StepRun {
         own_memory = memory.take<char>(own_bytes * step.threads);
     }
     // The likeliest of this thread's words; a NaN is likelier than anything.
-    static void nominate(const float* logits, int64_t words, Member me, int64_t* best) {
-        int64_t top = me.from(words, LINES), last = me.to(words, LINES);
+    static void nominate(const float* logits, const StepLinear& head, Member me, int64_t* best) {
+        int64_t top = me.from(head.outs, grain(head)), last = me.to(head.outs, grain(head));
         if (top == last) return;
         for (int64_t o = top + 1; o < last; ++o)
             if (!(logits[o] <= logits[top])) top = o;
@@ -324,7 +324,7 @@ class StepRun {
         normalise(x, step.norm, step.width, mine.normed);
         if (step.hidden && me.id == 0) std::copy_n(mine.normed.plain, step.width, step.hidden);
         product(step.head, mine.normed, me, step.logits);
-        nominate(step.logits, step.head.outs, me, best);
+        nominate(step.logits, step.head, me, best);
     }
 
     // out = norm of `in`, in both orders.
@@ -346,6 +346,8 @@ class StepRun {
         });
     }
 
+    // Outputs of a linear layer that stay with one thread.
+    static int64_t grain(const StepLinear& linear) { return linear.by_input ? CHUNK : LINES; }
     // This thread's rows of a linear layer; `add` adds to what is there.
     template <bool add = false> static void product(const StepLinear& linear, const Vector& in, Member me, float* out) {
         if (linear.by_input) return awake_product<add>(linear, in, me, out);
@@ -365,7 +367,7 @@ class StepRun {
     // The same where the weights of what sleeps are not read.
     template <bool add> static void awake_product(const StepLinear& linear, const Vector& in, Member me, float* out) {
         in.awake.find(in.plain, linear.depth, float(linear.threshold));
-        for (int64_t o = me.from(linear.outs, CHUNK), to = me.to(linear.outs, CHUNK); o < to; o += SLICE) {
+        for (int64_t o = me.from(linear.outs, grain(linear)), to = me.to(linear.outs, grain(linear)); o < to; o += SLICE) {
             const int64_t some = std::min(SLICE, to - o);
             float sums[SLICE];
             awake_rows(linear, in.awake, o, some, sums);
@@ -599,6 +601,7 @@ class StepRun {
             else if (f.down.format > BF16) speak_packed(f, me, mine);
             else f.down.typed([&](auto* w) { speak(f, w, me, mine); });
         }
+        if (f.slots && resting) meet();  // the two part the stream among the threads on boundaries of their own
         if (resting) product<true>(f.always_down, mine.resting, me, x);
         meet();
         if (step.pool && f.pool_layer >= 0 && me.id == 0)
