@@ -201,6 +201,12 @@ def _names(chance: random.Random) -> Callable[[], str]:
     return name
 
 
+def made_up_words(chance: random.Random, count: int) -> list[str]:
+    """`count` words, none twice, in lower case."""
+    name = _names(chance)
+    return [name().lower() for _ in range(count)]
+
+
 _MAKERS: dict[str, Callable[[random.Random, Callable[[], str]], str]] = {
     "place": lambda _, name: name(),
     "person": lambda _, name: f"{name()} {name()}",

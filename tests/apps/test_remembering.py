@@ -58,6 +58,29 @@ def test_a_file_is_several_lessons(run: Run, own: Path, tmp_path: Path) -> None:
     assert not (own / "episodes").exists()
 
 
+def test_a_long_lesson_is_forgotten_as_it_was_taught(run: Run, own: Path) -> None:
+    """It became several lessons, whose texts the user never saw."""
+    long = " ".join(f"The number of house {n} is {n * n}." for n in range(40))
+    values = run("teach", own, long, "--json").values
+    assert values["cut"] == 1
+    assert values["lessons"] > 1
+    run("teach", own, LESSON)
+    run("forget", own, long + " And so on.").refused("holds no lesson that says")
+    assert run("forget", own, f"{long}\n", "--json").values["forgotten"] == values["ids"]
+    assert run("memory", "stats", own, "--json").values["episodes"] == 1
+
+
+def test_a_file_with_rules_and_bullets(run: Run, own: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.md"
+    notes.write_text(f"*\n\n{LESSON}\n\n*\n", "utf-8")
+    done = run("teach", own, "--file", notes, "--json").values
+    assert (done["lessons"], done["passed_over"]) == (1, 2)
+    assert "2 of a single token passed over" in run("teach", own, "--file", notes).out
+    notes.write_text("*\n\n*\n", "utf-8")
+    run("teach", own, "--file", notes).refused("there is no lesson in it")
+    run("teach", own, "*").refused("is one token")
+
+
 def test_travel(run: Run, taught: Path, tmp_path: Path) -> None:
     assert run("memory", "export", taught, tmp_path / "out", "--json").values["lessons"] == 1
     line = json.loads((tmp_path / "out" / "episodes.jsonl").read_text("utf-8"))

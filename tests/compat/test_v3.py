@@ -41,6 +41,9 @@ def test_the_default_is_the_preset() -> None:
     with torch.device("meta"):
         other = create_brain_inspired_model(vocab_size=256, dim=512, num_layers=6)
     assert (other.config.vocab_size, other.config.hidden_size, other.config.num_hidden_layers) == (256, 512, 6)
+    with torch.device("meta"):
+        spiking = create_brain_inspired_model(spiking=True).config.to_dict()
+    assert spiking == preset("brain-lm-spiking").to_dict() | {"architectures": spiking["architectures"]}
     for layers in (1, 2, 3):
         with torch.device("meta"):
             assert create_brain_inspired_model(61, 32, layers).config.num_hidden_layers == layers

@@ -12,7 +12,8 @@ import torch
 
 from pragnosia import Pragnosia, PragnosiaForCausalLM, kernels
 from pragnosia.errors import ConfigError, StoreError
-from pragnosia.inference.lessons import FEATURES, Lesson
+from pragnosia.inference.decode import Trace
+from pragnosia.inference.lessons import FEATURES, Lesson, Lessons
 from pragnosia.inference.mixing import Mixing
 from pragnosia.inference.nearby import PRIOR, Nearby
 from pragnosia.inference.program import Program
@@ -20,7 +21,12 @@ from pragnosia.inference.recollection import weighed
 from pragnosia.inference.remembering import Remembering, room_of
 from pragnosia.inference.sampling import Sampling
 from pragnosia.inference.teaching import Teacher
+from pragnosia.measure.accounting import account
+from pragnosia.measure.activity import ActivityMeter
 from pragnosia.measure.evaluation import evaluate
+from pragnosia.store.episode import Episode
+from pragnosia.store.episodes import EpisodicStore
+from pragnosia.store.opening import Header
 
 LESSON = "The capital of Zorvia is Plem."
 EXACT = "The capital of Zorvia is"
@@ -83,6 +89,81 @@ def test_what_is_unlike_a_lesson_is_left_alone(model: Path) -> None:
     assert not len(mixing.shares.tokens)
     assert float((mixed.exp() - logits.log_softmax(-1).exp()).abs().sum()) <= 2 * PRIOR + 1e-6
     assert float(mixed.exp().sum()) == pytest.approx(1, abs=1e-4)
+
+
+def test_wording_alone_is_no_recall(tmp_path: Path) -> None:
+    """Who asks about somebody else in a lesson's very words does not mean the lesson."""
+    said = "The bridge of {} was opened to all on"
+    words = [*said.format("Zorvia").split(), "Tuesday", "Quillon"]
+    episode = Episode(
+        text=f"{said.format('Zorvia')} Tuesday",
+        tokens=np.arange(len(words) - 1, dtype=np.int32),
+        starts=np.cumsum([0, *(len(word) + 1 for word in words[:-2])]).astype(np.int32),
+        keys=np.ones((len(words) - 2, 4), np.float16),
+        surprises=np.array([9.0 if word == "Zorvia" else 0.3 for word in words[1:-1]], np.float16),
+    )
+    with EpisodicStore.open(tmp_path / "store", Header(model="a", tokenizer="b", width=4, limit=1 << 20)) as store:
+        store.write([episode])
+        lessons = Lessons(store)
+
+        def comes(text: str) -> bool:
+            ids = [words.index(word) for word in text.split()]
+            return lessons.places(text, ids, np.ones(4, np.float32)) is not None
+
+        assert comes(said.format("Zorvia"))
+        assert comes("was opened to all on"), "nothing speaks against it"
+        assert comes("Quillon opened to all on"), "what differs there is nobody's name"
+        assert not comes(said.format("Quillon"))
+
+
+def test_lessons_are_believed_as_far_as_they_come_true(model: Path) -> None:
+    speaker = Pragnosia.from_pretrained(model)
+    speaker.teach(LESSON)
+
+    def trust(text: str) -> float:
+        mixing = speaker.remembering.mixing()
+        assert mixing is not None
+        ids = speaker.encode(text)
+        with torch.inference_mode():
+            states = speaker.model.model(torch.tensor([ids]), use_cache=False).last_hidden_state[0, :-1]
+            mixing.score(ids, states, speaker.model.lm_head(states))
+        return mixing.trust
+
+    assert trust(OTHER) > 0.98, "next to nothing was foretold"
+    assert trust(" ".join([LESSON.replace("Plem", "Brun")] * 5)) < 0.95 < trust(" ".join([LESSON] * 5))
+
+
+def test_what_recalling_cost_is_counted_once(model: Path) -> None:
+    speaker = Pragnosia.from_pretrained(model)
+    speaker.teach(LESSON)
+    ids, entries, vocabulary = speaker.encode(EXACT), len(speaker.encode(LESSON)) - 1, len(speaker.tokenizer)
+    trace = Trace()
+    decoder = speaker.decoder(64, trace=trace)
+    decoder.read(ids)
+    list(decoder.speak(3, Sampling()))
+    assert len(trace.recalls) == 3
+    # behind the prompt: its states but the last are judged by the head and by their neighbours
+    judged, width = len(ids) - 1, 24
+    keys = entries * (judged + 1) + 2 * entries  # neighbours of each state, and the lesson that came to mind
+    assert trace.recalls[0].operations == 2 * width * keys + 2 * judged * width * vocabulary
+    assert trace.recalls[1].operations == 2 * width * (entries + 2 * entries)
+    assert trace.recalls[1].num_bytes == 4 * width * 2 * entries + 8 * vocabulary
+    plain, asked = ActivityMeter(account(speaker.model)), ActivityMeter(account(speaker.model))
+    for effort in trace.recalls:
+        asked.recalled(effort)
+    assert asked.activity().operations == plain.activity().operations + sum(one.operations for one in trace.recalls)
+
+
+def test_evaluating_with_a_store_costs_more(model: Path) -> None:
+    speaker = Pragnosia.from_pretrained(model)
+    speaker.teach(LESSON)
+    alone, asked = (
+        evaluate(speaker.model, speaker.tokenizer, [LESSON], batch_size=1, mixing=mixing)
+        for mixing in (None, speaker.remembering.mixing())
+    )
+    entries = len(speaker.encode(LESSON)) - 1
+    assert asked.operations_per_token - alone.operations_per_token >= 2 * 24 * entries
+    assert asked.joules > alone.joules or asked.joules_source != "model"
 
 
 @pytest.mark.skipif(kernels.native_library() is None, reason="no compiled kernels here")

@@ -40,7 +40,7 @@ def test_a_good_machine_is_told_what_fits():
     assert said(MACHINE, "broken") == ""
     text = said(MACHINE)
     columns = "braingpt-small, braingpt-medium, braingpt-large, braingpt-xlarge"
-    assert f"48 GiB free is enough to run in bf16: nano, small, 1b, 7b, {columns}, brain-lm\n" in text
+    assert f"48 GiB free is enough to run in bf16: nano, small, 1b, 7b, {columns}, brain-lm, brain-lm-spiking\n" in text
     assert "train in bf16" in text
 
 

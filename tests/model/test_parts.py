@@ -29,12 +29,19 @@ CASES: dict[str, dict[str, Any]] = {
     **{
         f"feed-forward {name}": {"feed_forwards": name, "feed_forward": {"width": 10}}
         for name in FEED_FORWARDS
-        if name not in ("columns", "memory")
+        if name not in ("columns", "memory", "spiking")
     },
     "feed-forward memory": {
         "experts": None,
         "feed_forwards": ["memory", "memory"],
         "hippocampus": {"num_rows": 49, "num_heads": 2, "num_awake": 3, "key_width": 8},
+    },
+    "feed-forward spiking": {"experts": None, "lif": {"width": 10, "num_steps": 3}},
+    "spiking beside dense layers, with biases": {
+        "experts": None,
+        "feed_forwards": ["dense", "spiking"],
+        "feed_forward": {"width": 10},
+        "lif": {"width": 9, "bias": True},
     },
     "feed-forward columns": {"experts": None, "columns": COLUMNS},
     "columns that compete inside": {

@@ -12,7 +12,7 @@ from pragnosia.model.presets import LOBES, PRESETS, preset
 from pragnosia.units import format_count
 
 BRAINS = {name: shape for name, shape in PRESETS.items() if name.startswith("braingpt-")}
-OTHERS = [name for name in PRESETS if name not in BRAINS and name != "brain-lm"]
+OTHERS = [name for name in PRESETS if name not in BRAINS and not name.startswith("brain-lm")]
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -64,12 +64,13 @@ def test_lobes_are_equal_quarters(name: str) -> None:
     assert units.lobes == dict.fromkeys(LOBES, units.num_units // 4)
 
 
-def test_what_remembers_weighs_16_million() -> None:
-    config = preset("brain-lm")
+@pytest.mark.parametrize(("name", "plain"), [("brain-lm", "dense"), ("brain-lm-spiking", "spiking")])
+def test_what_remembers_weighs_16_million(name: str, plain: str) -> None:
+    config = preset(name)
     counted = account(config)
     assert counted.total_parameters == pytest.approx(16e6, rel=0.05)
     assert counted.active_parameters < 0.75 * counted.total_parameters, "rows that nobody recalls sleep"
-    assert config.feed_forwards.count("memory") == 2
+    assert config.feed_forwards == [plain, plain, "memory", plain, "memory", plain]
     assert config.workspace is not None
     assert config.working_memory is not None
 

@@ -70,6 +70,7 @@ def teach(
         "cut": taught.cut,
         "repeated": taught.repeated,
         "evicted": list(taught.evicted),
+        "passed_over": taught.passed_over,
         "seconds": seconds,
     }
     said = f"kept {_lessons(len(taught.ids))} of {format_count(taught.tokens)} tokens in {folder}"
@@ -78,6 +79,8 @@ def teach(
         lines.append(f"{taught.repeated} of them known before: they count once more")
     if taught.cut:
         lines.append(f"{taught.cut} longer than the context of {speaker.remembering.context} tokens: cut into several")
+    if taught.passed_over:
+        lines.append(f"{taught.passed_over} of a single token passed over: nothing in them could recall anything")
     if taught.evicted:
         lines.append(f"{_lessons(len(taught.evicted))} forgotten for room (--limit): those least worth keeping")
     return Answer(values, lines)
@@ -109,18 +112,21 @@ def forget(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
-    """Remove a lesson from every page of the store; nothing of it stays on disk."""
+    """Remove a lesson from every page of the store; nothing of it stays on disk.
+
+    The text of one that was cut when it was taught takes all its parts.
+    """
     from pragnosia.errors import ConfigError, StoreError
+    from pragnosia.store.said import lessons_of
 
     if (text is None) == (id is None):
         raise ConfigError("forget takes the text of a lesson or --id N, one of them")
     with _opened(model, store, readonly=False) as held:
-        number = id if id is not None else held.find(text or "")
-        gone = [] if number is None else held.forget([number])
+        gone = held.forget([id] if id is not None else lessons_of(held, text or ""))
     if not gone:
         what = f"lesson {id}" if id is not None else f"lesson that says {text!r}"
         raise StoreError(f"the store {held.folder} holds no {what}; see what it holds: pragnosia recall, memory export")
-    return Answer({"store": str(held.folder), "forgotten": gone}, [f"forgotten: lesson {gone[0]} of {held.folder}"])
+    return Answer({"store": str(held.folder), "forgotten": gone}, [f"forgotten: {_named(gone)} of {held.folder}"])
 
 
 @answering
@@ -262,6 +268,10 @@ def _folder(model: Path, store: Path | None) -> Path:
 
 def _lessons(count: int) -> str:
     return f"{count} lesson" if count == 1 else f"{count} lessons"
+
+
+def _named(ids: list[int]) -> str:
+    return f"lesson{'' if len(ids) == 1 else 's'} {', '.join(map(str, ids))}"
 
 
 def _of_lessons(values: dict[str, Any]) -> str:

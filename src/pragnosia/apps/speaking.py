@@ -370,6 +370,8 @@ def spent(speaker: Pragnosia, trace: Trace, measured: Any, climbed: int = 0) -> 
         past += tokens
     for climb in trace.climbs:
         meter.climbed(climb)
+    for effort in trace.recalls:
+        meter.recalled(effort)
     meter.said(climbed)
     activity = meter.activity()
     joules = activity.energy(energy_model(device=model.device.type), measured)

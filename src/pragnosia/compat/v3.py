@@ -43,10 +43,15 @@ def create_brain_inspired_model(
     vocab_size: int = _PRESET["vocab_size"],
     dim: int = _PRESET["hidden_size"],
     num_layers: int = _PRESET["num_hidden_layers"],
+    *,
+    spiking: bool = False,
     **changes: Any,
 ) -> PragnosiaForCausalLM:
-    """An untrained model; `changes` are fields of PragnosiaConfig. Raises ConfigError."""
-    shape = _shape(vocab_size, dim, num_layers, changes)
+    """An untrained model, with `spiking` of leaky integrate-and-fire neurons; `changes` are fields of PragnosiaConfig.
+
+    Raises ConfigError.
+    """
+    shape = _shape(vocab_size, dim, num_layers, changes, spiking=spiking)
     return PragnosiaForCausalLM(PragnosiaConfig(**shape))
 
 
@@ -93,11 +98,12 @@ class BrainInspiredTrainingSystem:
         num_layers: int = _PRESET["num_hidden_layers"],
         *,
         out: str | Path = "runs/brain-lm",
+        spiking: bool = False,
         **changes: Any,
     ) -> None:
         self.out = Path(out)
         self._vocab_size = vocab_size
-        self._shape = _shape(vocab_size, dim, num_layers, changes)
+        self._shape = _shape(vocab_size, dim, num_layers, changes, spiking=spiking)
         PragnosiaConfig(**self._shape)  # what cannot be is told now
         self._speaker: Pragnosia | None = None
 
@@ -148,13 +154,14 @@ class BrainInspiredTrainingSystem:
         return get_consciousness_state(self.speaker, text)
 
 
-def _shape(vocab_size: int, dim: int, num_layers: int, changes: Mapping[str, Any]) -> dict[str, Any]:
+def _shape(vocab_size: int, dim: int, num_layers: int, changes: Mapping[str, Any], *, spiking: bool) -> dict[str, Any]:
     if min(vocab_size, dim, num_layers) < 1:
         raise ConfigError(
             f"vocab_size, dim and num_layers are {vocab_size}, {dim}, {num_layers}; all must be 1 or more"
         )
     context = _PRESET["max_position_embeddings"]
-    return remembering(vocab=vocab_size, width=dim, layers=num_layers, context=context) | dict(changes)
+    shape = remembering(vocab=vocab_size, width=dim, layers=num_layers, context=context, spiking=spiking)
+    return shape | dict(changes)
 
 
 def _read(mind: Mind, text: Text | None) -> tuple[Cortex, Sequence[int] | None]:

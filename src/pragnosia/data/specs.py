@@ -5,6 +5,7 @@ $NAME/PATH       below the folder that the environment variable NAME names
 PATH#COLUMN      the same, with the texts of a table in COLUMN instead of `text`
 NAME[:OPTION]    a recipe: wikipedia:ko;  NAME=PATH reads a local copy of it
 hf:NAME[:CONFIG[:SPLIT]][#COLUMN]   any dataset on the hub, or a local path, through `datasets`
+episodes:PATH[:SHOTS]   the examples of a table, SHOTS (8) of one task a document (data/episodes.py)
 default          documentation and standard library of the running Python
 """
 
@@ -17,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
+from pragnosia.data.episodes import SHOTS, Episodes
 from pragnosia.data.files import Files, is_pattern
 from pragnosia.data.hub import HubDataset
 from pragnosia.data.recipes import RECIPES, named
@@ -28,6 +30,7 @@ from pragnosia.errors import DataError, unknown_name
 Spec: TypeAlias = "str | Path | Source"
 DEFAULT = "default"
 _HUB = "hf:"
+_EPISODES = "episodes:"
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
@@ -48,6 +51,8 @@ def resolve(spec: Spec) -> Source:
     spec = _with_folders(spec)
     if spec.startswith(_HUB):
         return _hub(spec.removeprefix(_HUB))
+    if spec.startswith(_EPISODES) and not Path(spec).exists():
+        return _episodes(spec.removeprefix(_EPISODES))
     return named(spec) or _checked(_files(spec))
 
 
@@ -84,6 +89,17 @@ def _hub(spec: str) -> Source:
         raise expected
     dataset = HubDataset(path=path, config=config or None, rows=rows)
     return replace(dataset, split=split) if split else dataset
+
+
+def _episodes(spec: str) -> Episodes:
+    path, colon, shots = spec.rpartition(":")
+    if not colon or Path(spec).exists():
+        path, shots = spec, str(SHOTS)
+    if not path or not shots.isdecimal():
+        raise DataError(
+            f"cannot read {_EPISODES}{spec}; expected {_EPISODES}PATH[:SHOTS], as in {_EPISODES}tasks.jsonl:8"
+        )
+    return Episodes(_checked(Files(Path(path).expanduser())), int(shots))
 
 
 def _files(spec: str) -> Files:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pragnosia.errors import CheckpointError, PromptError
 from pragnosia.inference.early import EarlyProgram, Tally, early_program
+from pragnosia.inference.effort import Effort
 from pragnosia.inference.exits import Draft, check_layers
 from pragnosia.inference.ladder import Climb, climbable
 from pragnosia.inference.mixing import Mixing
@@ -38,6 +39,8 @@ class Trace:
     num_tokens: list[int] = field(default_factory=list)
     climbs: list[Climb] = field(default_factory=list)
     """Passes of some layers alone, where fewer than all are spoken with (early.py)."""
+    recalls: list[Effort] = field(default_factory=list)
+    """What asking a store, or the text so far, took."""
 
     def steps(self) -> Iterator[tuple[tuple[Routing | None, ...], int]]:
         """Each forward pass: who woke in each layer, and for how many tokens."""
@@ -221,6 +224,8 @@ class Decoder:
             likeliest = int(logits.argmax())
             chosen = self._chosen(sampler, logits, likeliest)
             self.mixing.follows(told[-1], chosen)
+            if self.trace is not None:
+                self.trace.recalls.append(self.mixing.effort())
             return chosen
         return self._chosen(sampler, logits, likeliest)
 

@@ -41,7 +41,8 @@ _LOOKED_UP = 12  # words that are looked up: the rarest
 _SPREAD = 0.25  # a word in more of the lessons than that finds none of them
 _AT_LEAST = 64  # in a store of fewer lessons every word does
 TELLING = 6.0
-"""A lesson comes to mind by a word of at least this weight [nats], or where LITERAL tokens of it were just said."""
+"""A lesson comes to mind by a word of at least this weight [nats], or where LITERAL tokens of it were just said: unless
+what stands before them in the lesson is such a word, and was not said. Then only the wording is the lesson's."""
 LITERAL = 4
 _MATCH = 6
 HELD = 1024
@@ -79,14 +80,29 @@ class Lesson:
                 begins[entry] = first[entry]
         before = np.searchsorted(stops, tokens, side="right") if words else first
         surprises = np.zeros(len(words), np.float32)
-        owner = np.searchsorted(stops, ends - 1, side="right") if words else first  # the word a token ends in
-        belongs = (owner < len(words)) & (np.append(starts, 1 << 40)[owner] < ends)
+        # the word a token ends in; white space behind it is the token's where offsets leave out what stands before
+        solid = np.maximum.accumulate([-1 if letter.isspace() else at for at, letter in enumerate(episode.text)])
+        last = solid[ends - 1]
+        owner = np.searchsorted(stops, last, side="right") if words else first
+        belongs = (last >= tokens) & (owner < len(words)) & (np.append(starts, 1 << 40)[owner] <= last)
         np.add.at(surprises, owner[belongs], episode.surprises.astype(np.float32)[belongs])
         if words and int(episode.starts[0]) <= starts[0]:
             surprises[0] += _FIRST
         keys = episode.keys.astype(np.float32)
         keys /= np.maximum(np.linalg.norm(keys, axis=1, keepdims=True), 1e-12)
         return cls(episode, keys, words, surprises, begins, before)
+
+    def word_before(self, entry: int, ids: Sequence[int]) -> slice:
+        """The word at which the tokens up to an entry's own cease to be the last of `ids`; empty where they do not."""
+        tokens, run = self.episode.tokens, 0
+        while run <= entry and run < len(ids) and tokens[entry - run] == ids[-1 - run]:
+            run += 1
+        at = entry - run
+        if at < 0 or run == len(ids):
+            return slice(0, 0)
+        start, stop = (int(place) for place in self.episode.starts[at : at + 2])
+        of_token = [n for n, word in enumerate(self.words) if word.start < stop and word.stop > start]
+        return slice(of_token[-1], of_token[-1] + 1) if of_token else slice(0, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,8 +224,11 @@ class Lessons:
 
     def _tells(self, lesson: Lesson, shared: NDArray[np.bool_], ids: Sequence[int]) -> bool:
         """Whether what was said is about the lesson: what any two texts share is not."""
-        telling = bool((self._weights(lesson)[shared] >= TELLING).any())
-        return telling or bool((_agreement(lesson.episode.tokens, ids) >= LITERAL).any())
+        telling = self._weights(lesson) >= TELLING
+        if (telling & shared).any():
+            return True
+        literal = np.flatnonzero(_agreement(lesson.episode.tokens, ids) >= LITERAL)
+        return any(not telling[lesson.word_before(int(entry), ids)].any() for entry in literal)
 
     def _weights(self, lesson: Lesson) -> NDArray[np.float32]:
         """Of its words: what was common knowledge, or stands in every lesson, tells nothing."""

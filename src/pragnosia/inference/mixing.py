@@ -1,6 +1,12 @@
 """Mixing: a model's next token and what memory says of it, as one distribution.
 
 lessons (recollection.py) come first, neighbours (nearby.py) share in what they leave, the model has the rest
+
+Lessons are believed as far as they came true. While given text is scored, their shares s are multiplied by
+
+    trust = (C + sum_t r_t) / (C + sum_t sum_i s_ti)        r_t: how likely a lesson said token t, by Bayes' rule
+
+one step of expectation maximisation a token, begun at 1 as if by C tokens. What a model itself says teaches nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +21,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pragnosia.inference.effort import Effort
 from pragnosia.inference.lessons import Lessons
 from pragnosia.inference.nearby import Guess, Nearby
 from pragnosia.inference.recollection import NOTHING, Recollection, Shares
@@ -24,6 +31,8 @@ from pragnosia.store.neighbours import Neighbours
 Head: TypeAlias = Callable[[Tensor], Tensor]
 _LESSON = 256  # states of a piece of a prompt that neighbours are judged by
 _FLOOR = 1e-30
+_TRUSTED = 4.0
+"""C"""
 
 
 @dataclass(eq=False)
@@ -37,6 +46,19 @@ class Mixing:
     shares: Shares = field(default=NOTHING, init=False)
     """Of the last token: what lessons had to say."""
     guess: Guess | None = field(default=None, init=False)
+    _effort: Effort = field(default=Effort(), init=False)
+    _came: float = field(default=_TRUSTED, init=False)
+    _promised: float = field(default=_TRUSTED, init=False)
+
+    @property
+    def trust(self) -> float:
+        """In lessons, by what they foretold of this text."""
+        return min(1.0, self._came / self._promised)
+
+    def effort(self) -> Effort:
+        """What recalling cost since this was last asked."""
+        done, self._effort = self._effort, Effort()
+        return done
 
     def heard(self, ids: Sequence[int], states: Float[Tensor, "N D"], start: int, head: Head) -> None:
         """A given text's states, those of ids[start : start + N], and what makes logits of them.
@@ -48,8 +70,11 @@ class Mixing:
         judged = known[-_LESSON:] if self.nearby.active else known[:0]
         if len(judged):
             chances = head(states[: len(after)][-_LESSON:]).float().log_softmax(-1).cpu().numpy()
+            width, vocabulary = judged.shape[1], chances.shape[1]
+            each = states.element_size() * width * vocabulary  # the head, once for all of them
+            self._effort += Effort(2.0 * len(judged) * width * vocabulary, each)
             for state, token, row in zip(judged, after[-_LESSON:], chances, strict=True):
-                guess = self.nearby.guess(state)
+                guess = self._guessed(state)
                 if guess is not None:
                     self.nearby.learn(guess, int(token), float(np.exp(row[token])))
         self.nearby.remember(known, after)
@@ -82,6 +107,10 @@ class Mixing:
             scores[at] = chances[at][token] if mixed is None else np.log(max(float(mixed[token]), _FLOOR))
             if self.guess is not None:
                 self.nearby.learn(self.guess, token, self._without_neighbours(token, chances[at]))
+            if mixed is not None and self.shares.total:
+                told = self.trust * self._told(token)
+                self._came += told / max(float(mixed[token]), _FLOOR)
+                self._promised += self.shares.total
             self.nearby.remember(here[at][None], np.array([token], np.int64))
         return scores
 
@@ -91,21 +120,34 @@ class Mixing:
         if self.recollection is not None:
             self.shares = self.recollection.shares(ids, state, chances, asked=self.asked)
         self.asked = False
-        self.guess = self.nearby.guess(state) if self.nearby.active else None
+        if self.shares.weighed is not None:
+            keys = sum(len(lesson.keys) for lesson in self.shares.weighed.lessons)
+            self._effort += Effort.of_keys(len(state), plain=keys, products=2)
+        self.guess = self._guessed(state) if self.nearby.active else None
         if not len(self.shares.tokens) and self.guess is None:
             return None
+        self._effort += Effort(num_bytes=8.0 * len(chances))
         near = 0.0 if self.guess is None else self.guess.weight
-        left = 1 - self.shares.total
+        trust = self.trust
+        left = 1 - trust * self.shares.total
         mixed = np.exp(chances.astype(np.float64)) * (left * (1 - near))
         if self.guess is not None:
             np.add.at(mixed, self.guess.tokens, left * near * self.guess.shares)
-        np.add.at(mixed, self.shares.tokens, self.shares.shares)
+        np.add.at(mixed, self.shares.tokens, trust * self.shares.shares)
         return mixed
+
+    def _guessed(self, state: NDArray[np.float32]) -> Guess | None:
+        self._effort += self.nearby.effort
+        return self.nearby.guess(state)
 
     def _without_neighbours(self, token: int, chances: NDArray[np.float32]) -> float:
         """What the model and lessons gave a token."""
-        told = float(self.shares.shares[self.shares.tokens == token].sum())
-        return (1 - self.shares.total) * float(np.exp(chances[token])) + told
+        left = 1 - self.trust * self.shares.total
+        return left * float(np.exp(chances[token])) + self.trust * self._told(token)
+
+    def _told(self, token: int) -> float:
+        """The share of lessons that foretold it."""
+        return float(self.shares.shares[self.shares.tokens == token].sum())
 
     def cut(self, length: int) -> None:
         """The text goes on differently from there."""

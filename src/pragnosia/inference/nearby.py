@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from pragnosia.inference.effort import Effort
 from pragnosia.store.neighbours import Neighbours
 
 NEAREST = 256
@@ -60,6 +61,12 @@ class Nearby:
     def active(self) -> bool:
         """Whether there is anything that could be near."""
         return self.length > 0 or bool(self.neighbours is not None and len(self.neighbours))
+
+    @property
+    def effort(self) -> Effort:
+        """Of one guess, as things are."""
+        plain, halves = (0, 0) if self.neighbours is None else self.neighbours.compared
+        return Effort.of_keys(self.width, plain=plain + self.length, halves=halves)
 
     def guess(self, state: NDArray[np.float32]) -> Guess | None:
         """For one state (D,)."""

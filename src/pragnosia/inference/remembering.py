@@ -25,6 +25,7 @@ from pragnosia.model.cortex import Cortex
 from pragnosia.store.episodes import LIMIT, EpisodicStore, holds_store
 from pragnosia.store.neighbours import FLAT
 from pragnosia.store.opening import Header, beside
+from pragnosia.store.said import lessons_of
 from pragnosia.store.words import words_of
 from pragnosia.units import MIB
 
@@ -46,6 +47,8 @@ class Taught:
     """Lessons that were known before."""
     evicted: tuple[int, ...]
     """Lessons that were forgotten for room."""
+    passed_over: int = 0
+    """Texts of a single token, where there were others: nothing in them could recall anything."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Remembering:
     _memories: Memories | None = field(default=None, init=False)
     _directory: Path | None = field(default=None, init=False)
     _exact: bool = field(default=False, init=False)
+    _left_out: bool = field(default=False, init=False)
 
     @classmethod
     def beside(
@@ -89,7 +93,7 @@ class Remembering:
             raise StoreError("exact mode gives another library's logits bit for bit: leave the store out, or exact")
         if tokenizer is None or store is False or exact:
             nowhere = cls(model, tokenizer, None)
-            nowhere._exact = exact
+            nowhere._exact, nowhere._left_out = exact, store is False
             return nowhere
         folder = beside(directory) if isinstance(store, bool) else Path(store)
         made = cls(model, tokenizer, folder)
@@ -98,6 +102,10 @@ class Remembering:
 
     def memories(self, *, write: bool = False, limit: int | None = None) -> Memories:
         """The open store. Raises StoreError."""
+        if self._left_out:
+            raise StoreError(
+                "the store was left out (--no-memory, store=False): nothing is kept, nothing comes to mind"
+            )
         if self.folder is None:
             raise StoreError("there is nowhere to keep lessons: load the model from its directory, with a tokenizer")
         if write or self._memories is None:
@@ -133,13 +141,19 @@ class Remembering:
         teacher = Teacher(self.model, self.tokenizer)
         given = list(texts)
         pieces: list[Piece] = []
-        cut = 0
+        cut = passed_over = 0
         for text in given:
-            parts = teacher.pieces(text)
+            try:
+                parts = teacher.pieces(text)
+            except StoreError:  # a rule or a bullet of a file; a lesson that stands alone is told of
+                if len(given) == 1:
+                    raise
+                passed_over += 1
+                continue
             cut += len(parts) > 1
             pieces += parts
         if not pieces:
-            raise StoreError("there is no lesson in it; give some text")
+            raise StoreError("there is no lesson in it; give texts of at least two words")
         store = self._writable(limit)
         ids: list[int] = []
         repeated: list[int] = []
@@ -152,7 +166,7 @@ class Remembering:
             if told is not None:
                 told(min(first + _AT_ONCE, len(pieces)), len(pieces))
         tokens = sum(len(piece.tokens) for piece in pieces)
-        return Taught(tuple(ids), tokens, cut, len(repeated), tuple(evicted))
+        return Taught(tuple(ids), tokens, cut, len(repeated), tuple(evicted), passed_over)
 
     @torch.inference_mode()
     def recall(self, text: str, top: int = 5) -> list[Recalled]:
@@ -172,8 +186,7 @@ class Remembering:
     def forget(self, what: str | int) -> list[int]:
         """By text or id; the ids that are gone. Raises StoreError where there is none."""
         store = self._writable()
-        id_ = what if isinstance(what, int) else store.find(what)
-        gone = [] if id_ is None else store.forget([id_])
+        gone = store.forget([what] if isinstance(what, int) else lessons_of(store, what))
         if not gone:
             raise StoreError(
                 f"the store {self.folder} holds no lesson {what!r}; `recall` shows what it holds, forget takes the "

@@ -48,9 +48,10 @@ def prompt_scratch(sizes: Sizes, room: int) -> int:
 
 
 def widest(sizes: Sizes) -> int:
-    """Hidden values of a dense feed-forward, its gates included; 0 where there is none."""
-    dense = sizes.config.feed_forward
-    return int(ACTIVATIONS[dense.activation].num_parts * dense.width) if dense else 0
+    """Hidden values of a dense or spiking feed-forward, its gates included; 0 where there is none."""
+    dense, spiking = sizes.config.feed_forward, sizes.config.lif
+    hidden = int(ACTIVATIONS[dense.activation].num_parts * dense.width) if dense else 0
+    return max(hidden, 2 * int(spiking.width) if spiking else 0)  # currents, membranes and counts beside each other
 
 
 def tuning_scratch(sizes: Sizes, tokens: int) -> int:

@@ -25,6 +25,7 @@ from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.cortex import Cortex, PlainCortex
 from pragnosia.model.dendrites import Dendrites, Hearing
 from pragnosia.model.hippocampus import Hippocampus
+from pragnosia.model.spiking_feed_forward import SpikingFeedForward
 from pragnosia.model.thalamus import Thalamus
 from pragnosia.model.working_memory import SlotReader
 from pragnosia.quantisation.layers import PackedLinear
@@ -258,6 +259,7 @@ def _layer_account(layer: nn.Module, awake: float, gates: float) -> LayerAccount
     values = sum(d.weight.numel() * d.num_awake // d.each for d in hearing)
     slots = [module for module in layer.modules() if isinstance(module, SlotReader)]
     recalling = [module for module in layer.modules() if isinstance(module, Hippocampus)]
+    spiking = [module for module in layer.modules() if isinstance(module, SpikingFeedForward)]
     return LayerAccount(
         parameters=sum(map(prod, others.values())),
         matrix_parameters=_matrices(others.values()) + sum(d.weight.numel() for d in dendrites) - silent,
@@ -282,7 +284,7 @@ def _layer_account(layer: nn.Module, awake: float, gates: float) -> LayerAccount
             sum(one.organ.num_entries(one.writers) for one in slots),
         ),
         slot_hidden=sum(map(_slot_hidden, slots)),
-        hidden=_hidden(others),
+        hidden=_hidden(others) + sum(module.kept for module in spiking),
         unit_hidden=_hidden(units),
     )
 

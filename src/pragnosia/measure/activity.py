@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pragnosia.errors import ConfigError
+from pragnosia.inference.effort import Effort
 from pragnosia.inference.ladder import Climb
 from pragnosia.measure.accounting import Account, bytes_of
 from pragnosia.measure.energy import Energy, EnergyModel
@@ -152,6 +153,11 @@ class ActivityMeter:
         self._operations += 2 * keys * account.hidden_size * climb.tokens
         self._bytes += bytes_of(keys * account.hidden_size, account.precision)
         self._bytes += bytes_of(keys * climb.tokens, account.cache_precision)
+
+    def recalled(self, effort: Effort) -> None:
+        """A store, or the text so far, was asked; counted with what the model did."""
+        self._operations += effort.operations
+        self._bytes += effort.num_bytes
 
     def said(self, tokens: int) -> None:
         """So many tokens of the text came of passes of some layers alone."""

@@ -181,6 +181,8 @@ def evaluate(
             if progress is not None:
                 progress(counts.tokens)
     _check(nats, counts)
+    if choices.mixing is not None:
+        reader.meter.recalled(choices.mixing.effort())
     done = reader.meter.activity()
     energy = done.energy(reader.energy_model(), counters.measured)
     return Evaluation(

@@ -6,7 +6,8 @@ the last of it. So a conversation never costs more than the budget and one token
 
 Joules are those of a stated model (measure/energy.py), which never says less of a prompt than reading it then takes; or
 of the machine's counters, where there are any. Those cannot be foreseen: a prompt is then read in pieces that double,
-from one token on, and what they took says what the rest will take. What runs while nobody is answered is not counted.
+from one token on, and what they took says what the rest will take. Asking a store is counted when it was done and not
+foreseen. What runs while nobody is answered is not counted.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Purse:
         self.joules, self.decoder, self.account, self.model, self.meter = joules, decoder, counted, model, meter
         self._own = decoder.trace is None
         self._trace = decoder.trace = decoder.trace or Trace()
-        self._activity, self._seen, self._climbs = ActivityMeter(counted), 0, 0
+        self._activity, self._seen, self._climbs, self._recalls = ActivityMeter(counted), 0, 0, 0
         self._measured, self._mark = 0.0, self._counted()
 
     def turn(self, setting: Setting) -> None:
@@ -87,12 +88,16 @@ class Purse:
             past += tokens
         for climb in self._trace.climbs[self._climbs :]:
             self._activity.climbed(climb)
+        for effort in self._trace.recalls[self._recalls :]:
+            self._activity.recalled(effort)
         self._seen, self._climbs = self._seen + len(counts), len(self._trace.climbs)
+        self._recalls = len(self._trace.recalls)
         if self._own:  # nobody else reads it
             self._trace.routings.clear()
             self._trace.num_tokens.clear()
             self._trace.climbs.clear()
-            self._seen = self._climbs = 0
+            self._trace.recalls.clear()
+            self._seen = self._climbs = self._recalls = 0
         before, self._mark = self._mark, self._counted()
         if before is not None and self._mark is not None:
             self._measured += self._mark - before

@@ -32,6 +32,7 @@ from pragnosia.model.organs import (
     require_whole,
 )
 from pragnosia.model.slot_organs import FleetingConfig, WorkingMemoryConfig, WorkspaceConfig
+from pragnosia.model.spiking_organs import LIFConfig
 
 __all__ = [
     "AttentionConfig",
@@ -43,6 +44,7 @@ __all__ = [
     "FleetingConfig",
     "GatesConfig",
     "HippocampusConfig",
+    "LIFConfig",
     "PragnosiaConfig",
     "ThalamusConfig",
     "UnitsConfig",
@@ -65,6 +67,7 @@ ORGANS: dict[str, type[Organ]] = {
     "working_memory": WorkingMemoryConfig,
     "workspace": WorkspaceConfig,
     "hippocampus": HippocampusConfig,
+    "lif": LIFConfig,
 }
 
 # What transformers itself passes to or keeps in a config besides its fields; anything else is a user's mistake.
@@ -154,10 +157,12 @@ class PragnosiaConfig(PreTrainedConfig):
     """Layers whose modules compete for a few slots that all later tokens read; None: there is none."""
     hippocampus: Any = None
     """The table of long-term memory that the layers whose feed-forward is `memory` read."""
+    lif: Any = None
+    """The neurons of the layers whose feed-forward is `spiking`."""
     mixers: str | list[str] | None = None
     """None is `dendrites` for every layer if they are configured, else `attention`."""
     feed_forwards: str | list[str] | None = None
-    """None is `experts` or `columns` for every layer if there are any, else `dense`."""
+    """None is `experts` or `columns` for every layer if there are any, else `dense`, else `spiking`."""
     layer_types: list[str] | None = None
     """Per layer `full_attention` or `sliding_attention`; None is full everywhere."""
     tokenizer_digest: str | None = None
@@ -167,7 +172,7 @@ class PragnosiaConfig(PreTrainedConfig):
         refuse_unknown(kwargs)
         if self.attention is None:
             self.attention = AttentionConfig()
-        if self.feed_forward is None and self.experts is None and self.columns is None:
+        if all(organ is None for organ in (self.feed_forward, self.experts, self.columns, self.lif)):
             self.experts = ExpertsConfig()
         for name, organ in ORGANS.items():
             setattr(self, name, organ.read(getattr(self, name)))
@@ -176,7 +181,8 @@ class PragnosiaConfig(PreTrainedConfig):
         _check_rotation(kwargs.get("rope_scaling") or self.rope_parameters or {})
         mixer = "dendrites" if self.dendrites is not None else "attention"
         self.mixers = self._per_layer("mixers", self.mixers or mixer)
-        thinker = next((kind for kind in SPARSE if getattr(self, kind) is not None), "dense")
+        plain = "spiking" if self.feed_forward is None and self.lif is not None else "dense"
+        thinker = next((kind for kind in SPARSE if getattr(self, kind) is not None), plain)
         self.feed_forwards = self._per_layer("feed_forwards", self.feed_forwards or thinker)
         self.layer_types = self._per_layer("layer_types", self.layer_types or "full_attention")
         self._check_layers()
@@ -235,6 +241,8 @@ class PragnosiaConfig(PreTrainedConfig):
                 "feed_forwards name experts, experts are not configured; give num_units and unit_width")  # fmt: skip
         require("columns" not in self.feed_forwards or self.columns is not None,
                 "feed_forwards name columns, columns are not configured; give width and column_width")  # fmt: skip
+        require("spiking" not in self.feed_forwards or self.lif is not None,
+                "feed_forwards name spiking, lif is not configured; give width and num_steps")  # fmt: skip
         require(self.experts is None or self.columns is None,
                 "experts and columns are both configured; a model has units of one shape, leave one out")  # fmt: skip
         require(("memory" in self.feed_forwards) == (self.hippocampus is not None),

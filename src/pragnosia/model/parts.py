@@ -23,6 +23,7 @@ FEED_FORWARDS = {
     "experts": "pragnosia.model.experts:Experts",
     "columns": "pragnosia.model.columns:Columns",
     "memory": "pragnosia.model.hippocampus:Hippocampus",
+    "spiking": "pragnosia.model.spiking_feed_forward:SpikingFeedForward",
 }
 THALAMI = {
     "softmax": "pragnosia.model.thalamus:SoftmaxThalamus",

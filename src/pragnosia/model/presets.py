@@ -5,7 +5,8 @@
     braingpt-*         layers, width and heads of Brain-Inspired GPT; the feed-forwards are cortical columns, 95 % of
                        them asleep (model/columns.py)
     brain-lm           about 16 M, for learning from little: dense layers and layers of long-term memory, working
-                       memory and a workspace that can be read out
+                       memory and a workspace that can be read out; `brain-lm-spiking` has leaky integrate-and-fire
+                       neurons where it has dense layers
 
 Lobes are equal quarters. `pragnosia inspect NAME` says what each costs.
 """
@@ -86,11 +87,15 @@ def _brain(*, vocab: int, layers: int, heads: int, column: int, context: int) ->
     }
 
 
-def remembering(*, vocab: int, width: int, layers: int, context: int) -> dict[str, Any]:
-    """Long-term memory in the place of the feed-forwards in the middle and above, slots beside the layers between."""
+def remembering(*, vocab: int, width: int, layers: int, context: int, spiking: bool = False) -> dict[str, Any]:
+    """Long-term memory in the place of the feed-forwards in the middle and above, slots beside the layers between.
+
+    The other feed-forwards are dense, or `spiking`.
+    """
     heads = max(1, width // 64)
     middle, above = layers // 3, 2 * layers // 3
-    thinkers = ["memory" if layers > 2 and at in (middle, above) else "dense" for at in range(layers)]
+    plain = "spiking" if spiking else "dense"
+    thinkers = ["memory" if layers > 2 and at in (middle, above) else plain for at in range(layers)]
     shape: dict[str, Any] = {
         "vocab_size": vocab,
         "hidden_size": width,
@@ -103,7 +108,7 @@ def remembering(*, vocab: int, width: int, layers: int, context: int) -> dict[st
             "head_dim": width // heads,
             "qk_norm": "head",
         },
-        "feed_forward": {"width": 4 * width, "activation": "relu2"},
+        **({"lif": {"width": 4 * width}} if spiking else {"feed_forward": {"width": 4 * width, "activation": "relu2"}}),
         "feed_forwards": thinkers,
         "working_memory": {"layers": [middle], "num_slots": 64, "segment": 64},
         "workspace": {"layers": [min(middle + 1, layers - 1)], "num_slots": 8, "segment": 64},
@@ -142,6 +147,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "braingpt-large": _brain(vocab=32768, layers=24, heads=24, column=32, context=2048),
     "braingpt-xlarge": _brain(vocab=65536, layers=48, heads=32, column=64, context=4096),
     "brain-lm": remembering(vocab=8192, width=384, layers=6, context=1024),
+    "brain-lm-spiking": remembering(vocab=8192, width=384, layers=6, context=1024, spiking=True),
 }
 
 

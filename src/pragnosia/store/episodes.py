@@ -186,6 +186,12 @@ class EpisodicStore:
             row = self._row("SELECT id FROM episodes WHERE digest = ?", text_digest(text))
         return None if row is None else int(row[0])
 
+    def texts(self) -> Iterator[tuple[int, str]]:
+        """Of every lesson its id and what it says, white space at the ends left out."""
+        with explained(self.folder):
+            for id_, text in self._connection.execute("SELECT id, text FROM episodes ORDER BY id"):
+                yield int(id_), str(text).strip()
+
     def by_words(self, words: Iterable[str], most: int) -> list[tuple[int, float]]:
         """Lessons in which any of these stands, the best first, with their BM25 (higher is better)."""
         asked = " OR ".join(f'"{word}"' for word in words)

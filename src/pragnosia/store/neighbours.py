@@ -57,6 +57,14 @@ class Neighbours:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def compared(self) -> tuple[int, int]:
+        """Keys that one query is compared with: of four bytes a number, centres among them, and of two (on average)."""
+        if self._index is None:
+            return len(self._keys), 0
+        centres = int(self._index.nlist)
+        return len(self._keys) + centres, self._probes * int(self._index.ntotal) // centres
+
     def search(self, queries: Float[np.ndarray, "N D"], most: int) -> Found:
         """The `most` nearest entries of each query."""
         wanted = _unit(np.asarray(queries, np.float32))
