@@ -9,16 +9,9 @@ from pragnosia.inference.lessons import Lesson
 from pragnosia.store.episode import Episode
 
 TEXT = "The  capital of Zorvia is Plem."
-PIECES = ("The", 0), ("capital", 5), ("of", 13), ("Zor", 16), ("via", 19), ("is", 23), ("Pl", 26), ("em", 28), (".", 30)
-    ("The", 0),
-    ("capital", 5),
-    ("of", 13),
-    ("Zor", 16),
-    ("via", 19),
-    ("is", 23),
-    ("Pl", 26),
-    ("em", 28),
-    (".", 30),
+PIECES = [
+    *[("The", 0), ("capital", 5), ("of", 13), ("Zor", 16), ("via", 19), ("is", 23)],
+    *[("Pl", 26), ("em", 28), (".", 30)],
 ]
 
 

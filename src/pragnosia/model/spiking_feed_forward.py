@@ -17,7 +17,7 @@ text means the same however it is cut. What comes out is one of S + 1 rates, and
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, cast, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from jaxtyping import Float
@@ -36,15 +36,15 @@ class _Spike(torch.autograd.Function):
     """1 where the margin (in thresholds) is positive, and a slope around there."""
 
     @staticmethod
-    def forward(context: Any, margin: Tensor, slope: float) -> Tensor:
-        context.save_for_backward(margin)
-        context.slope = slope
+    def forward(ctx: Any, margin: Tensor, slope: float) -> Tensor:
+        ctx.save_for_backward(margin)
+        ctx.slope = slope
         return (margin > 0).to(margin.dtype)
 
     @staticmethod
-    def backward(context: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (margin,) = context.saved_tensors
-        return grad / (1 + context.slope * margin.abs()).square(), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (margin,) = ctx.saved_tensors
+        return grad / (1 + ctx.slope * margin.abs()).square(), None
 
 
 def spike_rates(
@@ -56,7 +56,7 @@ def spike_rates(
     v, count = torch.zeros_like(current), torch.zeros_like(current)
     for _ in range(num_steps):
         u = leak * v + given
-        spikes = cast("Tensor", _Spike.apply(u / threshold - 1, slope))  # type: ignore[no-untyped-call]
+        spikes: Tensor = _Spike.apply(u / threshold - 1, slope)  # type: ignore[no-untyped-call]
         v = u - threshold * spikes.detach()
         count = count + spikes
     return count / num_steps
