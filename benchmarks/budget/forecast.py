@@ -22,6 +22,7 @@ from _trained import make_trained
 
 from pragnosia.apps.rates import measured_rates
 from pragnosia.inference.plan import Rates
+from pragnosia.inference.shelf import open_shelf
 from pragnosia.inference.stream import planned
 
 CASES = [
@@ -33,10 +34,11 @@ PROMPT = 32
 
 def once(folder: Path, budget: int, new: int) -> dict[str, Any]:
     """Foretell and measure."""
-    before = measured_rates(folder)
+    form = open_shelf(folder).format.name
+    before = measured_rates(folder, form=form)
     plan = planned(folder, budget, context=PROMPT + new + 8)[1]
     found = run_ours(folder, budget, PROMPT, new)
-    after = measured_rates(folder)
+    after = measured_rates(folder, form=form)
     around = Rates(memory=(before.memory + after.memory) / 2, disk=(before.disk + after.disk) / 2)
     measured = found["tokens_per_second"]
     return {
