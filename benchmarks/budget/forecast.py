@@ -6,7 +6,7 @@ the mixture that learned (_trained.py), which is made. Each runs under a hard ca
 A case is judged by its middle round; single rounds stand beside it. Rates are measured again afterwards: what a round
 would have been foretold by the mean of both tells an error of the arithmetic from a disk that changed its mind. The
 table goes into docs/budget.md, too (_tables.py). On a rented machine others may take the processor away (steal time):
-a case that lost more than a twentieth to them is measured again, up to five times, and what was lost stands in the JSON.
+a case that lost more than a twentieth to them is measured again, up to five times, and the JSON says what was lost.
 """
 
 from __future__ import annotations
