@@ -206,6 +206,6 @@ def _check_room(sizes: Sizes, room: int | None, disk: str | None) -> None:
             way = f"--format {name} takes {format_bytes(smaller)}"
             break
     else:
-        way = f"{SMALLER[-1]}, the smallest format, takes {format_bytes(smaller)}"
+        way = f"even {SMALLER[-1]}, the smallest format, takes {format_bytes(smaller)}: make more room"
     takes, has = told_apart(sizes.on_disk, room)
     raise BudgetError(f"{sizes.name} as {sizes.format.name} takes {takes} on disk, --disk {disk} has {has}; {way}")
