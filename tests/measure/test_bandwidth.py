@@ -18,6 +18,7 @@ from pragnosia.measure.bandwidth import (
     memory_bandwidth,
     reading_speed,
     single_reads,
+    weight_bandwidth,
 )
 from pragnosia.units import MIB
 
@@ -56,6 +57,14 @@ def test_a_gpu_is_faster_in_bf16():
     assert speed.operations_per_second["bfloat16"] > speed.operations_per_second["float32"]
     assert speed.memory_bytes_per_second > 1e11
     assert 1e9 < link_bandwidth(torch.device("cuda"), seconds=0.1) < speed.memory_bytes_per_second
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "int8", "int2", "bf16-2:4"])
+def test_weights_are_read_at_a_rate_of_their_format(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1e7 < weight_bandwidth(name, seconds=0.01, num_bytes=8 * MIB) < 1e13
+    monkeypatch.setattr("pragnosia.measure.bandwidth.native_library", lambda: None)
+    monkeypatch.setattr("pragnosia.measure.bandwidth.memory_bandwidth", lambda *_, **__: 7.0)
+    assert weight_bandwidth(name) == 7.0, "nothing to time: the memory's own rate"
 
 
 @pytest.mark.parametrize("size", [5 << 20, (300 << 20) + 4097])

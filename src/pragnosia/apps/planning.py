@@ -60,7 +60,8 @@ def plan(
     planned, longest = _planned(sizes, budget, gpu, context, exact=exact)
     del learned
     crowd = None if {"memory", "disk"} <= given.keys() else busy()
-    found = measured_rates(folder or _folder(model), given, gpu=bool(gpu), rows=planned.rows_stay)
+    form = sizes.format.name
+    found = measured_rates(folder or _folder(model), given, form=form, gpu=bool(gpu), rows=planned.rows_stay)
     note = f"{'packed as' if _is_packed(sizes) else 'as it lies,'} {_form(sizes)}"
     note += " (the default)" if format is None and not Path(model).exists() else ""
     note += f"; --disk has room for {format_bytes(room)}" if room is not None else ""
@@ -205,6 +206,6 @@ def _check_room(sizes: Sizes, room: int | None, disk: str | None) -> None:
             way = f"--format {name} takes {format_bytes(smaller)}"
             break
     else:
-        way = f"{SMALLER[-1]}, the smallest format, takes {format_bytes(smaller)}"
+        way = f"even {SMALLER[-1]}, the smallest format, takes {format_bytes(smaller)}: make more room"
     takes, has = told_apart(sizes.on_disk, room)
     raise BudgetError(f"{sizes.name} as {sizes.format.name} takes {takes} on disk, --disk {disk} has {has}; {way}")

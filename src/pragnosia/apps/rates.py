@@ -38,21 +38,27 @@ def given_rates(text: str | None) -> dict[str, float]:
 
 
 def measured_rates(
-    folder: Path, given: Mapping[str, float] | None = None, *, gpu: bool = False, rows: bool = False
+    folder: Path,
+    given: Mapping[str, float] | None = None,
+    *,
+    form: str = "bf16",
+    gpu: bool = False,
+    rows: bool = False,
 ) -> Rates:
     """What is not given is measured: memory, the disk that holds `folder`, and the GPU's two where `gpu` asks for them.
 
-    The disk by the weights that lie there, or a file made for it; single reads, where `rows` asks, by those weights.
+    Memory by products with weights in the format `form`; the disk by the weights that lie there, or a file made for it;
+    single reads, where `rows` asks, by those weights.
     Where there is no GPU, or nothing may be written into the folder, it is assumed and said so.
     """
     import torch
 
     from pragnosia.inference.plan import Rates
-    from pragnosia.measure.bandwidth import link_bandwidth, memory_bandwidth
+    from pragnosia.measure.bandwidth import link_bandwidth, memory_bandwidth, weight_bandwidth
 
     found, assumed = dict(given or {}), []
     if "memory" not in found:
-        found["memory"] = memory_bandwidth(torch.device("cpu"), seconds=1.0, usual=True)
+        found["memory"] = weight_bandwidth(form, seconds=1.0)
     if "disk" not in found:
         try:
             found["disk"] = _disk(folder)

@@ -50,7 +50,9 @@ def refusal(plan: Plan, sizes: Sizes, drafted: Draft, *, tables: bool = False) -
     given += " of the GPU's memory" if on_gpu else ""
     larger = (needed - plan.budget) // 511 if tables else 0  # what page tables of a larger budget take beside
     enough = needed if on_gpu else needed + larger + _VARIES
-    ways = [f"give {option} {_whole(enough)} or more", *_shorter(plan, sizes, drafted), *_smaller(plan, sizes, drafted)]
+    why = "" if on_gpu else f", {format_bytes(_VARIES)} of it to spare"
+    more = f"give {option} {_whole(enough)} or more{why}"
+    ways = [more, *_shorter(plan, sizes, drafted), *_smaller(plan, sizes, drafted)]
     return f"{given} are too little: {' + '.join(filter(None, parts))} = {all_of_it}; {', or '.join(ways)}"
 
 

@@ -22,7 +22,10 @@ from statistics import median
 import torch
 
 from pragnosia.errors import UserError
+from pragnosia.kernels.compiled import native_library
 from pragnosia.kernels.far import IN_FLIGHT, FarRows
+from pragnosia.kernels.formats import format_named
+from pragnosia.kernels.packed import packed_linear
 from pragnosia.measure.limits import read_limits
 from pragnosia.units import GIB, MIB
 
@@ -30,6 +33,7 @@ _BLOCK = 4 * MIB
 _PIECE, _STRETCH = MIB, 128 * MIB  # what a pool reads at once; what is timed at once
 _READERS = 4
 _PAGE = 4096
+_DEPTH = 2048  # of the rows whose product is timed
 # Larger than the last-level cache of the large servers of 2026 (hundreds of MiB on some).
 _BUFFER = GIB
 _DESCRIPTORS = Path("/proc/self/fd")
@@ -96,6 +100,23 @@ def memory_bandwidth(
     vector = torch.ones(4096, device=device)
     timings = _timings(lambda: torch.mv(matrix, vector), device, seconds)
     return matrix.nbytes / (median(timings) if usual else min(timings))
+
+
+def weight_bandwidth(name: str, *, seconds: float = 0.3, num_bytes: int = _BUFFER // 2) -> float:
+    """Bytes per second of weights in a format, read by a product with one row, as it usually is beside what else runs.
+
+    What a token costs in memory: formats of few bits are slower than the memory, for they have to be unpacked.
+    Where there are no compiled kernels it is the memory's own rate.
+    """
+    if native_library() is None:
+        return memory_bandwidth(torch.device("cpu"), seconds=seconds, usual=True)
+    num_bytes = min(num_bytes, max(MIB, read_limits().memory_available // 4))
+    row = format_named(name).row_bytes(_DEPTH)
+    packed = torch.empty(max(1, num_bytes // row), row, dtype=torch.uint8).zero_()  # written, not just allocated
+    x = torch.ones(1, _DEPTH, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        timings = _timings(lambda: packed_linear(x, packed, _DEPTH, name), x.device, seconds)
+    return packed.nbytes / median(timings)
 
 
 def link_bandwidth(device: torch.device, *, seconds: float = 0.3, num_bytes: int = 256 * MIB) -> float:

@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "blocks.hpp"
+#include "checksum.hpp"
 
 constexpr int64_t PAGE = 4096;
 constexpr int64_t PIECE = 1 << 20;  // bytes that one read fetches
@@ -34,32 +35,6 @@ struct PoolStats {
     double seconds_waiting;
     int64_t failed_layer, failed_unit, failed_file, error;  // of the last; error is errno, -1 for a short read, -2 for a sum
 };
-
-// CRC-32 as zlib has it, eight bytes at a time.
-inline uint32_t crc32(const char* data, int64_t count) {
-    static const auto table = [] {
-        std::vector<uint32_t> all(8 * 256);
-        for (uint32_t i = 0; i < 256; ++i) {
-            uint32_t c = i;
-            for (int bit = 0; bit < 8; ++bit) c = c & 1 ? 0xedb88320u ^ (c >> 1) : c >> 1;
-            all[i] = c;
-        }
-        for (int s = 1; s < 8; ++s)
-            for (uint32_t i = 0; i < 256; ++i) all[s * 256 + i] = (all[(s - 1) * 256 + i] >> 8) ^ all[all[(s - 1) * 256 + i] & 255];
-        return all;
-    }();
-    const uint32_t* t = table.data();
-    uint32_t crc = ~0u;
-    for (; count >= 8; count -= 8, data += 8) {
-        uint32_t low, high;
-        std::memcpy(&low, data, 4), std::memcpy(&high, data + 4, 4);
-        low ^= crc;
-        crc = t[7 * 256 + (low & 255)] ^ t[6 * 256 + (low >> 8 & 255)] ^ t[5 * 256 + (low >> 16 & 255)] ^ t[4 * 256 + (low >> 24)] ^
-              t[3 * 256 + (high & 255)] ^ t[2 * 256 + (high >> 8 & 255)] ^ t[256 + (high >> 16 & 255)] ^ t[high >> 24];
-    }
-    for (; count > 0; --count, ++data) crc = t[(crc ^ uint8_t(*data)) & 255] ^ (crc >> 8);
-    return ~crc;
-}
 
 class Pool {
     enum State : int { ABSENT, READING, READY, FAILED };

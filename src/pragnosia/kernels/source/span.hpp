@@ -46,8 +46,7 @@ class SpanRun {
             runs[t].x = span.streams + t * step.width;
         }
         Passage passage(step);
-#pragma omp parallel num_threads(int(step.threads))
-        walk({omp_get_thread_num(), omp_get_num_threads()}, passage);
+        together(step.threads, [&](int id, int team) { walk({id, team}, passage); });
         if (passage.failed()) return -2;
         for (const StepRun& run : runs)
             if (run.failed) return -2;

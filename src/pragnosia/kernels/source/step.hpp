@@ -1,5 +1,5 @@
 // One token through a whole model: embedding, layers, head. Every address is filled in beforehand (program.py), one
-// team of threads runs from end to end, and a barrier stands wherever one thread reads what another wrote.
+// team of threads runs from end to end, and they meet (meeting.hpp) wherever one reads what another wrote.
 //
 //   x = embedding[token];  per layer: x += mix(norm(x)), x += think(norm(x));  logits = head norm(x)
 //
@@ -9,6 +9,7 @@
 
 #include "awake.hpp"
 #include "far.hpp"
+#include "meeting.hpp"
 #include "packed.hpp"
 #include "packing.hpp"
 #include "pool.hpp"
@@ -106,10 +107,6 @@ struct Step {
     float* hidden;    // (width): where the state that the head reads is told; null: nowhere
 };
 
-inline void meet() {
-#pragma omp barrier
-}
-
 #include "passing.hpp"
 
 // A vector in every form that the model's matrices ask for (packed.hpp).
@@ -206,8 +203,7 @@ class StepRun {
         memory.reset(bytes());
         take(memory);
         Passage passage(step);
-#pragma omp parallel num_threads(int(step.threads))
-        walk({omp_get_thread_num(), omp_get_num_threads()}, passage);
+        together(step.threads, [&](int id, int team) { walk({id, team}, passage); });
         if (failed || passage.failed()) return -2;
         return winner(best, step.logits, step.threads);
     }
