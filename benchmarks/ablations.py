@@ -8,9 +8,10 @@ Trained here, in turn on the same tokens, each arm at its best rate of a sweep, 
                 cost training, equal operations (it then trains fewer steps); and with layer dropout alone left out
     neurons     ReLU² and dReLU, whose silent neurons need not be read, against SwiGLU, which has none; equal operations
 
-Rows of columns come from benchmarks/sleep.py, those of token gates from gates.py, of inputs that sleep untrained from
-sparsify.py, of drafting (which changes no word: its row tells speed) from speculation.py, where their JSON lies beside
-this file. `--table` trains nothing and shows what there is. JSON beside this file; a part that is not run stays.
+Rows of columns come from benchmarks/sleep.py, of token gates from gates.py, of what sleeps untrained (inputs, 2:4, the
+dial) from untrained.py, of drafting (which changes no word: its row tells speed) from speculation.py, where their JSON
+lies beside this file; how fast inputs that sleep and 2:4 are, of a larger model, from sparsify.py. `--table` trains
+nothing and shows what there is. JSON beside this file; a part that is not run stays.
 
     python benchmarks/ablations.py [--seeds 3] [--steps 100] [--out DIR] [--only dendrites|exits|neurons] [--table]
 """
@@ -19,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ GATED = ("swiglu", "drelu")
 # Mechanism, what it is measured against, the JSON and its part that hold both arms, their names; where its speed is.
 _COLUMNS = ("columns", "results", "decode bf16", "columns of 8", "over_dense")
 _GATES = ("gates", "decoding", "gated_over_without")
+_LEVELS = ("sparsify", "levels", "over_wide awake")
+_CUT = ("sparsify", "packed", "over_bf16", "bf16-2:4")
 ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...]], ...] = (
     ("columns, 95 % asleep", "dense, equal total", "sleep", "asleep", "asleep-95", "dense", _COLUMNS),
     ("columns, 95 % asleep", "dense, equal active", "sleep", "asleep", "asleep-95", "dense-of-95", ()),
@@ -53,6 +55,9 @@ ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...]], ...] = (
     ("competition straight through", "gated", "sleep", "straight", "straight-through", "asleep-95", ()),
     ("neurons compete in a column", "none do", "sleep", "ablations", "neurons-compete", "asleep-95", ()),
     ("router of rank 32", "full rank", "sleep", "ablations", "router-of-rank-32", "asleep-95", ()),
+    ("columns as loud as dense", "scale 2", "sleep", "loudness", "asleep-95-loud", "asleep-95", ()),
+    ("columns as loud as dense", "dense, equal total", "sleep", "loudness", "asleep-95-loud", "dense", ()),
+    ("columns as loud as dense", "louder dense", "sleep", "loudness", "asleep-95-loud", "dense-louder", ()),
     ("balance of columns", "none", "sleep", "ablations", "asleep-95", "no-balance", ()),
     ("dendrites, 1 of 4 awake", "plain, the same heads", "ablations", "dendrites", "dendrites-1-of-4", PLAIN, ()),
     ("dendrites, 2 of 4 awake", "plain, the same heads", "ablations", "dendrites", "dendrites-2-of-4", PLAIN, ()),
@@ -64,8 +69,19 @@ ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...]], ...] = (
     ("dReLU", "SwiGLU, equal compute", "ablations", "neurons", "drelu", "swiglu", ()),
     ("token gates, half pass", "none, equal tokens", "gates", "quality", "gated", "without", _GATES),
     ("token gates, half pass", "narrower, equal compute", "gates", "quality", "gated", "narrower", ()),
+    ("inputs asleep, 0.4", "the same model", "untrained", "inputs", "level-0.4", "whole", (*_LEVELS, "0.4")),
+    ("inputs asleep, 0.4", "narrower, equal compute", "untrained", "inputs", "level-0.4", "narrower-0.4", ()),
+    ("inputs asleep, 0.5", "the same model", "untrained", "inputs", "level-0.5", "whole", (*_LEVELS, "0.5")),
+    ("inputs asleep, 0.5", "narrower, equal compute", "untrained", "inputs", "level-0.5", "narrower-0.5", ()),
+    ("inputs asleep, 0.5", "half the layers", "untrained", "inputs", "level-0.5", "shallower", ()),
+    ("2:4, as it is cut", "the same model", "untrained", "pattern", "2:4", "whole", _CUT),
+    ("2:4, recovered", "whole, equal tokens", "untrained", "pattern", "2:4-recovered", "whole-longer", _CUT),
+    ("2:4, recovered", "narrower, equal compute", "untrained", "pattern", "2:4-recovered", "narrower-0.5-longer", ()),
+    ("2:4, recovered", "half the layers", "untrained", "pattern", "2:4-recovered", "shallower-longer", ()),
+    ("dial, half the columns", "all of them", "untrained", "dial", "columns-dialled", "columns", ()),
+    ("dial, half the columns", "trained with half", "untrained", "dial", "columns-dialled", "columns-of-half", ()),
+    ("dial, half the columns", "dense, equal compute", "untrained", "dial", "columns-dialled", "dense-of-half", ()),
 )
-LEVEL = "0.5"  # of inputs asleep without training
 
 
 def operations(model: dict[str, Any], length: int) -> int:
@@ -159,17 +175,9 @@ def trained_rows(own: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     return rows
 
 
-def untrained_rows() -> list[list[str]]:
-    """Those of mechanisms that any model can be given."""
-    rows, asleep, drafts = [], read("sparsify"), read("speculation")
-    if "perplexity" in asleep:
-        lost, levels = asleep["perplexity"], asleep["levels"]
-        bits = math.log2(lost[LEVEL] / lost["wide awake"])
-        work = levels["bytes_per_token"][LEVEL] / levels["bytes_per_token"]["wide awake"]
-        figures = f"perplexity {lost[LEVEL]:.1f}", f"{lost['wide awake']:.1f}", f"{bits:+.3f} bits/token"
-        gain = spread(levels["over_wide awake"][LEVEL])
-        cost = f"{work:.2f}x of the bytes"
-        rows.append([f"inputs asleep untrained, {LEVEL}", "the same model", *figures, cost, gain, "sparsify.json"])
+def drafting_rows() -> list[list[str]]:
+    """That of drafting, which says the same words."""
+    rows, drafts = [], read("speculation")
     if "speculative" in drafts.get("arms", {}):
         said = f"{drafts['bits_per_byte']:.4f}"
         gain = spread(drafts["arms"]["speculative"]["over_plain"])
@@ -191,7 +199,7 @@ def main() -> None:
     if text is None and not asked.table:
         return
     kept = with_parts(__file__, {} if text is None else run(asked, text))
-    rows = [*trained_rows(kept), *untrained_rows()]
+    rows = [*trained_rows(kept), *drafting_rows()]
     header = [
         "mechanism",
         "against",

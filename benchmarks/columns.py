@@ -7,6 +7,7 @@
                    precision and in bfloat16
 
 Columns of 8, 16, 32 and 64 neurons, and of 8 behind a router of rank 128. Arms run in turn; ratios pair up by round.
+On a GPU: columns_gpu.py.
 
     python benchmarks/columns.py [ROUNDS] [LAYERS]
 """
@@ -25,6 +26,7 @@ from decode import speaking
 
 from pragnosia import PragnosiaConfig, PragnosiaForCausalLM, kernels
 from pragnosia.inference.few_bits import load_in_few_bits
+from pragnosia.model.attention import Moment
 from pragnosia.model.columns import Columns
 from pragnosia.model.feed_forward import FeedForward
 from training import BATCH, LENGTH, training
@@ -34,6 +36,8 @@ WIDTH, NEURONS, TOKENS = 2048, 32_768, 8
 GRAINS = (8, 16, 32, 64)
 RANK = 128
 VOCABULARY = 4096
+MOMENT = Moment((torch.empty(0), torch.empty(0)), {})
+"""A layer alone asks of it only how much wakes."""
 LEARNING_WIDTH, LEARNING_NEURONS, LEARNING_LAYERS = 512, 8192, 2
 
 
@@ -71,28 +75,32 @@ def filled(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
-def alone(organ: dict[str, Any], layers: int) -> Arm:
-    """Tokens through the layers, one layer and one token at a time."""
-    config = shape(WIDTH, 1, **organ)
+def layers_of(config: PragnosiaConfig, layers: int, dtype: torch.dtype, device: str = "cpu") -> list[Any]:
+    """Feed-forwards alone, as a model has them: weights in a precision, balance and steering in single."""
     kind: Any = Columns if config.columns else FeedForward
     with torch.device("meta"):
         empty = [kind(config, 0) for _ in range(layers)]
-    # as a model has them: weights in bfloat16, balance and steering not
     stack = []
     for layer in empty:
-        layer.to_empty(device="cpu")
+        layer.to_empty(device=device)
         for buffer in layer.buffers():
             buffer.zero_()
         for parameter in layer.parameters():
-            parameter.data = torch.empty(parameter.shape, dtype=torch.bfloat16)
+            parameter.data = torch.empty(parameter.shape, dtype=dtype, device=device)
         stack.append(filled(layer))
+    return stack
+
+
+def alone(organ: dict[str, Any], layers: int) -> Arm:
+    """Tokens through the layers, one layer and one token at a time."""
+    stack = layers_of(shape(WIDTH, 1, **organ), layers, torch.bfloat16)
     x = torch.randn(TOKENS, 1, 1, WIDTH, generator=torch.Generator().manual_seed(0)).bfloat16()
 
     def work() -> float:
         with torch.inference_mode():
             for token in x:
                 for layer in stack:
-                    layer(token, 1.0)
+                    layer(token, MOMENT)
         return float(TOKENS * layers)
 
     return timed(work)

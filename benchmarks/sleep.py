@@ -1,13 +1,16 @@
 """What does sleep cost in quality? Columns with 80, 90 and 95 % of their neurons asleep, beside dense layers.
 
 All arms see the same tokens in the same order, each at its best learning rate (`pragnosia compare` sweeps it), over the
-same seeds; differences are taken seed by seed. Four parts, which may run apart:
+same seeds; differences are taken seed by seed. Five parts, which may run apart:
 
     asleep      against a dense model of equal total size (nobody asleep) and one of equal active size, its share of the
                 router included
     grain       95 % asleep in columns of 8, of 16 (the grain of the preset braingpt-small) and of 64 (the seed's), of
                 which no fewer than one in 16 can wake: 94 % asleep
     straight    competition trained straight through instead of gated (straight_through.py), 95 % asleep
+    loudness    columns that are at first as loud as the dense layer they stand for, and as loud as two thirds of that:
+                scale 2 sqrt(U / A) for A of U awake, where it is 2 elsewhere; and a dense layer three times as loud as
+                usual (louder.py), since what helps columns may help it, too
     ablations   the other mechanisms of columns one by one at 95 %: columns of 32, competition of neurons inside a
                 column, a router of low rank, no balance
 
@@ -17,15 +20,17 @@ are eight to one of the stream, 95 % of them sleep, and heads are normed. Otherw
 shared by heads (four of 32 each, where eight of 64 share two), and columns are of 8 unless an arm says otherwise.
 JSON beside this file; a part that is not run stays as it was.
 
-    python benchmarks/sleep.py [--seeds 3] [--steps 300] [--out runs/sleep] [--only asleep|grain|straight|ablations]
+    python benchmarks/sleep.py [--seeds 3] [--steps 300] [--out runs/sleep] [--only PART]
 """
 
 from __future__ import annotations
 
 import argparse
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
+import louder
 import straight_through
 import yaml
 from _arms import beside, books, by_name, chosen, gap, told, trained, with_parts
@@ -54,6 +59,13 @@ def dense_of(columns: dict[str, Any]) -> int:
     return 8 * -int(-(organ.active_width + gates) // 8)
 
 
+def loud(columns: dict[str, Any], share: float = 1.0) -> dict[str, Any]:
+    """The columns, at first as loud together as all would be if they were awake, or a share of that."""
+    router = columns["thalamus"]
+    asleep = columns["width"] / columns["column_width"] / router["num_awake"]
+    return {**columns, "thalamus": {**router, "scale": round(2 * share * sqrt(asleep), 2)}}
+
+
 def shapes(columns: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
     """Every part's arms: their feed-forwards, by name."""
     plain = {"activation": columns.get("activation", "relu2")}
@@ -74,16 +86,26 @@ def shapes(columns: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
         "no-balance": {**best, "thalamus": {**router, "balance_rate": 0.0}},
     }
     straight = {"straight-through": {**best, "thalamus": {**router, "kind": straight_through.NAME}}}
-    parts = {"grain": grain, "straight": straight, "ablations": ablations}
+    louds = {f"asleep-{100 * share:.0f}-loud": loud(awake(columns, share)) for share in ASLEEP}
+    louds[f"{BASE}-mid"] = loud(best, 2 / 3)
+    parts = {"grain": grain, "straight": straight, "loudness": louds, "ablations": ablations}
     others = {part: dense | {name: {"columns": one} for name, one in arms.items()} for part, arms in parts.items()}
+    others["loudness"]["dense-louder"] = {**whole, "feed_forwards": louder.NAME}
     return {FIRST: asleep, **others}
+
+
+def base_of(part: str, arm: str) -> str:
+    """What an arm is held against, beside the dense model of equal total size."""
+    if part == FIRST:
+        return arm.replace("asleep", "dense-of")
+    return arm.rsplit("-", 1)[0] if part == "loudness" else BASE
 
 
 def rows_of(name: str, parts: dict[str, dict[str, Any]]) -> list[list[str]]:
     """A part's arms for the table."""
     arms, rows = beside(parts, name, FIRST), []
     for arm in by_name(parts[name]).values():
-        base = arm["name"].replace("asleep", "dense-of") if name == FIRST else BASE
+        base = base_of(name, arm["name"])
         others = [arms.get(other, arm) for other in (EQUAL_TOTAL, base)]
         gaps = ["" if other is arm else gap(arm, other) for other in others]
         sizes = f"{arm['total_parameters']:,}", f"{arm['active_parameters']:,}"
@@ -99,7 +121,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--out", type=Path, default=Path("runs/sleep"))
-    parser.add_argument("--only", choices=(FIRST, "grain", "straight", "ablations"))
+    parser.add_argument("--only", choices=(FIRST, "grain", "straight", "loudness", "ablations"))
     asked = parser.parse_args()
     text = books()
     if text is None:

@@ -109,7 +109,8 @@ def _enough(model: Path, text: Source, tokens: int | None, agreement: float, beh
     from pragnosia.measure.exits import TOKENS, needed_tokens
     from pragnosia.measure.passages import opening
 
-    config, needed, what = load_config(model), needed_tokens(agreement), f"calibrating to an agreement of {agreement:g}"
+    config, needed = load_config(model), needed_tokens(agreement)
+    what = f"calibrating to an agreement of {agreement:.10g}"
     check_layers(behind or [], config.num_hidden_layers)
     if config.num_hidden_layers == 1:  # no exit can be there
         turns = config.units is not None or getattr(config, "gates", None) is not None

@@ -3,6 +3,9 @@
 The weights stay in the precision they are kept in and are narrowed tile by tile under autocast, so that no narrow copy
 of a sleeping unit is ever made. Which program serves which unit is computed on the device: the grid is an upper bound,
 programs beyond the last tile leave at once.
+
+A few tokens that wake many narrow units, as columns are when a model speaks, are read slot by slot in two launches:
+sorting them would take longer than reading them. This was proven in Triton's interpreter, and has not run on a GPU.
 """
 
 from __future__ import annotations
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
     from pragnosia.kernels.activations import Activation
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FEW_TOKENS, NARROW = 4, 64
+"""Up to so many tokens of units of at most so many neurons are read slot by slot where no slope is asked for."""
+TILE = 4096  # weights that a program of these has in registers at once
 LARGE_SHARED_MEMORY = 224 << 10  # bytes a program may have on H100 and H200; small cards have 48 to 99 KiB
 
 
@@ -56,10 +62,48 @@ def bank(
         raise ValueError(f"backend 'triton' needs triton and a CUDA tensor, got x {x.dtype} on {x.device}")
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    tensors = (x, strengths, up, down, up_bias, down_bias)
+    learning = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
+    if not learning and len(units) <= FEW_TOKENS and down.shape[2] <= NARROW:
+        return _few(units, *tensors, activation, dtype)
     result: Tensor = _Bank.apply(  # type: ignore[no-untyped-call]
         x, units, strengths, up, down, up_bias, down_bias, activation, dtype
     )
     return result
+
+
+def _few(
+    units: Tensor,
+    x: Tensor,
+    strengths: Tensor,
+    up: Tensor,
+    down: Tensor,
+    up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    activation: Activation,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Slot by slot, summed in single precision; no slopes."""
+    from pragnosia.kernels import triton_kernels as programs
+
+    x, units, strengths, up, down = (tensor.contiguous() for tensor in (x, units, strengths, up, down))
+    (tokens, awake), (_, width, unit_width) = units.shape, down.shape
+    out = x.new_zeros(tokens, width, dtype=dtype)
+    if not units.numel():
+        return out
+    active = x.new_empty(units.numel(), unit_width, dtype=torch.float32)
+    neurons = 1 << (unit_width - 1).bit_length()
+    at_once = min(TILE // neurons, 1 << (width - 1).bit_length())
+    programs.few_up[units.numel(),](
+        x, units, strengths, up, up_bias, active, width, unit_width, awake,
+        code=activation.code, gated=activation.num_parts == 2, biased=up_bias is not None, BN=neurons, BK=at_once,
+    )  # fmt: skip
+    across = 16
+    programs.few_down[tokens, -(-width // across)](
+        active, units, strengths, down, down_bias, out, width, unit_width, awake,
+        biased=down_bias is not None, BA=TILE // (across * neurons), BD=across, BN=neurons,
+    )  # fmt: skip
+    return out
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,8 @@
     grouped          out[o] = scale (rows[i] W (or W') + b)      gather in, scatter out: Y, dP and dX
     activate_back    dH = s act'(H) dP,  sP,  ds = <P, dP> + <dY, b>       one program a slot
     outer            dW[u] = sum over the slots of u of a' b      every unit; zeros where nobody woke it
+    few_up           s P of one slot, read where its unit lies       few tokens of narrow units: nothing is sorted
+    few_down         y = sum over a token's slots of s (P W' + b)     the same, and no slot's row is written
 
 Sums run in fixed order and nothing is added atomically: the same input gives the same bits.
 """
@@ -235,3 +237,66 @@ def outer(
              mask=(m < M)[:, None] & (n < N)[None, :])  # fmt: skip
     if biased and tl.program_id(1) == 0:
         tl.store(bias + unit * M + m, column.to(dtype), mask=m < M)
+
+
+@triton.jit
+def few_up(
+    x, units, strengths, up, bias, active, D, F, A,
+    code: tl.constexpr, gated: tl.constexpr, biased: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """s P (F,) of one slot; 0 where it woke nobody. BN covers F."""
+    slot = tl.program_id(0).to(tl.int64)
+    unit = tl.load(units + slot)
+    n, k = tl.arange(0, BN), tl.arange(0, BK)
+    to = active + slot * F + n
+    if unit < 0:
+        tl.store(to, tl.zeros((BN,), tl.float32), mask=n < F)
+        return
+    parts = 2 if gated else 1
+    x += slot // A * D
+    up += unit * parts * F * D
+    gates, values = tl.zeros((BN, BK), tl.float32), tl.zeros((BN, BK), tl.float32)
+    for at in range(0, D, BK):
+        inside = at + k < D
+        row = tl.load(x + at + k, mask=inside, other=0.0).to(tl.float32)[None, :]
+        weights = n[:, None] * D + (at + k)[None, :]
+        wanted = (n < F)[:, None] & inside[None, :]
+        gates += row * tl.load(up + weights, mask=wanted, other=0.0).to(tl.float32)
+        if gated:
+            values += row * tl.load(up + F * D + weights, mask=wanted, other=0.0).to(tl.float32)
+    gate, value = tl.sum(gates, 1), tl.sum(values, 1)
+    if biased:
+        bias += unit * parts * F
+        gate += tl.load(bias + n, mask=n < F, other=0.0).to(tl.float32)
+        if gated:
+            value += tl.load(bias + F + n, mask=n < F, other=0.0).to(tl.float32)
+    result = _gate(gate, code)
+    if gated:
+        result *= _value(value, code)
+    tl.store(to, result * tl.load(strengths + slot).to(tl.float32), mask=n < F)
+
+
+@triton.jit
+def few_down(
+    active, units, strengths, down, bias, out, D, F, A,
+    biased: tl.constexpr, BA: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """BD numbers of one token's y, from s P (slots, F), BA slots at a time. BN covers F."""
+    token = tl.program_id(0).to(tl.int64)
+    d, n = tl.program_id(1) * BD + tl.arange(0, BD), tl.arange(0, BN)
+    total = tl.zeros((BA, BD), tl.float32)
+    for at in range(0, A, BA):
+        a = at + tl.arange(0, BA)
+        slot = token * A + a
+        unit = tl.load(units + slot, mask=a < A, other=-1)
+        here = unit >= 0
+        weights = unit[:, None, None] * D * F + d[None, :, None] * F + n[None, None, :]
+        wanted = here[:, None, None] & (d < D)[None, :, None] & (n < F)[None, None, :]
+        w = tl.load(down + weights, mask=wanted, other=0.0).to(tl.float32)
+        p = tl.load(active + slot[:, None] * F + n[None, :], mask=here[:, None] & (n < F)[None, :], other=0.0)
+        total += tl.sum(w * p[:, None, :], 2)
+        if biased:
+            s = tl.load(strengths + slot, mask=here, other=0.0).to(tl.float32)
+            added = here[:, None] & (d < D)[None, :]
+            total += s[:, None] * tl.load(bias + unit[:, None] * D + d[None, :], mask=added, other=0.0).to(tl.float32)
+    tl.store(out + token * D + d, tl.sum(total, 0).to(out.dtype.element_ty), mask=d < D)
