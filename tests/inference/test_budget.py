@@ -86,9 +86,7 @@ def test_curves_are_those_that_were_measured(kind: str, curve: Curve) -> None:
 def test_the_forecast_is_the_one_that_was_held_beside_speeds() -> None:
     """forecast.json's plans, made anew from its rates; twelve layers of 64 units, 4 awake, unless it says otherwise."""
     cases = json.loads((MEASURED / "forecast.json").read_text("utf-8"))["cases"]
-    off = []
     for name, rounds in cases.items():
-        ratios = []
         for case in rounds:
             entry = FORMATS.get(name.split(",")[0], FORMATS["bf16"])
             record = case.get("record_bytes") or record_bytes(entry, 2048, 768, ACTIVATIONS["swiglu"])
@@ -106,10 +104,19 @@ def test_the_forecast_is_the_one_that_was_held_beside_speeds() -> None:
             )  # fmt: skip
             assert plan.tokens_per_second(rates) == pytest.approx(by_hand(hits(units // 4 / units)))
             assert by_hand(case["hits_foretold"]) == pytest.approx(case["foretold"], rel=1e-6)
-            ratios.append(case["foretold"] / case["measured"])
-        if name.split(",")[0] in ("ckpt", "int8", "int4"):  # the kind of routing that the forecast speaks of
-            off.append(abs(median(ratios) - 1))
-    assert max(off) < 0.3  # the aim is a quarter; two cases of forecast.json miss it by 1 and 3 points
+
+
+@pytest.mark.xfail(strict=True, reason="forecast.json misses its aim: 0.72 and 1.26 times what came (docs/budget.md)")
+def test_the_forecast_was_within_a_quarter() -> None:
+    """The middle round of every case of the kind of routing that the forecast speaks of."""
+    cases = json.loads((MEASURED / "forecast.json").read_text("utf-8"))["cases"]
+    off = [
+        abs(median(case["foretold"] / case["measured"] for case in rounds) - 1)
+        for name, rounds in cases.items()
+        if name.split(",")[0] in ("ckpt", "int8", "int4")
+    ]
+    assert len(off) == 7
+    assert max(off) < 0.25
 
 
 def test_a_forecast_has_two_ends() -> None:
