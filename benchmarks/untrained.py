@@ -34,8 +34,6 @@ from pragnosia.data import Source, resolve
 from pragnosia.inference.loading import load_model, load_tokenizer
 from pragnosia.inference.sparsity import Site, put_to_sleep, sites_of
 from pragnosia.measure.accounting import account
-from pragnosia.measure.decoded import decoded
-from pragnosia.measure.dial import seen
 from pragnosia.measure.evaluation import Evaluation, evaluate
 from pragnosia.measure.thresholds import Examples, calibrated, examine, examples
 from pragnosia.model.setting import WHOLE, Setting
@@ -57,7 +55,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 def shapes(model: dict[str, Any], columns: dict[str, Any], length: int) -> dict[str, dict[str, Any]]:
     """Every arm's model."""
-    width = round(model["feed_forward"]["width"] * 2 / 3)  # three matrices, where ReLU² has two
+    width = 8 * round(model["feed_forward"]["width"] / 12)  # three matrices, where ReLU² has two; 2:4 takes fours
     whole = {**model, "feed_forward": {"width": width, "activation": "swiglu"}}
     few = {**whole, "num_hidden_layers": model["num_hidden_layers"] // 2}
     in_layers = 2 * (operations(whole, length) - operations(few, length))  # keys among them: they do not sleep
@@ -86,9 +84,9 @@ class Reader:
         options: dict[str, Any] = {"context": self.length, "max_bytes": READ, "setting": setting}
         return evaluate(model, self.tokenizer, self.text, **options)
 
-    def cost(self, model: Any) -> float:
+    def cost(self, model: Any, awake: float = 1.0) -> float:
         """Operations of one token of the model as it is."""
-        return float(account(model, precision="float32", context=self.length).operations_per_token)
+        return float(account(model, precision="float32", context=self.length, awake=awake).operations_per_token)
 
 
 def asleep(reader: Reader, folder: Path, found: Examples, level: float) -> tuple[float, float]:
@@ -116,15 +114,13 @@ def pruned(reader: Reader, folder: Path, found: Examples, steps: int) -> tuple[f
 def dialled(reader: Reader, folder: Path) -> tuple[float, float]:
     """The same with half of the columns; no weight differs."""
     model = load_model(folder)
-    read = reader.read(model, HALF)
-    return read.bits_per_byte, decoded(account(model, precision="float32"), read, HALF, seen(read)).operations
+    return reader.read(model, HALF).bits_per_byte, reader.cost(model, HALF.awake)
 
 
 def plain(reader: Reader, folder: Path) -> tuple[float, float]:
     """The same of a model as it was trained."""
     model = load_model(folder)
-    read = reader.read(model)
-    return read.bits_per_byte, decoded(account(model, precision="float32"), read, WHOLE, seen(read)).operations
+    return reader.read(model).bits_per_byte, reader.cost(model)
 
 
 def over_seeds(name: str, one: Callable[[int], tuple[float, float]], seeds: int) -> dict[str, Any]:
