@@ -116,3 +116,25 @@ def test_wrong_networks_are_one_line(run: Run, tmp_path: Path) -> None:
     run("simulate", path).refused("delay_ms 0.5 is shorter than dt_ms 1")
     path.write_text(yaml.safe_dump(brain(drive={"constant": {"mean_mv": 2}})), "utf-8")
     run("simulate", path, "--steps", "200").refused("population 'ear' never fired in 200 steps", "2.0 mV")
+
+
+def test_simulate_learns_where_a_projection_says_how(run: Run, tmp_path: Path) -> None:
+    wired = brain()
+    wired["projections"][0]["plasticity"] = "stdp"
+    wired["projections"].append({**wired["projections"][0], "plasticity": "three_factor"})
+    path = tmp_path / "plastic.yaml"
+    path.write_text(yaml.safe_dump(wired), "utf-8")
+    assert run("simulate", path, "--steps", "60", "--json").values["plasticity"] == []
+    told = run("simulate", path, "--steps", "60", "--learn", "--json").values["plasticity"]
+    assert [one["rule"] for one in told] == ["stdp", "three_factor"]
+    assert told[0]["changed"] > 0
+    assert told[0]["mean_before"] == pytest.approx(0.5)
+    assert told[1]["changed"] == 0, "without dopamine above or below rest nothing is learned by three factors"
+    rewarded = run("simulate", path, "--steps", "60", "--learn", "--level", "dopamine=2", "--json").values
+    assert rewarded["plasticity"][1]["changed"] > 0
+
+
+def test_simulate_refuses_to_learn_what_is_not_plastic(run: Run, config: Path) -> None:
+    answer = run("simulate", config, "--steps", "5", "--learn")
+    assert answer.code == 2
+    assert "no projection is plastic" in answer.err

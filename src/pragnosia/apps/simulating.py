@@ -39,6 +39,9 @@ def simulate(
     level: Level = None,
     threads: Annotated[int, typer.Option(min=1, help="Regions advanced side by side; the spikes are the same.")] = 1,
     seed: Seed = None,
+    learn: Annotated[
+        bool, typer.Option("--learn", help="Projections with a `plasticity` change by it; slower, spike by spike.")
+    ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
@@ -53,12 +56,23 @@ def simulate(
 
     levels = _levels(level)
     brain = _brain(config, drive, seed, levels)
+    changes: list[dict[str, Any]] = []
     state = brain.begin()
     _, state = run(brain, state, 1, threads=threads, consume=True)  # builds and loads the kernel, pages the state in
     state = brain.begin()
-    started = time.perf_counter()
-    activity, state = run(brain, state, steps, threads=threads, consume=True)
-    seconds = time.perf_counter() - started
+    if learn:
+        from pragnosia.learning.plasticity import changed
+        from pragnosia.learning.plasticity import learn as learning
+
+        begun = _brain(config, drive, seed)
+        started = time.perf_counter()
+        activity, learned, _, state = learning(begun, state, steps, levels=levels, threads=threads)
+        seconds = time.perf_counter() - started
+        changes = changed(begun, learned)
+    else:
+        started = time.perf_counter()
+        activity, state = run(brain, state, steps, threads=threads, consume=True)
+        seconds = time.perf_counter() - started
     check_alive(brain, activity)
     rates, cost = mean_rates_hz(brain, activity), spiking_cost(brain, activity)
     spikes = int(activity.counts.sum())
@@ -77,6 +91,7 @@ def simulate(
         "state_bytes": state.nbytes,
         "per_step": _cost_values(cost),
         "modulators": _level_values(levels),
+        "plasticity": changes,
     }
     return Answer(values, _lines(brain, values, cost))
 
@@ -193,6 +208,12 @@ def _cost_values(cost: SpikingCost) -> dict[str, Any]:
     }
 
 
+def _learned(one: Mapping[str, Any]) -> str:
+    """What a rule made of a projection."""
+    means = f"mean magnitude {one['mean_before']:.4f} to {one['mean_after']:.4f}"
+    return f"{one['projection']}: {one['changed']:,} of {one['synapses']:,} synapses changed, {means}"
+
+
 def _level_values(levels: Levels) -> dict[str, Any]:
     from pragnosia.spiking.modulation import STRENGTHS
 
@@ -212,5 +233,6 @@ def _lines(brain: Brain, values: dict[str, Any], cost: SpikingCost) -> list[str]
             ("rate", f"{values['mean_rate_hz_of_all']:.1f} Hz: {rates}"),
             ("a step", f"{cost.neuron_updates:,} neurons updated, {woken}, {energy}"),
             ("state", format_bytes(values["state_bytes"])),
+            *((f"{one['rule']}", _learned(one)) for one in values["plasticity"]),
         ]
     )

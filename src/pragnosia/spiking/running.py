@@ -109,7 +109,8 @@ def _compiled(
         for one in brain.projections
     ]
     window = max(min(brain.window, steps), 1)
-    capacity = max(EVENTS, state.rows * brain.num_neurons * window) if events else 0
+    each = state.rows * brain.num_neurons
+    capacity = max(min(EVENTS, each * steps), each * window) if events else 0
     parts: list[kernel.Fired] = []
     done = 0
     while done < steps:
