@@ -23,7 +23,9 @@ $(READY): requirements.lock pyproject.toml
 	@if $(BIN)/python -m pip --version >/dev/null 2>&1; then echo "== $(VENV): reused"; \
 	  else echo "== $(VENV): made with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear $(VENV); fi
 	@echo "== $(VENV): installing the pins of requirements.lock (about 2 GB; minutes the first time)"
-	@$(PIP) install -r requirements.lock
+	@$(PIP) install --no-compile -r requirements.lock
+	@# on all cores, which pip does on one; a library's files for other Pythons do not compile, and are not asked for
+	@$(BIN)/python -m compileall -q -j 0 -x '/tests/' $(VENV)/lib >/dev/null 2>&1 || true
 	@echo "== $(VENV): installing pragnosia from src/"
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
