@@ -36,10 +36,12 @@ from pragnosia.training.exits import lesson_at
 from pragnosia.training.interruption import Interruption
 from pragnosia.training.log import LOG, RunLog, read_log
 from pragnosia.training.optimisers import Optimisers
+from pragnosia.training.page import PAGE, write_page
 from pragnosia.training.progress import Bar, Reporter
-from pragnosia.training.run_folder import CHECKPOINTS, REPORT, clear_run, is_run, open_run
+from pragnosia.training.run_folder import CHECKPOINTS, REPORT, SETTINGS, clear_run, is_run, open_run
 from pragnosia.training.schedules import length_at, rate_factor
 from pragnosia.training.snapshot import Course, Snapshot, save_model
+from pragnosia.training.utilisation import utilisation
 from pragnosia.training.validation import Validation, bits_per_byte
 from pragnosia.training.window import Window, wakefulness
 
@@ -197,6 +199,7 @@ class Trainer:
             "learning_rate": rate,
             "sequence_length": length_at(config.schedule, done, config.batch.sequence_length),
             **wakefulness(self.lessons[-1]),
+            **({"utilisation": parts} if (parts := utilisation(self.lessons, self.model)) else {}),
         }
 
     def _validate(self) -> Record:
@@ -239,6 +242,8 @@ class Trainer:
             if not self.lessons and self.validation.possible:  # resumed after the last step
                 self._validate()
             draw_run(records, self.load, self.out / "curves.png", self.out.name)
+            settings = (self.out / SETTINGS).read_text(encoding="utf-8")
+            write_page(records, self.out / PAGE, self.out.name, asdict(report), settings)
         write_whole(self.out / REPORT, json.dumps(asdict(report), indent=1))
         return report
 
