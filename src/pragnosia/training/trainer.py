@@ -33,9 +33,10 @@ from pragnosia.training.checkpoint import Checkpoints, write_whole
 from pragnosia.training.configuration import TrainConfig, read_config
 from pragnosia.training.curves import draw_run
 from pragnosia.training.exits import lesson_at
+from pragnosia.training.growing import settle
 from pragnosia.training.interruption import Interruption
 from pragnosia.training.log import LOG, RunLog, read_log
-from pragnosia.training.optimisers import Optimisers
+from pragnosia.training.optimisers import Optimisers, embedded_in
 from pragnosia.training.page import PAGE, write_page
 from pragnosia.training.progress import Bar, Reporter
 from pragnosia.training.run_folder import CHECKPOINTS, REPORT, SETTINGS, clear_run, is_run, open_run
@@ -87,7 +88,7 @@ def train(
     if resume and checkpoint is None:
         reporter.note(f"nothing to resume: {folder} holds no checkpoint; beginning at step 0")
     try:
-        trainer = Trainer(settings, assemble(settings, folder, reporter), folder, reporter)
+        trainer = Trainer(settings, assemble(settings, folder, reporter, checkpoint), folder, reporter)
     except Exception:
         if not going_on:  # what a run being resumed has made stays
             clear_run(folder)
@@ -110,7 +111,7 @@ class Trainer:
         batch, autocast = config.batch, torch.bfloat16 if config.precision == "bf16" else None
         self.rule = make_rule(config)
         learners = list(self.rule.changes(self.model))
-        self.optimisers = Optimisers(learners, _embedded(self.model), config.optimiser)
+        self.optimisers = Optimisers(learners, embedded_in(self.model), config.optimiser)
         self.average = Average(learners, config.ema) if config.ema else None
         self.batches = Batches(
             self.corpus, batch.batch_size, batch.sequence_length, config.seed, curriculum=materials.curriculum
@@ -170,6 +171,7 @@ class Trainer:
         norm = float(self.optimisers.step(rate_factor(config.schedule, course.step, config.num_steps)))
         self._check_finite("norm of the gradient", norm)
         self.rule.settle(self.model, self.lessons)
+        settle(self.model, self.optimisers)
         course.step += 1
         if self.average is not None:
             self.average.update(course.step)
@@ -281,9 +283,3 @@ class Trainer:
             f"cannot write {self.out} at step {self.course.step}: {reason}; {self._last_good()}; "
             "make room and go on with --resume"
         )
-
-
-def _embedded(model: torch.nn.Module) -> set[int]:
-    """Ids of the token tables and heads."""
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
-    return {id(end.weight) for end in ends if end is not None}
