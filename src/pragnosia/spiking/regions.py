@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -74,11 +74,17 @@ class Brain:
     @classmethod
     def build(cls, config: BrainConfig, *, drive: str = "constant") -> Brain:
         """Draw what the configuration leaves to chance; `drive` is constant or noise. Raises ConfigError."""
+        wires = (drawn(config, number) for number in range(len(config.projections)))
+        return cls.wired(config, wires, drive=drive)
+
+    @classmethod
+    def wired(cls, config: BrainConfig, wires: Iterable[Synapses], *, drive: str = "constant") -> Brain:
+        """With these synapses, one value for each projection. Raises ConfigError for an unknown drive."""
         if drive not in DRIVES:
             raise ConfigError(unknown_name("drive", drive, DRIVES))
         regions = tuple(_region(config, number, drive) for number in range(len(config.populations)))
         projections = tuple(
-            Projection(config=one, synapses=drawn(config, number)) for number, one in enumerate(config.projections)
+            Projection(config=one, synapses=synapses) for one, synapses in zip(config.projections, wires, strict=True)
         )
         return cls(config=config, regions=regions, projections=projections)
 
