@@ -60,9 +60,12 @@ class ProjectionConfig:
 
     source: str
     target: str
-    fan_in: int
+    fan_in: int | Literal["all"]
+    """all: every source neuron once, of its own population itself as well."""
     weight: float
     """[mV] for pulses and currents, multiples of the leak for conductances; negative inhibits."""
+    mixed: bool = False
+    """Weights of both signs, Gaussian about 0 with this `weight` as their spread."""
     spread: float = 0.0
     """Weights are drawn from weight (1 - spread) to weight (1 + spread)."""
     delay_ms: float | tuple[float, float] = 1.0
@@ -124,7 +127,13 @@ class BrainConfig:
                 raise ConfigError(message)
         size = self.populations[projection.source].size
         others = size - (projection.source == projection.target)
+<<<<<<< HEAD
+        if projection.mixed and self.populations[projection.target].receptor.channels > 1:
+            raise ConfigError(f"{where}: mixed weights have no channel among conductances; take pulses or currents")
+        if projection.fan_in != "all" and not 1 <= projection.fan_in <= others:
+=======
         if self.synapses is None and not 1 <= projection.fan_in <= others:
+>>>>>>> main
             raise ConfigError(
                 f"{where}: fan_in is {projection.fan_in}; {projection.source} has {others} other neurons to draw from,"
                 f" so it must lie in 1 to {others}"

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -78,15 +78,18 @@ class Brain:
 
         `drive` is constant or noise.
         """
+        if config.synapses is None:
+            return cls.wired(config, (drawn(config, number) for number in range(len(config.projections))), drive=drive)
+        return cls.wired(config, kept_synapses(config), drive=drive)
+
+    @classmethod
+    def wired(cls, config: BrainConfig, wires: Iterable[Synapses], *, drive: str = "constant") -> Brain:
+        """With these synapses, one value for each projection. Raises ConfigError for an unknown drive."""
         if drive not in DRIVES:
             raise ConfigError(unknown_name("drive", drive, DRIVES))
         regions = tuple(_region(config, number, drive) for number in range(len(config.populations)))
-        if config.synapses is None:
-            wired = tuple(drawn(config, number) for number in range(len(config.projections)))
-        else:
-            wired = kept_synapses(config)
         projections = tuple(
-            Projection(config=one, synapses=synapses) for one, synapses in zip(config.projections, wired, strict=True)
+            Projection(config=one, synapses=synapses) for one, synapses in zip(config.projections, wires, strict=True)
         )
         return cls(config=config, regions=regions, projections=projections)
 
