@@ -90,6 +90,11 @@ class Batches:
         rows = self._rows_by_part()
         return tuple(n / windows.count for n, windows in zip(rows, self._windows, strict=True))
 
+    @property
+    def mix(self) -> tuple[float, ...]:
+        """The shares in force."""
+        return self._mixed.weights
+
     def remix(self, weights: Sequence[float]) -> None:
         """From the next row on, draw the parts by these shares, each where it was left; 0 rests. They sum to one."""
         if len(weights) != len(self.corpus.parts) or any(weight < 0 for weight in weights) or sum(weights) <= 0:

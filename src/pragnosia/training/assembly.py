@@ -42,6 +42,7 @@ from pragnosia.training.configuration import TrainConfig
 from pragnosia.training.curriculum import check_teacher, make_curriculum
 from pragnosia.training.growing import shape_at
 from pragnosia.training.progress import Reporter
+from pragnosia.training.upbringing import check_upbringing, first_shape
 from pragnosia.units import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Materials:
     model: PragnosiaForCausalLM
     tokenizer: PreTrainedTokenizerFast
     corpus: Corpus
+    adult: Any
+    """The shape that is configured; the model's own, unless it grows up in stages."""
     curriculum: Curriculum | None = None
 
 
@@ -71,9 +74,10 @@ def assemble(config: TrainConfig, out: Path, reporter: Reporter, checkpoint: Pat
     device = find_device(config.device)
     tokenizer = prepare_tokenizer(config, out, reporter)
     shape = model_config(config, tokenizer)
+    check_memory(config, shape, device)
+    adult, shape = shape, first_shape(config, shape)
     if checkpoint is not None:
         shape = shape_at(checkpoint, shape)
-    check_memory(config, shape, device)
     corpus = prepare_corpus(config, tokenizer, out, reporter)
     curriculum = _curriculum(config, corpus, out, reporter)
     sow(config.seed)
@@ -82,7 +86,7 @@ def assemble(config: TrainConfig, out: Path, reporter: Reporter, checkpoint: Pat
     model = PragnosiaForCausalLM(shape).to(device)  # type: ignore[arg-type]
     if config.gradient_checkpointing:
         _checkpoint_activations(model)
-    return Materials(model, tokenizer, corpus, curriculum)
+    return Materials(model, tokenizer, corpus, adult, curriculum)
 
 
 def check_plan(config: TrainConfig, out: Path) -> None:
@@ -90,7 +94,9 @@ def check_plan(config: TrainConfig, out: Path) -> None:
 
     Raises UserErrors.
     """
-    check_memory(config, model_config(config), find_device(config.device))
+    adult = model_config(config)
+    check_memory(config, adult, find_device(config.device))
+    check_upbringing(config, adult)
     make_rule(config)
     if config.curriculum is not None:
         check_teacher(config.curriculum)

@@ -29,6 +29,8 @@ class Event:
     deaths: int = 0
     parameters: tuple[int, int]
     """Before and after."""
+    jump: float | None = None
+    """Of the loss on the rows learned last, relative, measured right before and right after the structure changed."""
 
     def write(self) -> dict[str, Any]:
         """For a line of the log."""
@@ -44,7 +46,8 @@ class Event:
         """In one line, for people."""
         before, after = self.parameters
         size = f"; {format_count(before)} -> {format_count(after)} parameters" if before != after else ""
-        return f"{self.what}: {self.detail} ({self.reason}){size}"
+        jump = "" if self.jump is None else f"; loss {100 * self.jump:+.3f} %"
+        return f"{self.what}: {self.detail} ({self.reason}){size}{jump}"
 
 
 def events_of(records: Iterable[Record]) -> list[Event]:

@@ -194,9 +194,10 @@ def _happened(events: Sequence[Event]) -> str:
     rows = "".join(
         f'<tr><td class="n">{number}</td><td class="n">{event.step}</td><td>{escape(event.what)}</td>'
         f"<td>{escape(event.detail)}</td><td>{escape(event.reason)}</td>"
-        f'<td class="n">{" → ".join(format_count(size) for size in event.parameters)}</td></tr>'
+        f'<td class="n">{" → ".join(format_count(size) for size in dict.fromkeys(event.parameters))}</td>'
+        f'<td class="n">{"" if event.jump is None else f"{100 * event.jump:+.3f} %"}</td></tr>'
         for number, event in enumerate(events, start=1)
     )
     head = '<th class="n">no.</th><th class="n">step</th><th>what</th><th>now</th><th>why</th>'
-    head += '<th class="n">parameters</th>'
+    head += '<th class="n">parameters</th><th class="n">jump of the loss</th>'
     return f"<h2>Structural events</h2><table><tr>{head}</tr>{rows}</table>"
