@@ -82,6 +82,8 @@ class NeuroGenConfig(PreTrainedConfig):
             raise ConfigError(
                 f"brain is {self.brain!r}; expected populations and projections, as in configs/neurogen.yaml"
             )
+        if self.brain.get("synapses") is not None:
+            raise ConfigError("brain.synapses: a language model keeps its synapses itself; leave the key out")
         return _wired(json.dumps(self.brain))
 
     @property

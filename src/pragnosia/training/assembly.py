@@ -40,6 +40,7 @@ from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.presets import PRESETS
 from pragnosia.training.configuration import TrainConfig
 from pragnosia.training.curriculum import check_teacher, make_curriculum
+from pragnosia.training.growing import shape_at
 from pragnosia.training.progress import Reporter
 from pragnosia.units import format_bytes, format_count
 
@@ -62,11 +63,16 @@ class Materials:
     curriculum: Curriculum | None = None
 
 
-def assemble(config: TrainConfig, out: Path, reporter: Reporter) -> Materials:
-    """Make or find the tokenizer in `out`, pack the text, build the model. Raises UserErrors."""
+def assemble(config: TrainConfig, out: Path, reporter: Reporter, checkpoint: Path | None = None) -> Materials:
+    """Make or find the tokenizer in `out`, pack the text, build the model, of the shape it has at a checkpoint.
+
+    Raises UserErrors.
+    """
     device = find_device(config.device)
     tokenizer = prepare_tokenizer(config, out, reporter)
     shape = model_config(config, tokenizer)
+    if checkpoint is not None:
+        shape = shape_at(checkpoint, shape)
     check_memory(config, shape, device)
     corpus = prepare_corpus(config, tokenizer, out, reporter)
     curriculum = _curriculum(config, corpus, out, reporter)

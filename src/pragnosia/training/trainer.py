@@ -33,13 +33,16 @@ from pragnosia.training.checkpoint import Checkpoints, write_whole
 from pragnosia.training.configuration import TrainConfig, read_config
 from pragnosia.training.curves import draw_run
 from pragnosia.training.exits import lesson_at
+from pragnosia.training.growing import settle
 from pragnosia.training.interruption import Interruption
 from pragnosia.training.log import LOG, RunLog, read_log
-from pragnosia.training.optimisers import Optimisers
+from pragnosia.training.optimisers import Optimisers, embedded_in
+from pragnosia.training.page import PAGE, write_page
 from pragnosia.training.progress import Bar, Reporter
-from pragnosia.training.run_folder import CHECKPOINTS, REPORT, clear_run, is_run, open_run
+from pragnosia.training.run_folder import CHECKPOINTS, REPORT, SETTINGS, clear_run, is_run, open_run
 from pragnosia.training.schedules import length_at, rate_factor
 from pragnosia.training.snapshot import Course, Snapshot, save_model
+from pragnosia.training.utilisation import utilisation
 from pragnosia.training.validation import Validation, bits_per_byte
 from pragnosia.training.window import Window, wakefulness
 
@@ -85,7 +88,7 @@ def train(
     if resume and checkpoint is None:
         reporter.note(f"nothing to resume: {folder} holds no checkpoint; beginning at step 0")
     try:
-        trainer = Trainer(settings, assemble(settings, folder, reporter), folder, reporter)
+        trainer = Trainer(settings, assemble(settings, folder, reporter, checkpoint), folder, reporter)
     except Exception:
         if not going_on:  # what a run being resumed has made stays
             clear_run(folder)
@@ -108,7 +111,7 @@ class Trainer:
         batch, autocast = config.batch, torch.bfloat16 if config.precision == "bf16" else None
         self.rule = make_rule(config)
         learners = list(self.rule.changes(self.model))
-        self.optimisers = Optimisers(learners, _embedded(self.model), config.optimiser)
+        self.optimisers = Optimisers(learners, embedded_in(self.model), config.optimiser)
         self.average = Average(learners, config.ema) if config.ema else None
         self.batches = Batches(
             self.corpus, batch.batch_size, batch.sequence_length, config.seed, curriculum=materials.curriculum
@@ -168,6 +171,7 @@ class Trainer:
         norm = float(self.optimisers.step(rate_factor(config.schedule, course.step, config.num_steps)))
         self._check_finite("norm of the gradient", norm)
         self.rule.settle(self.model, self.lessons)
+        settle(self.model, self.optimisers)
         course.step += 1
         if self.average is not None:
             self.average.update(course.step)
@@ -197,6 +201,7 @@ class Trainer:
             "learning_rate": rate,
             "sequence_length": length_at(config.schedule, done, config.batch.sequence_length),
             **wakefulness(self.lessons[-1]),
+            **({"utilisation": parts} if (parts := utilisation(self.lessons, self.model)) else {}),
         }
 
     def _validate(self) -> Record:
@@ -239,6 +244,8 @@ class Trainer:
             if not self.lessons and self.validation.possible:  # resumed after the last step
                 self._validate()
             draw_run(records, self.load, self.out / "curves.png", self.out.name)
+            settings = (self.out / SETTINGS).read_text(encoding="utf-8")
+            write_page(records, self.out / PAGE, self.out.name, asdict(report), settings)
         write_whole(self.out / REPORT, json.dumps(asdict(report), indent=1))
         return report
 
@@ -276,9 +283,3 @@ class Trainer:
             f"cannot write {self.out} at step {self.course.step}: {reason}; {self._last_good()}; "
             "make room and go on with --resume"
         )
-
-
-def _embedded(model: torch.nn.Module) -> set[int]:
-    """Ids of the token tables and heads."""
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
-    return {id(end.weight) for end in ends if end is not None}
