@@ -24,6 +24,7 @@ from pragnosia.apps import (
     speaking,
     training,
     tuning,
+    upcycling,
 )
 
 app = typer.Typer(
@@ -48,6 +49,7 @@ app.command("import")(models.import_model)
 app.command("export")(models.export_model)
 app.command("pack")(packing.pack)
 app.command("sparsify")(sparsifying.sparsify)
+app.command("upcycle")(upcycling.upcycle)
 app.command("tune")(tuning.tune)
 app.command("merge")(tuning.merge)
 app.command("plan")(planning.plan)

@@ -1,0 +1,1 @@
+"""Rules that change a model's structure between steps: growth, pruning."""
