@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from pragnosia.model.configuration import PragnosiaConfig
     from pragnosia.model.modeling import PragnosiaForCausalLM, PragnosiaModel
     from pragnosia.model.setting import Setting
+    from pragnosia.spiking.neurogen import NeuroGenForCausalLM
+    from pragnosia.spiking.neurogen_configuration import NeuroGenConfig
 
 __version__ = "0.1.0"
 __all__ = [
     "CoincidenceConfig",
     "CoincidenceForCausalLM",
+    "NeuroGenConfig",
+    "NeuroGenForCausalLM",
     "Pragnosia",
     "PragnosiaConfig",
     "PragnosiaForCausalLM",
@@ -36,6 +40,8 @@ __all__ = [
 _HOMES = {
     "CoincidenceConfig": "pragnosia.model.coincidence",
     "CoincidenceForCausalLM": "pragnosia.model.coincidence",
+    "NeuroGenConfig": "pragnosia.spiking.neurogen_configuration",
+    "NeuroGenForCausalLM": "pragnosia.spiking.neurogen",
     "Pragnosia": "pragnosia.inference.speaker",
     "PragnosiaConfig": "pragnosia.model.configuration",
     "PragnosiaForCausalLM": "pragnosia.model.modeling",

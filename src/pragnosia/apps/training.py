@@ -32,6 +32,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last good checkpoint in OUT; begin where there is none.")
     ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Draw loss, use of units, births and deaths in the terminal while it goes.")
+    ] = False,
     settings: Settings = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -40,18 +43,21 @@ def train(
     _check_input([config], data, settings)
     once = read_settings(config, settings or [])
     if one_pass.trains_once(once):
-        one_pass.refuse(resume=resume)
+        one_pass.refuse(resume=resume, watch=watch)
         return one_pass.train(once, out or Path("runs") / Path(config).stem, data or [])
+    from pragnosia.training.log import LOG
     from pragnosia.training.progress import Bar
     from pragnosia.training.trainer import train as run
+    from pragnosia.training.watching import Watch
 
+    folder = out or Path("runs") / Path(config).stem
     report = run(
         config,
         data=data or (),
-        out=out or Path("runs") / Path(config).stem,
+        out=folder,
         resume=resume,
         overrides=settings or [],
-        reporter=Bar(),
+        reporter=Watch(folder / LOG) if watch else Bar(),
     )
     values = asdict(report)
     rows = [

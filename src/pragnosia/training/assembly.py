@@ -40,7 +40,9 @@ from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.presets import PRESETS
 from pragnosia.training.configuration import TrainConfig
 from pragnosia.training.curriculum import check_teacher, make_curriculum
+from pragnosia.training.growing import shape_at
 from pragnosia.training.progress import Reporter
+from pragnosia.training.upbringing import check_upbringing, first_shape
 from pragnosia.units import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -59,15 +61,23 @@ class Materials:
     model: PragnosiaForCausalLM
     tokenizer: PreTrainedTokenizerFast
     corpus: Corpus
+    adult: Any
+    """The shape that is configured; the model's own, unless it grows up in stages."""
     curriculum: Curriculum | None = None
 
 
-def assemble(config: TrainConfig, out: Path, reporter: Reporter) -> Materials:
-    """Make or find the tokenizer in `out`, pack the text, build the model. Raises UserErrors."""
+def assemble(config: TrainConfig, out: Path, reporter: Reporter, checkpoint: Path | None = None) -> Materials:
+    """Make or find the tokenizer in `out`, pack the text, build the model, of the shape it has at a checkpoint.
+
+    Raises UserErrors.
+    """
     device = find_device(config.device)
     tokenizer = prepare_tokenizer(config, out, reporter)
     shape = model_config(config, tokenizer)
     check_memory(config, shape, device)
+    adult, shape = shape, first_shape(config, shape)
+    if checkpoint is not None:
+        shape = shape_at(checkpoint, shape)
     corpus = prepare_corpus(config, tokenizer, out, reporter)
     curriculum = _curriculum(config, corpus, out, reporter)
     sow(config.seed)
@@ -76,7 +86,7 @@ def assemble(config: TrainConfig, out: Path, reporter: Reporter) -> Materials:
     model = PragnosiaForCausalLM(shape).to(device)  # type: ignore[arg-type]
     if config.gradient_checkpointing:
         _checkpoint_activations(model)
-    return Materials(model, tokenizer, corpus, curriculum)
+    return Materials(model, tokenizer, corpus, adult, curriculum)
 
 
 def check_plan(config: TrainConfig, out: Path) -> None:
@@ -84,7 +94,9 @@ def check_plan(config: TrainConfig, out: Path) -> None:
 
     Raises UserErrors.
     """
-    check_memory(config, model_config(config), find_device(config.device))
+    adult = model_config(config)
+    check_memory(config, adult, find_device(config.device))
+    check_upbringing(config, adult)
     make_rule(config)
     if config.curriculum is not None:
         check_teacher(config.curriculum)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pragnosia.errors import ConfigError
+from pragnosia.plasticity.origin import Change, Origin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,17 @@ class Average:
         finally:
             for name, weight in self.weights.items():
                 weight.data = own[name]
+
+    @torch.no_grad()
+    def follow(self, change: Change, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+        """Take over the parameters of a model that changed its structure: averages go along, newborns begin theirs."""
+        old, self.weights = self.means, dict(parameters)
+        self.means = {}
+        for name, weight in self.weights.items():
+            origin = change.origins.get(name, Origin(name))
+            drawn = weight.detach().clone()
+            known = origin.name in old
+            self.means[name] = origin.weights(old[str(origin.name)], drawn, name, change.seed) if known else drawn
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take up averages saved before."""

@@ -7,7 +7,7 @@ schedule, checkpoint, …) is defined there.
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from pragnosia.training.curriculum import CurriculumConfig
 from pragnosia.training.optimisers import OptimiserConfig
 from pragnosia.training.schedules import ScheduleConfig, check_lengths
 from pragnosia.training.settings import read_settings
+from pragnosia.training.stages import StageConfig, check_stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,8 @@ class TrainConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     curriculum: CurriculumConfig | None = None
     """Which text comes first; None: all of it, shuffled, from the first step on."""
+    stages: list[StageConfig] | Literal["default"] | None = None
+    """Parts of the run in which the model grows up (stages.py); None: it is adult from the first step on."""
     steps: int | None = None
     tokens: float | None = None
     """Instead of steps: how many tokens to train on, rounded down to whole steps."""
@@ -134,6 +137,10 @@ class TrainConfig:
         if self.num_steps < 1:
             raise ConfigError(f"steps is {self.steps}, tokens {self.tokens}; a step is {self.batch.tokens} tokens")
         check_lengths(self.schedule, self.batch.sequence_length)
+        if isinstance(self.stages, list):
+            check_stages(self.stages, self.num_steps, self.batch.sequence_length)
+        if self.stages is not None and self.schedule.first_length is not None:
+            raise ConfigError("stages and schedule.first_length both say how long rows are; leave one of them out")
 
     @property
     def num_steps(self) -> int:
@@ -178,9 +185,18 @@ def _refuse_unknown(values: Any, owner: type, path: str) -> None:
         if key not in known:
             full = [f"{path}{name}" for name in known]
             raise ConfigError(unknown_name("configuration key", f"{path}{key}", full))
-        for inner in (hints[key], *typing.get_args(hints[key])):
-            if isinstance(inner, type) and is_dataclass(inner):
-                _refuse_unknown(value, inner, f"{path}{key}.")
+        for inner in _named_in(hints[key]):
+            if is_dataclass(inner):
+                for part in value if isinstance(value, list) else [value]:
+                    _refuse_unknown(part, inner, f"{path}{key}.")
+
+
+def _named_in(hint: Any) -> Iterator[type]:
+    """Every type that a hint names, within lists and unions too."""
+    if isinstance(hint, type) and not typing.get_args(hint):
+        yield hint
+    for inner in typing.get_args(hint):
+        yield from _named_in(inner)
 
 
 def _one_line(error: ValidationError) -> str:

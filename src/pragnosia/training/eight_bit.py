@@ -10,6 +10,7 @@ Block-wise 8-bit moments: Dettmers et al. 2022, arXiv 2110.02861; float8 ones: P
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, final
 
 import torch
@@ -60,6 +61,20 @@ class AdamW8bit(WeightByWeight):
         weight.addcdiv_(m.to(weight.dtype), size.to(weight.dtype), value=-group["lr"] / (1 - first**step))
         for (codes, scales), values in zip(moments, (m, v.sqrt_()), strict=True):
             _encode(values, codes, scales, least=_LEAST if values is v else 0.0)
+
+
+def carry_blocks(state: dict[str, Any], shape: torch.Size, follow: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """One weight's state after its numbers, of `shape`, went elsewhere; what is zero then is a newborn's."""
+    carried: dict[str, Any] = {"step": state["step"]}
+    for name in ("m", "root"):
+        flat = (state[f"{name}_codes"].float() * state[f"{name}_scales"]).view(-1)[: shape.numel()]
+        values = follow(flat.view(shape)).reshape(-1)
+        count = -(-values.numel() // BLOCK)
+        codes = torch.zeros(count, BLOCK, device=values.device).to(_CODES)
+        scales = torch.zeros(count, 1, device=values.device)
+        _encode(values, codes, scales, least=_LEAST if name == "root" else 0.0)
+        carried |= {f"{name}_codes": codes, f"{name}_scales": scales}
+    return carried
 
 
 def _encode(values: Float[Tensor, " N"], codes: Tensor, scales: Tensor, least: float) -> None:

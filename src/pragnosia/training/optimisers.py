@@ -22,8 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from pragnosia.errors import ConfigError, unknown_name
-from pragnosia.training.eight_bit import AdamW8bit
+from pragnosia.plasticity.origin import Change, Origin, followed
+from pragnosia.training.eight_bit import AdamW8bit, carry_blocks
 from pragnosia.training.muon import Muon
+from pragnosia.training.newborns import Newborns
 from pragnosia.training.row_wise import RowAdam
 
 KINDS = ("matrices", "router", "embeddings", "vectors", "memory")
@@ -50,6 +52,8 @@ class OptimiserConfig:
     """Of Muon."""
     clip: float | None = 1.0
     """Largest norm of the whole gradient; None does not clip."""
+    newborn_steps: int = 200
+    """Over which the rate of what growth has made rises to that of the others (newborns.py)."""
 
     def __post_init__(self) -> None:
         if self.name not in get_args(Name):
@@ -62,6 +66,8 @@ class OptimiserConfig:
                 raise ConfigError(f"optimiser.{key} is {getattr(self, key)}; it must lie in [0, 1)")
         if self.weight_decay < 0:
             raise ConfigError(f"optimiser.weight_decay is {self.weight_decay}; it must not be negative")
+        if self.newborn_steps < 0:
+            raise ConfigError(f"optimiser.newborn_steps is {self.newborn_steps}; it must not be negative")
         if self.clip is not None and not self.clip > 0:
             raise ConfigError(f"optimiser.clip is {self.clip}; it must be greater than 0, or null")
 
@@ -83,6 +89,13 @@ class Optimisers:
 
     def __init__(self, parameters: Iterable[Named], embedded: set[int], config: OptimiserConfig) -> None:
         self.clip = config.clip
+        self.config = config
+        self.newborns = Newborns(config.newborn_steps)
+        self._take(parameters, embedded)
+
+    def _take(self, parameters: Iterable[Named], embedded: set[int]) -> None:
+        """Parameters in their groups, without a past."""
+        config = self.config
         self.weights: dict[str, nn.Parameter] = dict(parameters)
         if not self.weights:
             raise ConfigError("the learning rule changes no parameter; nothing can be trained")
@@ -128,10 +141,25 @@ class Optimisers:
             scale = None  # dividing by one would write every gradient once more
         for group in self.groups:
             group["lr"] = group["peak"] * factor
+        held = self.newborns.hold(self.weights)
         for part in self.parts:
             part.grad_scale = scale  # type: ignore[attr-defined]
             part.step()
+        self.newborns.release(held)
         return norm
+
+    def follow(self, change: Change, parameters: Iterable[Named], embedded: set[int]) -> None:
+        """Take over the parameters of a model that changed its structure: moments go along, newborns have none."""
+        old = self.weights
+        moments = {name: part.state[w] for part in self.parts for name, w in old.items() if w in part.state}
+        self._take(parameters, embedded)
+        names = {id(weight): name for name, weight in self.weights.items()}
+        for part, weight in ((p, weight) for p in self.parts for group in p.param_groups for weight in group["params"]):
+            name = names[id(weight)]
+            origin = change.origins.get(name, Origin(name))
+            if origin.name in moments and not origin.newborn:
+                part.state[weight] = _followed(moments[origin.name], old[origin.name].shape, origin)
+        self.newborns.follow(change.origins, self.weights, set(old))
 
     def state(self) -> dict[str, Tensor]:
         """Moments of every parameter, as `<parameter>/<moment>`."""
@@ -141,16 +169,31 @@ class Optimisers:
             for part in self.parts
             for weight, moments in part.state.items()
             for moment, value in moments.items()
-        }
+        } | self.newborns.state()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take up moments written by `state`."""
         owner = {id(w): part for part in self.parts for group in part.param_groups for w in group["params"]}
         for key, value in state.items():
+            if self.newborns.load(key, value):
+                continue
             name, moment = key.rsplit("/", 1)
             weight = self.weights[name]
             device = value.device if moment == "step" and weight.device.type == "cpu" else weight.device
             owner[id(weight)].state[weight][moment] = value.to(device)
+
+
+def embedded_in(model: Any) -> set[int]:
+    """Ids of a model's token tables and heads."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return {id(end.weight) for end in ends if end is not None}
+
+
+def _followed(moments: dict[str, Any], shape: torch.Size, origin: Origin) -> dict[str, Any]:
+    """The state of one weight, where its numbers went."""
+    if "m_codes" in moments:
+        return carry_blocks(moments, shape, lambda moment: followed(moment, origin.axes))
+    return {key: followed(value, origin.axes) if torch.is_tensor(value) else value for key, value in moments.items()}
 
 
 def _norm(gradients: list[Tensor]) -> Tensor:
