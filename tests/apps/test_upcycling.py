@@ -29,6 +29,7 @@ def theirs(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_key_value_heads=1,
         head_dim=16,
         max_position_embeddings=64,
+        tie_word_embeddings=True,
         initializer_range=0.3,
     )
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)

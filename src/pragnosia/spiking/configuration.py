@@ -127,13 +127,9 @@ class BrainConfig:
                 raise ConfigError(message)
         size = self.populations[projection.source].size
         others = size - (projection.source == projection.target)
-<<<<<<< HEAD
         if projection.mixed and self.populations[projection.target].receptor.channels > 1:
             raise ConfigError(f"{where}: mixed weights have no channel among conductances; take pulses or currents")
-        if projection.fan_in != "all" and not 1 <= projection.fan_in <= others:
-=======
-        if self.synapses is None and not 1 <= projection.fan_in <= others:
->>>>>>> main
+        if self.synapses is None and projection.fan_in != "all" and not 1 <= projection.fan_in <= others:
             raise ConfigError(
                 f"{where}: fan_in is {projection.fan_in}; {projection.source} has {others} other neurons to draw from,"
                 f" so it must lie in 1 to {others}"

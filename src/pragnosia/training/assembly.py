@@ -42,6 +42,7 @@ from pragnosia.training.configuration import TrainConfig
 from pragnosia.training.curriculum import check_teacher, make_curriculum
 from pragnosia.training.growing import shape_at
 from pragnosia.training.progress import Reporter
+from pragnosia.training.starting import begin_with, start_shape
 from pragnosia.training.upbringing import check_upbringing, first_shape
 from pragnosia.units import format_bytes, format_count
 
@@ -83,7 +84,10 @@ def assemble(config: TrainConfig, out: Path, reporter: Reporter, checkpoint: Pat
     sow(config.seed)
     from pragnosia.model.modeling import PragnosiaForCausalLM  # slow to import, and tuning reads this file too
 
-    model = PragnosiaForCausalLM(shape).to(device)  # type: ignore[arg-type]
+    model = PragnosiaForCausalLM(shape)
+    if config.start is not None and checkpoint is None:
+        begin_with(model, config.start)
+    model = model.to(device)  # type: ignore[arg-type]
     if config.gradient_checkpointing:
         _checkpoint_activations(model)
     return Materials(model, tokenizer, corpus, adult, curriculum)
@@ -101,7 +105,7 @@ def check_plan(config: TrainConfig, out: Path) -> None:
     if config.curriculum is not None:
         check_teacher(config.curriculum)
     mixture = Mixture.parse(config.data.sources)
-    if config.tokenizer.path is None and not (out / TOKENIZER).is_file():
+    if config.tokenizer.path is None and config.start is None and not (out / TOKENIZER).is_file():
         # Packing reads all text soon enough; training a tokenizer first would take minutes.
         check_vocab_size(config.tokenizer.vocab_size)
         mixture.check()
@@ -144,8 +148,9 @@ def prepare_tokenizer(config: TrainConfig, out: Path, reporter: Reporter) -> Pre
     """The run's tokenizer: already in `out`, else copied there, else trained on the run's data."""
     if (out / TOKENIZER).is_file():
         return load_tokenizer(out)
-    if config.tokenizer.path is not None:
-        tokenizer = load_tokenizer(config.tokenizer.path)
+    given = config.tokenizer.path or config.start
+    if given is not None:
+        tokenizer = load_tokenizer(given)
         save_tokenizer(tokenizer, out)
         return tokenizer
     wanted = config.tokenizer
@@ -187,6 +192,8 @@ def model_config(config: TrainConfig, tokenizer: PreTrainedTokenizerFast | None 
 
     Until it is there, it is taken to have as many tokens as are asked for. Raises ConfigError.
     """
+    if config.start is not None:
+        return start_shape(config.start, config.batch.sequence_length)
     given = dict(config.model)
     name = given.pop("preset", None)
     values = merged(PRESETS[name] if name is not None else {}, given)
