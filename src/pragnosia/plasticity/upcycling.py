@@ -29,7 +29,7 @@ from pragnosia.checkpoints.blueprint import Blueprint, blueprint
 from pragnosia.checkpoints.matching import parameter_shapes
 from pragnosia.checkpoints.travel import carry
 from pragnosia.checkpoints.writer import SHARD_BYTES, Entry, new_directory, write_weights
-from pragnosia.data import vocabulary_digest
+from pragnosia.data.vocabulary import vocabulary_digest
 from pragnosia.errors import ConfigError
 from pragnosia.kernels.activations import ACTIVATIONS
 from pragnosia.model.configuration import PragnosiaConfig
