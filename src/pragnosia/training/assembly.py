@@ -44,6 +44,7 @@ from pragnosia.training.curriculum import check_teacher, make_curriculum
 from pragnosia.training.growing import shape_at
 from pragnosia.training.minds import is_spiking, spiking_config, spiking_memory
 from pragnosia.training.progress import Reporter
+from pragnosia.training.starting import begin_with, start_shape
 from pragnosia.training.upbringing import check_upbringing, first_shape
 from pragnosia.units import format_bytes, format_count
 
@@ -84,7 +85,10 @@ def assemble(config: TrainConfig, out: Path, reporter: Reporter, checkpoint: Pat
     corpus = prepare_corpus(config, tokenizer, out, reporter)
     curriculum = _curriculum(config, corpus, out, reporter)
     sow(config.seed)
-    model = _made(shape).to(device)
+    model = _made(shape)
+    if config.start is not None and checkpoint is None:
+        begin_with(model, config.start)
+    model = model.to(device)
     if config.gradient_checkpointing:
         _checkpoint_activations(model)
     return Materials(model, tokenizer, corpus, adult, curriculum)
@@ -102,7 +106,7 @@ def check_plan(config: TrainConfig, out: Path) -> None:
     if config.curriculum is not None:
         check_teacher(config.curriculum)
     mixture = Mixture.parse(config.data.sources)
-    if config.tokenizer.path is None and not (out / TOKENIZER).is_file():
+    if config.tokenizer.path is None and config.start is None and not (out / TOKENIZER).is_file():
         # Packing reads all text soon enough; training a tokenizer first would take minutes.
         check_vocab_size(config.tokenizer.vocab_size)
         mixture.check()
@@ -157,8 +161,9 @@ def prepare_tokenizer(config: TrainConfig, out: Path, reporter: Reporter) -> Pre
     """The run's tokenizer: already in `out`, else copied there, else trained on the run's data."""
     if (out / TOKENIZER).is_file():
         return load_tokenizer(out)
-    if config.tokenizer.path is not None:
-        tokenizer = load_tokenizer(config.tokenizer.path)
+    given = config.tokenizer.path or config.start
+    if given is not None:
+        tokenizer = load_tokenizer(given)
         save_tokenizer(tokenizer, out)
         return tokenizer
     wanted = config.tokenizer
@@ -210,6 +215,8 @@ def model_config(config: TrainConfig, tokenizer: PreTrainedTokenizerFast | None 
     """
     if is_spiking(config.model):
         raise ConfigError("model.kind is neurogen, and this is defined for a cortex alone; name another configuration")
+    if config.start is not None:
+        return start_shape(config.start, config.batch.sequence_length)
     given = dict(config.model)
     name = given.pop("preset", None)
     values = merged(PRESETS[name] if name is not None else {}, given)

@@ -106,6 +106,8 @@ class TrainConfig:
 
     model: dict[str, Any] = field(default_factory=dict)
     """`preset: name` and any field of PragnosiaConfig; or `kind: neurogen` and any field of NeuroGenConfig."""
+    start: str | None = None
+    """Instead of `model`: a model directory whose shape, weights and tokenizer the run begins with."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -133,6 +135,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_model(self.model)
+        if self.start is not None and (self.model or self.stages is not None):
+            other = "model" if self.model else "stages"
+            raise ConfigError(f"start and {other} both say what the run begins with; leave one of them out")
         if (self.steps is None) == (self.tokens is None):
             raise ConfigError("give exactly one of steps and tokens: how long to train")
         if self.num_steps < 1:
