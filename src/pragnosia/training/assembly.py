@@ -42,7 +42,7 @@ from pragnosia.training.configuration import TrainConfig
 from pragnosia.training.curriculum import check_teacher, make_curriculum
 from pragnosia.training.growing import shape_at
 from pragnosia.training.progress import Reporter
-from pragnosia.training.upbringing import check_upbringing, first_shape
+from pragnosia.training.upbringing import check_budget, check_upbringing, first_shape
 from pragnosia.units import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def assemble(config: TrainConfig, out: Path, reporter: Reporter, checkpoint: Pat
     tokenizer = prepare_tokenizer(config, out, reporter)
     shape = model_config(config, tokenizer)
     check_memory(config, shape, device)
+    check_budget(config, shape)
     adult, shape = shape, first_shape(config, shape)
     if checkpoint is not None:
         shape = shape_at(checkpoint, shape)

@@ -23,7 +23,7 @@ from pragnosia.training.events import Event
 from pragnosia.training.organism import Costs, Organism, check_cortex
 from pragnosia.training.schedules import length_at
 from pragnosia.training.stages import StageConfig, check_depth, default_stages, mix_of
-from pragnosia.training.triggers import PlasticityConfig, Triggers
+from pragnosia.training.triggers import Triggers
 from pragnosia.units import format_count
 
 if TYPE_CHECKING:
@@ -57,13 +57,17 @@ def check_upbringing(config: TrainConfig, adult: Any) -> None:
             check_awake(adult, stage.awake)
     if config.plasticity is not None:
         config.plasticity.check(adult)
-        check_budget(config, config.plasticity, adult, stages)
 
 
-def check_budget(
-    config: TrainConfig, plasticity: PlasticityConfig, adult: PragnosiaConfig, stages: Sequence[StageConfig]
-) -> None:
-    """Raise BudgetError where the plan itself, before anything grows by itself, takes more than the budgets."""
+def check_budget(config: TrainConfig, adult: PragnosiaConfig) -> None:
+    """Raise BudgetError where the plan itself, before anything grows by itself, takes more than the budgets.
+
+    The vocabulary is part of the size, so it is asked when the tokenizer is there.
+    """
+    plasticity = config.plasticity
+    if plasticity is None:
+        return
+    stages = stages_of(config, adult)
     costs, full, left = Costs(config.batch.tokens), config.batch.sequence_length, config.num_steps
     size = costs.account(adult, full).total_parameters
     if size > plasticity.max_parameters:
