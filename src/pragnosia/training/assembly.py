@@ -45,7 +45,7 @@ from pragnosia.training.growing import shape_at
 from pragnosia.training.minds import is_spiking, spiking_config, spiking_memory
 from pragnosia.training.progress import Reporter
 from pragnosia.training.starting import begin_with, start_shape
-from pragnosia.training.upbringing import check_upbringing, first_shape
+from pragnosia.training.upbringing import check_budget, check_upbringing, first_shape
 from pragnosia.units import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def assemble(config: TrainConfig, out: Path, reporter: Reporter, checkpoint: Pat
     adult = shape = shape_of(config, tokenizer)
     check_memory(config, adult, device)
     if isinstance(shape, PragnosiaConfig):
+        check_budget(config, shape)
         shape = first_shape(config, shape)
         if checkpoint is not None:
             shape = shape_at(checkpoint, shape)

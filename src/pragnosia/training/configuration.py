@@ -26,6 +26,7 @@ from pragnosia.training.optimisers import OptimiserConfig
 from pragnosia.training.schedules import ScheduleConfig, check_lengths
 from pragnosia.training.settings import read_settings
 from pragnosia.training.stages import StageConfig, check_stages
+from pragnosia.training.triggers import PlasticityConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,8 @@ class TrainConfig:
     """Which text comes first; None: all of it, shuffled, from the first step on."""
     stages: list[StageConfig] | Literal["default"] | None = None
     """Parts of the run in which the model grows up (stages.py); None: it is adult from the first step on."""
+    plasticity: PlasticityConfig | None = None
+    """When the model's structure changes by itself (triggers.py); None: it does not."""
     steps: int | None = None
     tokens: float | None = None
     """Instead of steps: how many tokens to train on, rounded down to whole steps."""
