@@ -23,16 +23,16 @@ Cell = Callable[[Any, Any], tuple[Any, Any]]
 
 
 def at_rate(run: Callable[[int], float], lower: Callable[[float], None], hertz: float) -> float:
-    """By how many millivolts currents are lowered so that the rate is `hertz`: halving, eight times."""
-    low, high = -1.0, 5.0
-    run(200)
-    for _ in range(8):
+    """By how many millivolts currents are lowered so that the rate is `hertz`: halving, six times."""
+    low, high = -1.0, 4.0
+    run(100)
+    for _ in range(6):
         middle = (low + high) / 2
         lower(middle)
-        run(100)
-        low, high = (middle, high) if run(150) > hertz else (low, middle)
+        run(60)
+        low, high = (middle, high) if run(100) > hertz else (low, middle)
     lower((low + high) / 2)
-    run(200)
+    run(100)
     return (low + high) / 2
 
 
@@ -118,7 +118,7 @@ def main(network: str, steps: int, hertz: float, name: str) -> None:
     torch.set_num_threads(1)
     kept = np.load(network)
     net = Network(kept, {"norse": norse, "snntorch": snntorch, "spikingjelly": spikingjelly}[name](kept))
-    lowered = 0.0 if name == "norse" and net.run(200) else at_rate(net.run, net.lower, hertz)
+    lowered = 0.0 if name == "norse" and net.run(300) else at_rate(net.run, net.lower, hertz)
     print(json.dumps({"version": version(name), "lowered_mv": lowered}), flush=True)
     for _ in sys.stdin:
         started = time.process_time()
