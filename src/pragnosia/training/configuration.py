@@ -21,6 +21,7 @@ from pragnosia.model.presets import PRESETS
 from pragnosia.training.average import AverageConfig
 from pragnosia.training.checkpoint import CheckpointConfig
 from pragnosia.training.curriculum import CurriculumConfig
+from pragnosia.training.minds import check_spiking, with_brain
 from pragnosia.training.optimisers import OptimiserConfig
 from pragnosia.training.schedules import ScheduleConfig, check_lengths
 from pragnosia.training.settings import read_settings
@@ -105,7 +106,9 @@ class TrainConfig:
     """One run, completely."""
 
     model: dict[str, Any] = field(default_factory=dict)
-    """`preset: name` and any field of PragnosiaConfig."""
+    """`preset: name` and any field of PragnosiaConfig; or `kind: neurogen` and any field of NeuroGenConfig."""
+    start: str | None = None
+    """Instead of `model`: a model directory whose shape, weights and tokenizer the run begins with."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -135,6 +138,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_model(self.model)
+        if self.start is not None and (self.model or self.stages is not None):
+            other = "model" if self.model else "stages"
+            raise ConfigError(f"start and {other} both say what the run begins with; leave one of them out")
         if (self.steps is None) == (self.tokens is None):
             raise ConfigError("give exactly one of steps and tokens: how long to train")
         if self.num_steps < 1:
@@ -157,7 +163,7 @@ class TrainConfig:
 
 def read_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainConfig:
     """A run from a YAML file or a mapping, with `key.key=value` overrides. Raises ConfigError."""
-    values = read_settings(source, overrides)
+    values = with_brain(read_settings(source, overrides), source)
     _refuse_unknown(values, TrainConfig, "")
     try:
         return _adapter().validate_python(values)
@@ -172,6 +178,9 @@ def _adapter() -> TypeAdapter[TrainConfig]:
 
 def _check_model(section: Mapping[str, Any]) -> None:
     """Raise ConfigError for a preset or a key that is not known: a slip that should be told before anything else."""
+    if "kind" in section:
+        check_spiking(section)
+        return
     refuse_unknown(section, besides=("preset",))
     name = section.get("preset")
     if name is not None and name not in PRESETS:
