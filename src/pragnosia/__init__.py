@@ -11,6 +11,7 @@ transformers itself is imported.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from pragnosia import _auto
@@ -21,11 +22,19 @@ if TYPE_CHECKING:
     from pragnosia.model.configuration import PragnosiaConfig
     from pragnosia.model.modeling import PragnosiaForCausalLM, PragnosiaModel
     from pragnosia.model.setting import Setting
+    from pragnosia.spiking.neurogen import NeuroGenForCausalLM
+    from pragnosia.spiking.neurogen_configuration import NeuroGenConfig
+
+# MKL, which multiplies for torch, otherwise rounds by where in memory a matrix lies (seen on AMD processors), and the
+# same weights read from another file would say other bits. It reads this at its first product; it costs no time.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 __version__ = "0.1.0"
 __all__ = [
     "CoincidenceConfig",
     "CoincidenceForCausalLM",
+    "NeuroGenConfig",
+    "NeuroGenForCausalLM",
     "Pragnosia",
     "PragnosiaConfig",
     "PragnosiaForCausalLM",
@@ -36,6 +45,8 @@ __all__ = [
 _HOMES = {
     "CoincidenceConfig": "pragnosia.model.coincidence",
     "CoincidenceForCausalLM": "pragnosia.model.coincidence",
+    "NeuroGenConfig": "pragnosia.spiking.neurogen_configuration",
+    "NeuroGenForCausalLM": "pragnosia.spiking.neurogen",
     "Pragnosia": "pragnosia.inference.speaker",
     "PragnosiaConfig": "pragnosia.model.configuration",
     "PragnosiaForCausalLM": "pragnosia.model.modeling",

@@ -36,7 +36,8 @@ def _register_name() -> None:
     auto: Any = sys.modules[_CONFIGS]
     auto.CONFIG_MAPPING_NAMES["pragnosia"] = "PragnosiaConfig"
     auto.CONFIG_MAPPING_NAMES["pragnosia-coincidence"] = "CoincidenceConfig"
-    for module in ("pragnosia", "pragnosia_coincidence"):
+    auto.CONFIG_MAPPING_NAMES["neurogen"] = "NeuroGenConfig"
+    for module in ("pragnosia", "pragnosia_coincidence", "neurogen"):
         sys.modules.setdefault(f"transformers.models.{module}", sys.modules["pragnosia"])
 
 
@@ -45,6 +46,7 @@ def _register_model_names() -> None:
     auto.MODEL_MAPPING_NAMES["pragnosia"] = "PragnosiaModel"
     auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["pragnosia"] = "PragnosiaForCausalLM"
     auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["pragnosia-coincidence"] = "CoincidenceForCausalLM"
+    auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["neurogen"] = "NeuroGenForCausalLM"
 
 
 def _register_models() -> None:
@@ -54,12 +56,16 @@ def _register_models() -> None:
     from pragnosia.model.coincidence import CoincidenceConfig, CoincidenceForCausalLM
     from pragnosia.model.configuration import PragnosiaConfig
     from pragnosia.model.modeling import PragnosiaForCausalLM, PragnosiaModel
+    from pragnosia.spiking.neurogen import NeuroGenForCausalLM
+    from pragnosia.spiking.neurogen_configuration import NeuroGenConfig
 
     AutoConfig.register(PragnosiaConfig.model_type, PragnosiaConfig, exist_ok=True)
     AutoModel.register(PragnosiaConfig, PragnosiaModel, exist_ok=True)
     AutoModelForCausalLM.register(PragnosiaConfig, PragnosiaForCausalLM, exist_ok=True)
     AutoConfig.register(CoincidenceConfig.model_type, CoincidenceConfig, exist_ok=True)
     AutoModelForCausalLM.register(CoincidenceConfig, CoincidenceForCausalLM, exist_ok=True)
+    AutoConfig.register(NeuroGenConfig.model_type, NeuroGenConfig, exist_ok=True)
+    AutoModelForCausalLM.register(NeuroGenConfig, NeuroGenForCausalLM, exist_ok=True)
 
 
 _NOW = {_CONFIGS: _register_name, _MODELS: _register_models}

@@ -138,3 +138,20 @@ def test_simulate_refuses_to_learn_what_is_not_plastic(run: Run, config: Path) -
     answer = run("simulate", config, "--steps", "5", "--learn")
     assert answer.code == 2
     assert "no projection is plastic" in answer.err
+
+
+def test_what_was_learned_is_kept_and_runs(run: Run, tmp_path: Path) -> None:
+    wired = brain()
+    wired["projections"][0]["plasticity"] = "stdp"
+    path, out = tmp_path / "plastic.yaml", tmp_path / "learned"
+    path.write_text(yaml.safe_dump(wired), "utf-8")
+    run("simulate", path, "--steps", "60", "--out", out).refused("add --learn")
+    told = run("simulate", path, "--steps", "60", "--learn", "--out", out, "--json").values
+    again = run("simulate", out, "--steps", "60", "--learn", "--json").values
+    assert again["plasticity"][0]["mean_before"] == pytest.approx(told["plasticity"][0]["mean_after"], abs=1e-9)
+    assert told["plasticity"][0]["mean_before"] != told["plasticity"][0]["mean_after"]
+    assert run("simulate", out / "brain.yaml", "--steps", "60", "--json").values["synapses"] == told["synapses"]
+    assert run("raster", out, "--steps", "40", "--out", tmp_path / "r.png").code == 0
+    run("simulate", path, "--steps", "60", "--learn", "--out", out).refused("already exists")
+    (out / "synapses.safetensors").unlink()
+    run("simulate", out, "--steps", "60").refused("there is no", "synapses.safetensors")

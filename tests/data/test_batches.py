@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pragnosia.data import (
     Batches,
+    Corpus,
     PackingOptions,
     Place,
     Texts,
@@ -172,3 +173,56 @@ def test_impossible_sizes(shards: TokenShards, batch_size: int, length: int) -> 
         Batches(shards, batch_size, length, seed=0)
     with pytest.raises(DataError, match="rank is 2"):
         Place(2, 2)
+
+
+@pytest.fixture(scope="module")
+def two(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Two texts that share no window."""
+    made = [Texts([f"{name} {i}. {name} met {name}. " * 9 for i in range(90)], name=name) for name in ("Ann", "Bob")]
+    cache = tmp_path_factory.mktemp("two")
+    return Corpus(tuple(tokenize(texts, tokenizer, cache, PackingOptions()) for texts in made), (0.5, 0.5))
+
+
+def rows_of(batches: Batches, count: int) -> list[list[int]]:
+    return [row.tolist() for _ in range(count) for row in next(batches)]
+
+
+def test_another_mix_goes_on_where_each_part_was_left(two: Corpus) -> None:
+    """Held to the windows that each part gives in its own order, whatever the mix."""
+    batches = Batches(two, 4, T, 3)
+    orders = [
+        [part.train.read(int(start), T + 1).tolist() for start in windows.starts(np.arange(60))]
+        for part, windows in zip(two.parts, batches._windows, strict=True)
+    ]
+    taken = [0, 0]
+    for weights, steps in ((two.weights, 3), ((1.0, 0.0), 2), ((0.25, 0.75), 4), (two.weights, 2)):
+        batches.remix(weights)
+        assert batches.mix == weights
+        before = list(taken)
+        for row in rows_of(batches, steps):
+            part = next(part for part in (0, 1) if row == orders[part][taken[part]])
+            taken[part] += 1
+        assert abs((taken[0] - before[0]) - weights[0] * 4 * steps) <= 1, "within a row"
+    assert sum(taken) == 44
+    counts = [windows.count for windows in batches._windows]
+    assert batches.epochs == tuple(n / count for n, count in zip(taken, counts, strict=True))
+
+
+def test_a_mix_is_part_of_the_position(two: Corpus) -> None:
+    whole = Batches(two, 4, T, 3)
+    whole.remix((0.9, 0.1))  # before the first row
+    at_first = json.loads(json.dumps(whole.state_dict()))
+    first = rows_of(whole, 3)
+    whole.remix((0.2, 0.8))
+    rows_of(whole, 2)
+    later = json.loads(json.dumps(whole.state_dict()))
+    for state, rows in ((at_first, first), (later, rows_of(whole, 3))):
+        resumed = Batches(two, 4, T, 3)
+        resumed.load_state_dict(state)
+        assert rows_of(resumed, 3) == rows
+    plain = Batches(two, 4, T, 3)
+    assert "mix" not in plain.state_dict(), "positions of runs without stages are as they were"
+    with pytest.raises(DataError, match="give each a share"):
+        plain.remix((1.0,))
+    with pytest.raises(DataError, match="cannot resume: the mix"):
+        plain.load_state_dict(later | {"mix": [1, 2]})

@@ -26,6 +26,7 @@ from pragnosia.apps import (
     speaking,
     training,
     tuning,
+    upcycling,
 )
 
 app = typer.Typer(
@@ -52,6 +53,7 @@ app.command("pack")(packing.pack)
 app.command("sparsify")(sparsifying.sparsify)
 app.command("grow")(growing.grow)
 app.command("prune")(pruning.prune)
+app.command("upcycle")(upcycling.upcycle)
 app.command("tune")(tuning.tune)
 app.command("merge")(tuning.merge)
 app.command("plan")(planning.plan)

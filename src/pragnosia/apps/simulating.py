@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from pragnosia.spiking.regions import Brain
 
 Config = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="A brain wired in YAML, as configs/neurogen.yaml (docs/spiking.md).")
+    Path,
+    typer.Argument(
+        metavar="CONFIG",
+        help="A brain wired in YAML, as configs/neurogen.yaml, or a folder with one (docs/spiking.md).",
+    ),
 ]
 DriveOption = Annotated[str, typer.Option("--drive", help="What neurons are given from outside: constant or noise.")]
 Seed = Annotated[int | None, typer.Option(help="Another wiring and other noise; default: the file's.")]
@@ -42,6 +46,12 @@ def simulate(
     learn: Annotated[
         bool, typer.Option("--learn", help="Projections with a `plasticity` change by it; slower, spike by spike.")
     ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --learn: a folder to make, with the brain as it has become; simulate and raster run it."
+        ),
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
@@ -54,6 +64,8 @@ def simulate(
     from pragnosia.spiking.health import check_alive, mean_rates_hz
     from pragnosia.spiking.running import run
 
+    if out is not None:
+        _check_out(out, learn=learn)
     levels = _levels(level)
     brain = _brain(config, drive, seed, levels)
     changes: list[dict[str, Any]] = []
@@ -69,6 +81,8 @@ def simulate(
         activity, learned, _, state = learning(begun, state, steps, levels=levels, threads=threads)
         seconds = time.perf_counter() - started
         changes = changed(begun, learned)
+        if out is not None:
+            keep_brain(out, learned)
     else:
         started = time.perf_counter()
         activity, state = run(brain, state, steps, threads=threads, consume=True)
@@ -92,6 +106,7 @@ def simulate(
         "per_step": _cost_values(cost),
         "modulators": _level_values(levels),
         "plasticity": changes,
+        "out": None if out is None else str(out),
     }
     return Answer(values, _lines(brain, values, cost))
 
@@ -140,11 +155,32 @@ def raster(
 
 def _brain(config: Path, drive: str, seed: int | None, levels: Levels | None = None) -> Brain:
     from pragnosia.spiking.configuration import read_brain
+    from pragnosia.spiking.keeping import FILE
     from pragnosia.spiking.modulation import modulated
     from pragnosia.spiking.regions import Brain
 
+    config = config / FILE if config.is_dir() else config
     brain = Brain.build(read_brain(config, {} if seed is None else {"seed": seed}), drive=drive)
     return brain if levels is None else modulated(brain, levels)
+
+
+def keep_brain(out: Path, brain: Brain) -> None:
+    """A folder with a brain's file and all its synapses, whole or not at all. Raises CheckpointError."""
+    from pragnosia.checkpoints.writer import new_directory
+    from pragnosia.spiking.keeping import keep
+
+    with new_directory(out) as folder:
+        keep(folder, brain.config, {number: one.synapses for number, one in enumerate(brain.projections)})
+
+
+def _check_out(out: Path, *, learn: bool) -> None:
+    """Raise ConfigError, CheckpointError before anything is run."""
+    from pragnosia.checkpoints.admission import check_vacant
+    from pragnosia.errors import ConfigError
+
+    if not learn:
+        raise ConfigError(f"--out {out} keeps what was learned, and nothing is: add --learn")
+    check_vacant(out)
 
 
 def _levels(given: list[str] | None) -> Levels:
@@ -234,5 +270,6 @@ def _lines(brain: Brain, values: dict[str, Any], cost: SpikingCost) -> list[str]
             ("a step", f"{cost.neuron_updates:,} neurons updated, {woken}, {energy}"),
             ("state", format_bytes(values["state_bytes"])),
             *((f"{one['rule']}", _learned(one)) for one in values["plasticity"]),
+            *([] if values["out"] is None else [("learned", f"{values['out']}: pragnosia simulate {values['out']}")]),
         ]
     )

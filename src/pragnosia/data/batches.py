@@ -6,8 +6,9 @@ on the corpus, the seed, T and r alone, so any batch can be read at once, and a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +63,7 @@ class Batches:
         self.place = place
         self.row = 0  # the next one, over all processes
         self._turns = _Turns.by_weight(self.corpus.weights)
+        self._mixed = self._unmixed = _Mixed(self.corpus.weights, 0, (0,) * len(self.corpus.parts))
         self._windows = [
             _Windows(part.train, sequence_length, int(mix(seed % 2**64, i)[0]), part.source)
             for i, part in enumerate(self.corpus.parts)
@@ -85,16 +87,38 @@ class Batches:
     @property
     def epochs(self) -> tuple[float, ...]:
         """How often each part has been read so far."""
-        rows = self._turns.rows_by_part(self.row)
+        rows = self._rows_by_part()
         return tuple(n / windows.count for n, windows in zip(rows, self._windows, strict=True))
+
+    @property
+    def mix(self) -> tuple[float, ...]:
+        """The shares in force."""
+        return self._mixed.weights
+
+    def remix(self, weights: Sequence[float]) -> None:
+        """From the next row on, draw the parts by these shares, each where it was left; 0 rests. They sum to one."""
+        if len(weights) != len(self.corpus.parts) or any(weight < 0 for weight in weights) or sum(weights) <= 0:
+            raise DataError(f"the mix is {list(weights)}, of {len(self.corpus.parts)} parts; give each a share")
+        if tuple(weights) != self._mixed.weights:
+            self._mix(_Mixed(tuple(weights), self.row, tuple(self._rows_by_part())))
 
     def state_dict(self) -> dict[str, object]:
         """The position, and what it is a position in; JSON. Batch and world size may change, the rest may not."""
-        return position.written(self.row, self._identity())
+        mixed = {} if self._mixed == self._unmixed else self._mixed.written()
+        return position.written(self.row, self._identity()) | mixed
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Go on where `state` was taken. Raises DataError where that was in other data, or in another order."""
         self.row = position.taken_up(state, self._identity())
+        self._mix(_Mixed.taken_up(state, self._unmixed))
+
+    def _mix(self, mixed: _Mixed) -> None:
+        self._mixed, self._turns = mixed, _Turns.by_weight(mixed.weights)
+
+    def _rows_by_part(self) -> list[int]:
+        """How many rows came from each part so far."""
+        since = self._turns.rows_by_part(self.row - self._mixed.since)
+        return [before + now for before, now in zip(self._mixed.before, since, strict=True)]
 
     def _identity(self) -> dict[str, object]:
         return {
@@ -108,7 +132,8 @@ class Batches:
     def _read(self, first_row: int) -> Int64[Tensor, "B T+1"]:
         rows = np.arange(self.batch_size) + first_row + self.place.rank * self.batch_size
         batch = np.empty((self.batch_size, self.sequence_length + 1), np.int64)
-        which, nth = self._turns.locate(rows)
+        which, nth = self._turns.locate(rows - self._mixed.since)
+        nth = nth + np.array(self._mixed.before)[which]
         for part, windows in enumerate(self._windows):
             slots = np.flatnonzero(which == part)
             for slot, start in zip(slots, self._starts(part, rows[slots], nth[slots]), strict=True):
@@ -124,6 +149,32 @@ class Batches:
         paced = rows < self.curriculum.pace.rows
         starts[paced] = self.curriculum.windows(part, rows[paced], windows.key) * self.sequence_length
         return starts
+
+
+@dataclass(frozen=True)
+class _Mixed:
+    """The shares in force, the row since which they are, and the rows that each part had given before."""
+
+    weights: tuple[float, ...]
+    since: int
+    before: tuple[int, ...]
+
+    def written(self) -> dict[str, object]:
+        """For a position."""
+        return {"mix": [list(self.weights), self.since, list(self.before)]}
+
+    @classmethod
+    def taken_up(cls, state: Mapping[str, object], first: _Mixed) -> _Mixed:
+        """From a position, which names none where it is the first. Raises DataError."""
+        held: Any = state.get("mix")
+        if held is None:
+            return first
+        try:
+            weights, since, before = held
+            made = cls(tuple(map(float, weights)), int(since), tuple(map(int, before)))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"cannot resume: the mix of the data is {held!r}, expected shares and rows") from error
+        return made
 
 
 @dataclass(frozen=True)
@@ -170,7 +221,7 @@ class _Turns:
     def by_weight(cls, weights: tuple[float, ...]) -> _Turns:
         period = 1 if len(weights) == 1 else _PERIOD
         shares = np.array(weights) * period
-        counts = np.maximum(1, np.floor(shares).astype(np.int64))
+        counts = np.where(shares > 0, np.maximum(1, np.floor(shares).astype(np.int64)), 0)
         for _ in range(period - int(counts.sum())):  # largest remainders get what is left
             counts[np.argmax(shares - counts)] += 1
         part = np.repeat(np.arange(len(weights)), counts)

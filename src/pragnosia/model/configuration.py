@@ -71,7 +71,7 @@ ORGANS: dict[str, type[Organ]] = {
 }
 
 # What transformers itself passes to or keeps in a config besides its fields; anything else is a user's mistake.
-_BORDER_KEYS = {
+BORDER_KEYS = {
     "_attn_implementation_internal",
     "_commit_hash",
     "_experts_implementation_internal",
@@ -305,7 +305,7 @@ class PragnosiaConfig(PreTrainedConfig):
 
 def refuse_unknown(keys: Iterable[str], besides: Collection[str] = ()) -> None:
     """Raise ConfigError for a key that is neither a field, nor transformers' own, nor one of `besides`."""
-    accepted = {entry.name for entry in fields(PragnosiaConfig)} | _BORDER_KEYS | {*besides}
+    accepted = {entry.name for entry in fields(PragnosiaConfig)} | BORDER_KEYS | {*besides}
     for key in keys:
         if key not in accepted:
             ours = [*inspect.get_annotations(PragnosiaConfig), *besides]

@@ -23,6 +23,7 @@ from pragnosia.spiking.synapses import RECEPTORS, Pulses, Receptor
 
 T = TypeVar("T")
 DRIVES = ("constant", "noise")
+_OWN = ("populations", "projections", "dt_ms", "seed", "synapses")
 LARGEST_RING = 2**30
 """Numbers of spikes under way to one population: places in it are counted in 32 bits."""
 
@@ -59,9 +60,12 @@ class ProjectionConfig:
 
     source: str
     target: str
-    fan_in: int
+    fan_in: int | Literal["all"]
+    """all: every source neuron once, of its own population itself as well."""
     weight: float
     """[mV] for pulses and currents, multiples of the leak for conductances; negative inhibits."""
+    mixed: bool = False
+    """Weights of both signs, Gaussian about 0 with this `weight` as their spread."""
     spread: float = 0.0
     """Weights are drawn from weight (1 - spread) to weight (1 + spread)."""
     delay_ms: float | tuple[float, float] = 1.0
@@ -91,6 +95,8 @@ class BrainConfig:
     projections: list[ProjectionConfig] = field(default_factory=list)
     dt_ms: float = 1.0
     seed: int = 0
+    synapses: str | None = None
+    """File in which synapses are kept (keeping.py), beside the brain's own; None: they are drawn."""
 
     def __post_init__(self) -> None:
         if not self.populations:
@@ -121,7 +127,9 @@ class BrainConfig:
                 raise ConfigError(message)
         size = self.populations[projection.source].size
         others = size - (projection.source == projection.target)
-        if not 1 <= projection.fan_in <= others:
+        if projection.mixed and self.populations[projection.target].receptor.channels > 1:
+            raise ConfigError(f"{where}: mixed weights have no channel among conductances; take pulses or currents")
+        if self.synapses is None and projection.fan_in != "all" and not 1 <= projection.fan_in <= others:
             raise ConfigError(
                 f"{where}: fan_in is {projection.fan_in}; {projection.source} has {others} other neurons to draw from,"
                 f" so it must lie in 1 to {others}"
@@ -148,7 +156,9 @@ class BrainConfig:
 def read_brain(source: Path | str | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> BrainConfig:
     """A network from a YAML file or a mapping; `overrides` replace top-level keys. Raises ConfigError."""
     values = dict(_load(Path(source)) if isinstance(source, Path | str) else source) | dict(overrides or {})
-    _refuse(values, ["populations", "projections", "dt_ms", "seed", "neuron", "receptor", "drive"], "configuration")
+    _refuse(values, [*_OWN, "neuron", "receptor", "drive"], "configuration")
+    if isinstance(source, Path | str) and isinstance(values.get("synapses"), str):
+        values["synapses"] = str(Path(source).parent / values["synapses"])
     shared: dict[str, Any] = {name: values.pop(name) for name in ("neuron", "receptor", "drive") if name in values}
     for name, kind, form in (("populations", Mapping, "{name: {size: 1000}}"), ("projections", list, "a list")):
         if not isinstance(values.setdefault(name, [] if kind is list else None), kind):

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from pragnosia.errors import ConfigError, unknown_name
 from pragnosia.spiking.configuration import DRIVES, BrainConfig, Drive, PopulationConfig, ProjectionConfig
 from pragnosia.spiking.inhibition import inhibited
+from pragnosia.spiking.keeping import kept_bias, kept_synapses
 from pragnosia.spiking.neurons import Compete, Fire, Izhikevich, Leaky, Membranes, heaviside
 from pragnosia.spiking.neurons import step as neuron_step
 from pragnosia.spiking.noise import noise
@@ -73,12 +74,22 @@ class Brain:
 
     @classmethod
     def build(cls, config: BrainConfig, *, drive: str = "constant") -> Brain:
-        """Draw what the configuration leaves to chance; `drive` is constant or noise. Raises ConfigError."""
+        """Draw what the configuration leaves to chance, or read the synapses that are kept. Raises ConfigError.
+
+        `drive` is constant or noise.
+        """
+        if config.synapses is None:
+            return cls.wired(config, (drawn(config, number) for number in range(len(config.projections))), drive=drive)
+        return cls.wired(config, kept_synapses(config), drive=drive)
+
+    @classmethod
+    def wired(cls, config: BrainConfig, wires: Iterable[Synapses], *, drive: str = "constant") -> Brain:
+        """With these synapses, one value for each projection. Raises ConfigError for an unknown drive."""
         if drive not in DRIVES:
             raise ConfigError(unknown_name("drive", drive, DRIVES))
         regions = tuple(_region(config, number, drive) for number in range(len(config.populations)))
         projections = tuple(
-            Projection(config=one, synapses=drawn(config, number)) for number, one in enumerate(config.projections)
+            Projection(config=one, synapses=synapses) for one, synapses in zip(config.projections, wires, strict=True)
         )
         return cls(config=config, regions=regions, projections=projections)
 
@@ -190,11 +201,13 @@ def _region(config: BrainConfig, number: int, drive: str) -> Region:
     population = config.populations[name]
     given = population.drive.get(drive, Drive())
     bias = given.mean_mv + given.spread_mv * _chance(config, number, 2).uniform(-1, 1, population.size)
+    kept = kept_bias(config, name, drive)
     sigma = given.sigma_mv
     if isinstance(population.neuron, Leaky):
         # so that an undisturbed membrane, which forgets as it leaks, spreads by sigma
         sigma *= math.sqrt(-math.expm1(-2 * config.dt_ms / population.neuron.tau_ms))
-    return Region(name=name, config=population, bias=torch.from_numpy(bias.astype(np.float32)), noise_mv=sigma)
+    own = torch.from_numpy(bias.astype(np.float32)) if kept is None else kept
+    return Region(name=name, config=population, bias=own, noise_mv=sigma)
 
 
 def _check_resolution(region: Region, dt_ms: float, dtype: torch.dtype) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,8 +29,19 @@ class PopulationState:
 
     def cloned(self) -> PopulationState:
         """A copy that may be advanced in place."""
-        opened = None if self.open is None else self.open.clone()
-        return PopulationState(Membranes(*(one.clone() for one in self.membranes)), opened, self.ring.clone())
+        return self.each(torch.clone)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> PopulationState:
+        """With every tensor as `change` has it."""
+        opened = None if self.open is None else change(self.open)
+        return PopulationState(Membranes(*(change(one) for one in self.membranes)), opened, change(self.ring))
+
+    @classmethod
+    def joined(cls, parts: Sequence[PopulationState]) -> PopulationState:
+        """Rows of several as those of one."""
+        opened = None if parts[0].open is None else torch.cat([one.open for one in parts if one.open is not None])
+        membranes = Membranes(*(torch.cat(each) for each in zip(*(one.membranes for one in parts), strict=True)))
+        return cls(membranes, opened, torch.cat([one.ring for one in parts]))
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,25 @@ class BrainState:
 
     def cloned(self) -> BrainState:
         """A copy that may be advanced in place."""
-        return replace(self, populations={name: one.cloned() for name, one in self.populations.items()})
+        return self.each(torch.clone)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> BrainState:
+        """With every tensor, whose first dimension is the batch, as `change` has it."""
+        return replace(self, populations={name: one.each(change) for name, one in self.populations.items()})
+
+    @classmethod
+    def joined(cls, states: Sequence[BrainState]) -> BrainState:
+        """Rows of several states as those of one, which is as old as the oldest: what is under way keeps its place."""
+        clock = max(state.clock for state in states)
+        aged = [state.aged(clock) for state in states]
+        names = aged[0].populations
+        return cls({name: PopulationState.joined([one.populations[name] for one in aged]) for name in names}, clock)
+
+    def aged(self, clock: int) -> BrainState:
+        """As if it had begun later, so that its clock stands there; noise by the clock would be another."""
+        turn = clock - self.clock
+        turned = {name: replace(one, ring=one.ring.roll(turn, 1)) for name, one in self.populations.items()}
+        return BrainState(turned, clock)
 
     def odd(self) -> str | None:
         """The first population with a membrane that is no number."""

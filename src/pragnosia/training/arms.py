@@ -47,6 +47,9 @@ def read_arms(configs: Sequence[Path | str | Mapping[str, Any]], overrides: Sequ
     for number, source in enumerate(configs):
         name = Path(source).stem if isinstance(source, Path | str) else f"arm{number + 1}"
         arms[name if name not in arms else f"{name}-{number + 1}"] = read_config(source, overrides)
+    for name, config in arms.items():
+        if config.start is not None:
+            raise ConfigError(f"{name} has a start; what is compared begins from nothing: leave start out")
     first_name, first = next(iter(arms.items()))
     for name, config in arms.items():
         for key in _SHARED:

@@ -7,7 +7,7 @@ schedule, checkpoint, …) is defined there.
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,9 +21,12 @@ from pragnosia.model.presets import PRESETS
 from pragnosia.training.average import AverageConfig
 from pragnosia.training.checkpoint import CheckpointConfig
 from pragnosia.training.curriculum import CurriculumConfig
+from pragnosia.training.minds import check_spiking, with_brain
 from pragnosia.training.optimisers import OptimiserConfig
 from pragnosia.training.schedules import ScheduleConfig, check_lengths
 from pragnosia.training.settings import read_settings
+from pragnosia.training.stages import StageConfig, check_stages
+from pragnosia.training.triggers import PlasticityConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +106,9 @@ class TrainConfig:
     """One run, completely."""
 
     model: dict[str, Any] = field(default_factory=dict)
-    """`preset: name` and any field of PragnosiaConfig."""
+    """`preset: name` and any field of PragnosiaConfig; or `kind: neurogen` and any field of NeuroGenConfig."""
+    start: str | None = None
+    """Instead of `model`: a model directory whose shape, weights and tokenizer the run begins with."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -111,6 +116,10 @@ class TrainConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     curriculum: CurriculumConfig | None = None
     """Which text comes first; None: all of it, shuffled, from the first step on."""
+    stages: list[StageConfig] | Literal["default"] | None = None
+    """Parts of the run in which the model grows up (stages.py); None: it is adult from the first step on."""
+    plasticity: PlasticityConfig | None = None
+    """When the model's structure changes by itself (triggers.py); None: it does not."""
     steps: int | None = None
     tokens: float | None = None
     """Instead of steps: how many tokens to train on, rounded down to whole steps."""
@@ -129,11 +138,18 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_model(self.model)
+        if self.start is not None and (self.model or self.stages is not None):
+            other = "model" if self.model else "stages"
+            raise ConfigError(f"start and {other} both say what the run begins with; leave one of them out")
         if (self.steps is None) == (self.tokens is None):
             raise ConfigError("give exactly one of steps and tokens: how long to train")
         if self.num_steps < 1:
             raise ConfigError(f"steps is {self.steps}, tokens {self.tokens}; a step is {self.batch.tokens} tokens")
         check_lengths(self.schedule, self.batch.sequence_length)
+        if isinstance(self.stages, list):
+            check_stages(self.stages, self.num_steps, self.batch.sequence_length)
+        if self.stages is not None and self.schedule.first_length is not None:
+            raise ConfigError("stages and schedule.first_length both say how long rows are; leave one of them out")
 
     @property
     def num_steps(self) -> int:
@@ -147,7 +163,7 @@ class TrainConfig:
 
 def read_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainConfig:
     """A run from a YAML file or a mapping, with `key.key=value` overrides. Raises ConfigError."""
-    values = read_settings(source, overrides)
+    values = with_brain(read_settings(source, overrides), source)
     _refuse_unknown(values, TrainConfig, "")
     try:
         return _adapter().validate_python(values)
@@ -162,6 +178,9 @@ def _adapter() -> TypeAdapter[TrainConfig]:
 
 def _check_model(section: Mapping[str, Any]) -> None:
     """Raise ConfigError for a preset or a key that is not known: a slip that should be told before anything else."""
+    if "kind" in section:
+        check_spiking(section)
+        return
     refuse_unknown(section, besides=("preset",))
     name = section.get("preset")
     if name is not None and name not in PRESETS:
@@ -178,9 +197,18 @@ def _refuse_unknown(values: Any, owner: type, path: str) -> None:
         if key not in known:
             full = [f"{path}{name}" for name in known]
             raise ConfigError(unknown_name("configuration key", f"{path}{key}", full))
-        for inner in (hints[key], *typing.get_args(hints[key])):
-            if isinstance(inner, type) and is_dataclass(inner):
-                _refuse_unknown(value, inner, f"{path}{key}.")
+        for inner in _named_in(hints[key]):
+            if is_dataclass(inner):
+                for part in value if isinstance(value, list) else [value]:
+                    _refuse_unknown(part, inner, f"{path}{key}.")
+
+
+def _named_in(hint: Any) -> Iterator[type]:
+    """Every type that a hint names, within lists and unions too."""
+    if isinstance(hint, type) and not typing.get_args(hint):
+        yield hint
+    for inner in typing.get_args(hint):
+        yield from _named_in(inner)
 
 
 def _one_line(error: ValidationError) -> str:

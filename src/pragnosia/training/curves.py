@@ -22,8 +22,8 @@ def draw_run(records: Sequence[Record], load: Load, path: Path, title: str) -> N
     """Write the picture of a run; `load` is each sparse layer's share of work per unit, or empty."""
     figure = Figure(figsize=(11, 7.5) if load else (11, 4), layout="constrained", facecolor="white")
     axes = figure.subplots(2 if load else 1, 2, squeeze=False)
-    _loss(axes[0][0], records)
-    _rate(axes[0][1], records)
+    draw_loss(axes[0][0], records)
+    draw_rate(axes[0][1], records)
     if load:
         _awake(axes[1][0], records)
         _heat(axes[1][1], load)
@@ -37,7 +37,8 @@ def series(records: Sequence[Record], key: str, over: str = "tokens") -> tuple[l
     return [row[0] for row in rows], [row[1] for row in rows]
 
 
-def _loss(axes: Axes, records: Sequence[Record]) -> None:
+def draw_loss(axes: Axes, records: Sequence[Record]) -> None:
+    """Bits per byte over tokens, of the training text and of the held-out text."""
     style(axes, "What is left to learn", "tokens", "bits per byte")
     axes.plot(*series(records, "bits_per_byte"), color=COOL, alpha=0.55, linewidth=1.2, label="training")
     x, y = series(records, "validation_bits_per_byte")
@@ -49,7 +50,8 @@ def _loss(axes: Axes, records: Sequence[Record]) -> None:
     axes.legend(frameon=False, fontsize=9)
 
 
-def _rate(axes: Axes, records: Sequence[Record]) -> None:
+def draw_rate(axes: Axes, records: Sequence[Record]) -> None:
+    """Learning rate and gradient over tokens."""
     style(axes, "How it was taught", "tokens", "learning rate")
     axes.plot(*series(records, "learning_rate"), color=LEAF, linewidth=1.6)
     right = axes.twinx()

@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from pragnosia.training.events import events_of
 from pragnosia.training.log import Record
 from pragnosia.units import format_bytes, format_count, format_duration
 
@@ -156,16 +157,18 @@ class Bar:
             self.progress.add_task("", total=steps, completed=done, numbers="")
 
     def advance(self, step: int, record: Record | None) -> None:
+        for event in events_of([record] if record is not None else []):
+            self.note(f"step {event.step}: {event.told}")
         if self.progress is None:
             if record is not None:
                 left = (self.steps - step) * record["seconds_per_step"]
                 rate = "" if self.within.disk is None else self.within.disk.since()
-                told = [f"step {step}/{self.steps}", _numbers(record), *([rate] if rate else [])]
+                told = [f"step {step}/{self.steps}", numbers(record), *([rate] if rate else [])]
                 self.note("  ".join([*told, f"{format_duration(left)} left"]))
             return
         task = self.progress.task_ids[0]
         if record is not None:
-            self.progress.update(task, numbers=_numbers(record))
+            self.progress.update(task, numbers=numbers(record))
         self.progress.update(task, completed=step)
         self.within.begin()
 
@@ -175,7 +178,7 @@ class Bar:
             self.progress = None
 
 
-def _numbers(record: Record) -> str:
+def numbers(record: Record) -> str:
     """The figures of a record that fit on a line."""
     parts = [f"loss {record['loss']:.3f}"]
     if "bits_per_byte" in record:

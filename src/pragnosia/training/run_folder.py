@@ -4,7 +4,7 @@ run/
     train.yaml              the configuration, complete
     config.json, model.safetensors, tokenizer …    the model, once trained
     ema/                    the averaged model, where it stands beside
-    log.jsonl, tensorboard/, curves.png, report.json
+    log.jsonl, tensorboard/, curves.png, report.json, report.html
     checkpoints/, data/     see checkpoint.py; the packed text
 """
 

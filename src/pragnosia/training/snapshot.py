@@ -21,6 +21,7 @@ from pragnosia.errors import CheckpointError
 from pragnosia.training.average import Average
 from pragnosia.training.checkpoint import random_state, restore_random
 from pragnosia.training.optimisers import Optimisers
+from pragnosia.training.upbringing import Upbringing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -48,6 +49,7 @@ class Snapshot:
     optimisers: Optimisers
     average: Average | None
     batches: Batches
+    upbringing: Upbringing | None = None
 
     def write(self, folder: Path) -> None:
         """Fill a folder."""
@@ -58,6 +60,8 @@ class Snapshot:
         tensors, numbers = random_state()
         save_file(tensors, folder / RANDOM)
         state = {"course": asdict(self.course), "batches": self.batches.state_dict(), "random": numbers}
+        if self.upbringing is not None and self.upbringing.active:
+            state["upbringing"] = self.upbringing.state()
         (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
 
     def read(self, folder: Path) -> None:
@@ -74,6 +78,8 @@ class Snapshot:
             ) from error
         for key, value in state["course"].items():
             setattr(self.course, key, value)
+        if self.upbringing is not None and self.upbringing.active:
+            self.upbringing.load_state(state["upbringing"])
         self.batches.load_state_dict(state["batches"])
         restore_random(load_file(folder / RANDOM), state["random"])
 

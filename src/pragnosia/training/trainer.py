@@ -32,15 +32,20 @@ from pragnosia.training.average import Average
 from pragnosia.training.checkpoint import Checkpoints, write_whole
 from pragnosia.training.configuration import TrainConfig, read_config
 from pragnosia.training.curves import draw_run
+from pragnosia.training.events import Event
 from pragnosia.training.exits import lesson_at
 from pragnosia.training.growing import settle
 from pragnosia.training.interruption import Interruption
 from pragnosia.training.log import LOG, RunLog, read_log
 from pragnosia.training.optimisers import Optimisers, embedded_in
+from pragnosia.training.organism import Organism
+from pragnosia.training.page import PAGE, write_page
 from pragnosia.training.progress import Bar, Reporter
-from pragnosia.training.run_folder import CHECKPOINTS, REPORT, clear_run, is_run, open_run
-from pragnosia.training.schedules import length_at, rate_factor
+from pragnosia.training.run_folder import CHECKPOINTS, REPORT, SETTINGS, clear_run, is_run, open_run
+from pragnosia.training.schedules import rate_factor
 from pragnosia.training.snapshot import Course, Snapshot, save_model
+from pragnosia.training.upbringing import Upbringing
+from pragnosia.training.utilisation import utilisation
 from pragnosia.training.validation import Validation, bits_per_byte
 from pragnosia.training.window import Window, wakefulness
 
@@ -117,9 +122,14 @@ class Trainer:
         self.validation = Validation(self.corpus, config, autocast)
         self.checkpoints = Checkpoints(out / CHECKPOINTS, config.checkpoint.keep)
         self.course = Course()
-        self.snapshot = Snapshot(self.course, self.model, self.tokenizer, self.optimisers, self.average, self.batches)
+        organism = Organism(self.model, self.rule, self.optimisers, self.average, self.batches, autocast)
+        self.upbringing = Upbringing(config, organism, materials.adult)
+        self.snapshot = Snapshot(
+            *(self.course, self.model, self.tokenizer, self.optimisers, self.average, self.batches, self.upbringing)
+        )
         self.window = Window()
         self.lessons: list[Lesson] = []
+        self.rows: Tensor | None = None
         self.load: list[list[float]] = []
         if config.compile:
             self.model.compile()
@@ -139,12 +149,13 @@ class Trainer:
             while course.step < steps:
                 self._step()
                 last = course.step == steps
+                events = [] if last else self.upbringing.act(course.step, self.rows)
                 stopping = interruption.asked and not last  # asked once: what comes later waits for the next step
                 validating = self.validation.possible and (last or course.step % logging.validate_every == 0)
                 saving = last or stopping or course.step % config.checkpoint.every == 0
                 record = None
-                if validating or saving or course.step % logging.every == 0:
-                    record = self._record() | (self._validate() if validating else {})
+                if validating or saving or events or course.step % logging.every == 0:
+                    record = self._record(events) | (self._validate() if validating else {})
                     log.write(record)
                 if saving:
                     self.checkpoints.save(course.step, self.snapshot.write)
@@ -156,14 +167,14 @@ class Trainer:
     def _step(self) -> None:
         """Learn from one step's tokens."""
         started, config, course = time.perf_counter(), self.config, self.course
-        length = length_at(config.schedule, course.step, config.batch.sequence_length)
+        length = self.length = self.upbringing.length(course.step)
         share = 1 / config.batch.accumulation
 
         self.optimisers.zero()
         self.lessons = []
         for _ in range(config.batch.accumulation):
-            rows = shorten(next(self.batches), length).to(self.model.device)
-            self.lessons.append(self._learn(rows, share))
+            self.rows = shorten(next(self.batches), length).to(self.model.device)
+            self.lessons.append(self._learn(self.rows, share))
         loss = sum(float(lesson.loss) for lesson in self.lessons) * share
         self._check_finite("loss", loss)
         norm = float(self.optimisers.step(rate_factor(config.schedule, course.step, config.num_steps)))
@@ -173,6 +184,7 @@ class Trainer:
         course.step += 1
         if self.average is not None:
             self.average.update(course.step)
+        self.upbringing.learned(loss, self.lessons, length)
 
         seconds = time.perf_counter() - started
         course.tokens += config.batch.tokens
@@ -185,7 +197,7 @@ class Trainer:
         exits = lesson_at(shape.exits, self.course.step, self.config.num_steps, shape.num_hidden_layers, len(rows))
         return self.rule.learn(self.model, rows, share, **({} if exits is None else {"exits": exits}))
 
-    def _record(self) -> Record:
+    def _record(self, events: Sequence[Event]) -> Record:
         """One line of the log; the next one starts counting here."""
         means, self.window = self.window.means(), Window()
         course, config, done = self.course, self.config, self.course.step - 1
@@ -197,8 +209,11 @@ class Trainer:
             **means,
             "bits_per_byte": bits_per_byte(means["loss"], self.corpus.bytes_per_token),
             "learning_rate": rate,
-            "sequence_length": length_at(config.schedule, done, config.batch.sequence_length),
+            "sequence_length": self.length,
             **wakefulness(self.lessons[-1]),
+            **self.upbringing.record(),
+            **({"events": [event.write() for event in events]} if events else {}),
+            **({"utilisation": parts} if (parts := utilisation(self.lessons, self.model)) else {}),
         }
 
     def _validate(self) -> Record:
@@ -241,6 +256,8 @@ class Trainer:
             if not self.lessons and self.validation.possible:  # resumed after the last step
                 self._validate()
             draw_run(records, self.load, self.out / "curves.png", self.out.name)
+            settings = (self.out / SETTINGS).read_text(encoding="utf-8")
+            write_page(records, self.out / PAGE, self.out.name, asdict(report), settings)
         write_whole(self.out / REPORT, json.dumps(asdict(report), indent=1))
         return report
 

@@ -1,0 +1,358 @@
+"""NeuroGen: a language model of spiking neurons, as a citizen of transformers. Read it top to bottom.
+
+    tokens -> currents into the first regions -> K steps of the brain a token -> traces of spikes -> logits
+
+Everything it remembers is a NeuroGenState that goes in and comes out (`past_key_values` for transformers). Two ways
+lead through the brain, with the same spikes: where slopes are wanted or many rows go through matrices, by products
+(unrolled.py); else by events, in the compiled step (running.py), which touches only synapses of who spiked.
+
+B rows, T tokens, K steps a token, N neurons, S synapses of a projection, J traces.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from pragnosia.errors import ConfigError
+from pragnosia.spiking.circuit import Circuit
+from pragnosia.spiking.configuration import ProjectionConfig
+from pragnosia.spiking.events import by_events, takes_events
+from pragnosia.spiking.neurogen_configuration import NeuroGenConfig
+from pragnosia.spiking.regions import Brain
+from pragnosia.spiking.state import BrainState
+from pragnosia.spiking.synapses import Synapses
+from pragnosia.spiking.unrolled import Film, Slope, unroll
+from pragnosia.spiking.voice import Entrance, Readout, traced
+from pragnosia.spiking.wiring import drawn
+
+IGNORED = -100
+_FEW_ROWS = 4
+"""Of so many or fewer, events are quicker than products even where every pair is wired."""
+
+
+@dataclass
+class NeuroGenState:
+    """All that is carried from token to token; `reorder_cache`, which is transformers' verb, alone changes it."""
+
+    brain: BrainState
+    traces: Float[Tensor, "J B N"]
+    length: int = 0
+    """Tokens read."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.brain.nbytes + self.traces.nbytes
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens read, under the name transformers asks for."""
+        return self.length
+
+    def fork(self) -> NeuroGenState:
+        """A copy that may be continued differently; any state may, no step changes one."""
+        return self.rows(torch.arange(self.traces.shape[1], device=self.traces.device))
+
+    def rows(self, which: Int[Tensor, " R"]) -> NeuroGenState:
+        """These rows."""
+        picked = self.brain.each(lambda part: part.index_select(0, which.to(part.device)))
+        return replace(self, brain=picked, traces=self.traces.index_select(1, which.to(self.traces.device)))
+
+    def reorder_cache(self, beam_idx: Int[Tensor, " R"]) -> None:
+        """Beam search goes on with these rows."""
+        chosen = self.rows(beam_idx)
+        self.brain, self.traces = chosen.brain, chosen.traces
+
+
+@dataclass
+class NeuroGenOutput(ModelOutput):
+    """What the model returns."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: NeuroGenState | None = None
+    counts: Tensor | None = None
+    """(B, T, N) spikes of each neuron in each token, where asked for."""
+    routings: tuple[None, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a brain made of a window of tokens."""
+
+    counts: Float[Tensor, "T B N"]
+    traces: Float[Tensor, "T B F"]
+    state: NeuroGenState
+    film: Film | None
+    tokens: Int[Tensor, "B T"]
+
+
+class Wires(nn.Module):
+    """The synapses of one projection; who is wired to whom is saved with them."""
+
+    def __init__(self, config: NeuroGenConfig, number: int) -> None:
+        super().__init__()
+        self.number, brain = number, config.wired
+        one = brain.projections[number]
+        source, target = (brain.populations[name].size for name in (one.source, one.target))
+        self.is_matrix = is_matrix(one)
+        count = source * target if one.fan_in == "all" else target * one.fan_in
+        if self.is_matrix:
+            weight = torch.empty(source, target)
+        else:
+            same = not (config.plastic or one.spread or one.mixed or one.plasticity)
+            weight = torch.empty(1 if same else count)
+            self.register_buffer("starts", torch.empty(source + 1, dtype=torch.int32))
+            self.register_buffer("slots", torch.empty(count, dtype=torch.int32))
+        self.weight = nn.Parameter(weight, requires_grad=config.plastic)
+
+    @torch.no_grad()
+    def draw(self, config: NeuroGenConfig) -> None:
+        """As the brain's own seed has it."""
+        made = drawn(config.wired, self.number)
+        if self.is_matrix:
+            self.weight.copy_(made.weights.expand(made.count).view_as(self.weight))
+            return
+        own: Any = self
+        own.starts.copy_(made.starts)
+        own.slots.copy_(made.slots)
+        self.weight.copy_(made.weights if len(self.weight) == len(made.weights) else made.weights.expand(made.count))
+
+
+class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
+    """Token ids to the logits of the next token."""
+
+    config_class = NeuroGenConfig
+    main_input_name = "input_ids"
+    accepts_loss_kwargs = False
+    _is_stateful = True
+    _no_split_modules = ["NeuroGenForCausalLM"]  # noqa: RUF012  (transformers reads it so)
+
+    def __init__(self, config: NeuroGenConfig) -> None:
+        super().__init__(config)
+        brain = config.wired
+        self.sizes = {name: one.size for name, one in brain.populations.items()}
+        into, out = (sum(self.sizes[name] for name in names or ()) for names in (config.into, config.out))
+        self.kappas = [math.exp(-1 / tau) for tau in config.trace_tokens or ()]
+        self.enter = Entrance(config.vocab_size, into, config.rank)
+        self.wires = nn.ModuleList(Wires(config, number) for number in range(len(brain.projections)))
+        self.read = Readout(config.vocab_size, out * len(self.kappas), config.rank)
+        self._laid: tuple[Any, Brain, Circuit] | None = None
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Every initialiser.
+
+        | tensor                  | starts as                                             |
+        |-------------------------|-------------------------------------------------------|
+        | codes, without a spread | N(0, 1): a token brings a neuron to about threshold    |
+        | codes, with one         | N(0, 1), spread N(0, 1 / rank)                        |
+        | down, up                | N(0, 1 / what each sums over)                         |
+        | bias                    | 0                                                     |
+        | weight, starts, slots   | as the brain is drawn by its seed                     |
+        """
+        if isinstance(module, Entrance):
+            module.codes.normal_()
+            if module.spread is not None:
+                module.spread.normal_(std=module.spread.shape[0] ** -0.5)
+        elif isinstance(module, Readout):
+            module.up.normal_(std=module.up.shape[1] ** -0.5)
+            if module.down is not None:
+                module.down.normal_(std=module.down.shape[1] ** -0.5)
+            module.bias.zero_()
+        elif isinstance(module, Wires):
+            module.draw(self.config)  # type: ignore[arg-type]
+
+    # -- the way of a token
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"],
+        attention_mask: Tensor | None = None,
+        past_key_values: NeuroGenState | None = None,
+        labels: Int[Tensor, "B T"] | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        output_counts: bool = False,
+        **others: Any,
+    ) -> NeuroGenOutput:
+        """Logits (B, T or logits_to_keep, V), and the state that includes the tokens; with labels the loss [nats]."""
+        del others  # what else transformers hands on is no concern of ours
+        there = None if attention_mask is None else attention_mask[:, -input_ids.shape[1] :].bool()
+        if there is not None and not bool(there.all()):
+            heard = self._row_by_row(input_ids, there, past_key_values)
+        else:
+            heard = self.hear(input_ids, past_key_values, slopes=torch.is_grad_enabled())
+        kept = heard.traces if labels is not None or not logits_to_keep else heard.traces[-logits_to_keep:]
+        logits = self.read(kept).transpose(0, 1)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(
+                logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().long(), ignore_index=IGNORED
+            )
+        wanted = self.config.use_cache if use_cache is None else use_cache
+        return NeuroGenOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=heard.state if wanted else None,
+            counts=heard.counts.transpose(0, 1) if output_counts else None,
+        )
+
+    def hear(
+        self,
+        ids: Int[Tensor, "B T"],
+        state: NeuroGenState | None = None,
+        *,
+        slopes: bool = False,
+        through_spikes: bool = True,
+    ) -> Heard:
+        """The brain reads tokens. With `slopes` gradients lead back, and the film of all steps is kept."""
+        config: Any = self.config
+        brain, circuit = self.brain, self.circuit
+        state = self.begin(len(ids)) if state is None else state
+        drive = self.currents(ids)
+        film = None
+        if not slopes and self._by_events(state):
+            counts, after = by_events(brain, config.into, drive, state.brain, steps=config.steps_per_token)
+        else:
+            window = unroll(
+                *(circuit, [weight.float() for weight in self.synapses], drive),
+                *([circuit.span(name) for name in config.into], state.brain),
+                steps=config.steps_per_token,
+                slope=Slope(damp=config.slope_damp, width=config.slope_width) if slopes else None,
+                through_spikes=through_spikes,
+            )
+            counts, after, film = window.counts, window.state, window.film
+        traces, last = traced(self.read_of(counts), state.traces, self.kappas)
+        return Heard(counts, traces, NeuroGenState(after, last, state.length + ids.shape[1]), film, ids)
+
+    def currents(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "T B I"]:
+        """What tokens add to the membranes they enter, in each of their steps [mV]."""
+        config: Any = self.config
+        entering: Tensor = self.enter(ids.T)
+        return entering * self.circuit.thresholds(config.into)
+
+    def read_of(self, counts: Float[Tensor, "... N"]) -> Float[Tensor, "... n"]:
+        """Of all neurons those that are read."""
+        config: Any = self.config
+        if config.out == list(self.sizes):
+            return counts
+        return torch.cat([counts[..., self.circuit.span(name)] for name in config.out], -1)
+
+    def spread_out(self, read: Float[Tensor, "... n"]) -> Float[Tensor, "... N"]:
+        """The opposite: 0 for who is not read."""
+        config: Any = self.config
+        if config.out == list(self.sizes):
+            return read
+        out = read.new_zeros(*read.shape[:-1], sum(self.sizes.values()))
+        for name, part in zip(config.out, read.split([self.sizes[name] for name in config.out], -1), strict=True):
+            out[..., self.circuit.span(name)] = part
+        return out
+
+    def begin(self, batch: int = 1) -> NeuroGenState:
+        """Before the first token."""
+        brain = self.brain.begin(batch).each(lambda part: part.to(self.device))
+        config: Any = self.config
+        features = sum(self.sizes[name] for name in config.out)
+        traces = torch.zeros(len(self.kappas), batch, features, device=self.device)
+        return NeuroGenState(brain, traces)
+
+    @property
+    def _wires(self) -> list[Any]:
+        return list(self.wires)
+
+    @property
+    def synapses(self) -> list[nn.Parameter]:
+        """Weights of the projections, in their order."""
+        return [one.weight for one in self._wires]
+
+    # -- the brain, with the synapses as they are
+
+    @property
+    def brain(self) -> Brain:
+        """Regions and projections as running.py and measure/ take them; weights are shared, not copied."""
+        return self._current()[0]
+
+    @property
+    def circuit(self) -> Circuit:
+        """The same, laid flat."""
+        return self._current()[1]
+
+    def _current(self) -> tuple[Brain, Circuit]:
+        wires = self._wires
+        key = [
+            (one.weight.data_ptr(), 0 if one.is_matrix else (one.slots.data_ptr(), one.slots._version)) for one in wires
+        ]
+        if self._laid is None or self._laid[0] != key:
+            config: Any = self.config
+            wired = config.wired
+            brain = Brain.wired(wired, (_synapses(one, wired, self.sizes) for one in wires))
+            self._laid = key, brain, Circuit.of(brain, self.device)
+        return self._laid[1:]
+
+    def _by_events(self, state: NeuroGenState) -> bool:
+        few = state.brain.rows <= _FEW_ROWS or not all(one.is_matrix for one in self._wires)
+        return few and takes_events(state.brain)
+
+    def _row_by_row(self, ids: Tensor, there: Tensor, past: NeuroGenState | None) -> Heard:
+        """Rows of different lengths: each reads its own tokens, and padding is not there."""
+        heard = []
+        for row, places in enumerate(there):
+            if not bool(places.any()):
+                raise ConfigError(f"row {row} of the batch is padding alone; leave it out")
+            before = None if past is None else past.rows(torch.tensor([row]))
+            heard.append(self.hear(ids[row : row + 1, places], before, slopes=torch.is_grad_enabled()))
+        counts, traces = (
+            torch.cat([_spread(getattr(one, name), at) for one, at in zip(heard, there, strict=True)], 1)
+            for name in ("counts", "traces")
+        )
+        state = NeuroGenState(
+            BrainState.joined([one.state.brain for one in heard]),
+            torch.cat([one.state.traces for one in heard], 1),
+            max(one.state.length for one in heard),
+        )
+        return Heard(counts, traces, state, None, ids)
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        """No cache of keys and values: a state comes with the first tokens."""
+        return False
+
+    def get_input_embeddings(self) -> None:  # type: ignore[override]
+        """There are none: a token is a current."""
+
+    def get_output_embeddings(self) -> None:
+        """There are none: logits are read off spikes."""
+
+
+def is_matrix(projection: ProjectionConfig) -> bool:
+    """Whether every pair is wired, with one delay."""
+    low, high = projection.delays_ms
+    return projection.fan_in == "all" and low == high
+
+
+def _synapses(one: Any, wired: Any, sizes: dict[str, int]) -> Synapses:
+    """A projection's wires as the compiled step reads them; the memory is shared."""
+    if not one.is_matrix:
+        return Synapses(one.starts, one.slots, one.weight.detach())
+    projection = wired.projections[one.number]
+    source, target = sizes[projection.source], sizes[projection.target]
+    device = one.weight.device
+    starts = torch.arange(0, source * target + 1, target, dtype=torch.int32, device=device)
+    slots = torch.arange(target, dtype=torch.int32, device=device) + wired.delay_steps(projection)[0] * target
+    return Synapses(starts, slots.repeat(source), one.weight.detach().flatten())
+
+
+def _spread(part: Float[Tensor, "t 1 N"], there: Tensor) -> Float[Tensor, "T 1 N"]:
+    """With rows of zeros where there was no token."""
+    places = there.nonzero()[:, 0]
+    return part.new_zeros(len(there), *part.shape[1:]).index_copy(0, places, part)
