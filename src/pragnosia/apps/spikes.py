@@ -173,15 +173,9 @@ def energy(
     rows = [
         ("a token", f"{cost.neuron_updates_per_token:,} neuron updates, {cost.spikes_per_token:,.1f} spikes"),
         ("synapses", f"{cost.synaptic_operations_per_token:,.0f} operations"),
-        (
-            "in all",
-            f"{format_count(cost.operations_per_token)} operations, {format_bytes(cost.bytes_per_token)}, {format_joules(cost.joules_per_token)}",
-        ),
-        (
-            "without spikes",
-            f"{format_count(cost.dense_operations_per_token)} operations, {format_joules(cost.dense_joules_per_token)}",
-        ),
-        ("", "of as many synapses, not of equal quality; joules by model (docs/spiking.md)"),
+        ("in all", f"{format_count(cost.operations_per_token)} operations, {format_bytes(cost.bytes_per_token)}"),
+        ("energy", f"{format_joules(cost.joules_per_token)} by model (docs/spiking.md)"),
+        ("without spikes", f"{format_joules(cost.dense_joules_per_token)}: as many synapses, not equal quality"),
     ]
     return Answer(values, aligned(rows))
 
@@ -259,7 +253,8 @@ def _cost(speaker: SpikingSpeaker) -> TokenCost:
 def _told(cost: TokenCost) -> str:
     return (
         f"{cost.spikes_per_token:.0f} spikes, {format_count(cost.synaptic_operations_per_token)} synaptic operations, "
-        f"{format_joules(cost.joules_per_token)} by model (every synapse in every step: {format_joules(cost.dense_joules_per_token)})"
+        f"{format_joules(cost.joules_per_token)} by model "
+        f"(every synapse in every step: {format_joules(cost.dense_joules_per_token)})"
     )
 
 
