@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -238,3 +239,19 @@ def test_a_whole_run_grows_and_is_resumed_exactly(
     assert len(losses["whole"]) == 8
     grown = load_model(tmp_path / "whole")
     assert (grown.config.experts.num_units, grown.config.num_hidden_layers) == (6, 3)
+
+
+@pytest.mark.parametrize("newborn_steps", [4, 9])
+def test_newborn_units_wake_while_newborns_learn_slowly(newborn_steps: int) -> None:
+    run = Run(at_work(SPARSE["sigmoid"]), newborn_steps=newborn_steps)
+    run.step()
+    run.grow(lambda model: add_units(model, 2))
+    thalamus = next(run.model.experts()).thalamus
+    young = run.optimisers.newborns.ages["model.layers.0.feed_forward.thalamus.weight"][0] == 0
+    depths = []
+    for _ in range(newborn_steps):
+        depths.append(float(thalamus.balance[~young].min() - thalamus.balance[young].max()))
+        run.step()
+    assert depths[0] > 0.9
+    assert depths[-1] < 10 ** (-2.9 * (newborn_steps - 1) / newborn_steps), "nearly awake"
+    assert all(now < before for before, now in itertools.pairwise(depths))
