@@ -30,17 +30,16 @@ START = {
         "thalamus": {"kind": "sigmoid", "num_awake": 2, "balance_rate": 0.01},
     },
 }  # fmt: skip
-MOST_PARAMETERS = 420_000
+MOST_PARAMETERS = 345_000
 
 
 def plasticity(steps: int) -> dict[str, Any]:
     """When it grows: paces in proportion to the run."""
-    window, rest = max(1, steps // 15), max(1, steps // 10)
+    window = max(1, steps // 15)
     plateau = {"window": window, "gain": 0.06}
     return {
         "max_parameters": MOST_PARAMETERS,
         "every": 5,
-        "rest": rest,
         "plateau": plateau,
         "overload": 2.5,
         "units": 2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -277,3 +278,19 @@ def test_processes_that_grow_alike_stay_alike(tmp_path: Path) -> None:
     for verb in VERBS.values():
         verb(grown)
     assert {name: w.shape for name, w in grown.named_parameters()} == {name: w.shape for name, w in one.items()}
+
+
+@pytest.mark.parametrize("newborn_steps", [4, 9])
+def test_newborn_units_wake_while_newborns_learn_slowly(newborn_steps: int) -> None:
+    run = Run(at_work(SPARSE["sigmoid"]), newborn_steps=newborn_steps)
+    run.step()
+    run.grow(lambda model: add_units(model, 2))
+    thalamus = next(run.model.experts()).thalamus
+    young = run.optimisers.newborns.ages["model.layers.0.feed_forward.thalamus.weight"][0] == 0
+    depths = []
+    for _ in range(newborn_steps):
+        depths.append(float(thalamus.balance[~young].min() - thalamus.balance[young].max()))
+        run.step()
+    assert depths[0] > 0.9
+    assert depths[-1] < 10 ** (-2.9 * (newborn_steps - 1) / newborn_steps), "nearly awake"
+    assert all(now < before for before, now in itertools.pairwise(depths))

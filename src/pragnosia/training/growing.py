@@ -26,8 +26,8 @@ from pragnosia.plasticity.transplant import shapes
 from pragnosia.training.average import Average
 from pragnosia.training.optimisers import Optimisers, embedded_in
 
-WAKING = 10 ** (-3 / 200)
-"""What is left, a step later, of the depth of a newborn's sleep: a thousandth after 200 steps."""
+WOKEN = 1e-3
+"""What is left of the depth of a newborn's sleep after `optimiser.newborn_steps` steps."""
 
 
 def follow(
@@ -46,6 +46,7 @@ def settle(model: Any, optimisers: Optimisers) -> None:
     ages = optimisers.newborns.ages
     if not ages:
         return
+    waking = WOKEN ** (1 / max(1, optimisers.newborns.steps))
     for number, layer in enumerate(model.model.layers):
         young = ages.get(f"model.layers.{number}.feed_forward.thalamus.weight", {}).get(0)
         balance = getattr(getattr(layer.feed_forward, "thalamus", None), "balance", None)
@@ -56,7 +57,7 @@ def settle(model: Any, optimisers: Optimisers) -> None:
             continue
         shore = balance[~born].min()
         asleep = born & (balance < shore)
-        balance.copy_(torch.where(asleep, shore - (shore - balance) * WAKING, balance))
+        balance.copy_(torch.where(asleep, shore - (shore - balance) * waking, balance))
 
 
 def shape_at(checkpoint: Path, planned: PragnosiaConfig) -> PragnosiaConfig:

@@ -107,7 +107,11 @@ class Upbringing:
     def __init__(self, config: TrainConfig, organism: Organism, adult: PragnosiaConfig) -> None:
         self.config, self.organism, self.adult = config, organism, adult
         self.stages = stages_of(config, adult)
-        self.triggers = None if config.plasticity is None else Triggers(config.plasticity, config.seed)
+        self.triggers = (
+            None
+            if config.plasticity is None
+            else Triggers(config.plasticity, config.seed, config.optimiser.newborn_steps)
+        )
         self.refused: list[str] = []
         """What was said of changes that could not be made: each is told once."""
         self.active = bool(self.stages) or self.triggers is not None
