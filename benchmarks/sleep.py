@@ -8,9 +8,9 @@ same seeds; differences are taken seed by seed. Five parts, which may run apart:
     grain       95 % asleep in columns of 8, of 16 (the grain of the preset braingpt-small) and of 64 (the seed's), of
                 which no fewer than one in 16 can wake: 94 % asleep
     straight    competition trained straight through instead of gated (straight_through.py), 95 % asleep
-    loudness    columns that are at first as loud as the dense layer they stand for, and as loud as two thirds of that:
-                scale 2 sqrt(U / A) for A of U awake, where it is 2 elsewhere; and a dense layer three times as loud as
-                usual (louder.py), since what helps columns may help it, too
+    loudness    columns are at first as loud together as the dense layer they stand for: scale 2 sqrt(U / A) for A of U
+                awake. Here: with scale 2, a quarter as loud at 95 % asleep; two thirds as loud; and a dense layer three
+                times as loud as usual (louder.py), since what helps columns may help it, too
     ablations   the other mechanisms of columns one by one at 95 %: columns of 32, competition of neurons inside a
                 column, a router of low rank, no balance
 
@@ -59,11 +59,12 @@ def dense_of(columns: dict[str, Any]) -> int:
     return 8 * -int(-(organ.active_width + gates) // 8)
 
 
-def loud(columns: dict[str, Any], share: float = 1.0) -> dict[str, Any]:
-    """The columns, at first as loud together as all would be if they were awake, or a share of that."""
+def quieter(columns: dict[str, Any], share: float | None) -> dict[str, Any]:
+    """The columns, at first this share as loud together as all would be if they were awake; None: scale 2."""
     router = columns["thalamus"]
     asleep = columns["width"] / columns["column_width"] / router["num_awake"]
-    return {**columns, "thalamus": {**router, "scale": round(2 * share * sqrt(asleep), 2)}}
+    scale = 2.0 if share is None else round(2 * share * sqrt(asleep), 2)
+    return {**columns, "thalamus": {**router, "scale": scale}}
 
 
 def shapes(columns: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -86,9 +87,8 @@ def shapes(columns: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
         "no-balance": {**best, "thalamus": {**router, "balance_rate": 0.0}},
     }
     straight = {"straight-through": {**best, "thalamus": {**router, "kind": straight_through.NAME}}}
-    louds = {f"asleep-{100 * share:.0f}-loud": loud(awake(columns, share)) for share in ASLEEP}
-    louds[f"{BASE}-mid"] = loud(best, 2 / 3)
-    parts = {"grain": grain, "straight": straight, "loudness": louds, "ablations": ablations}
+    quiet = {f"{BASE}-quiet": quieter(best, None), f"{BASE}-mid": quieter(best, 2 / 3)}
+    parts = {"grain": grain, "straight": straight, "loudness": quiet, "ablations": ablations}
     others = {part: dense | {name: {"columns": one} for name, one in arms.items()} for part, arms in parts.items()}
     others["loudness"]["dense-louder"] = {**whole, "feed_forwards": louder.NAME}
     return {FIRST: asleep, **others}

@@ -6,6 +6,7 @@ import os
 
 # Before torch, tokenizers or a Hugging Face library is imported: they read these once.
 os.environ.update(
+    MKL_CBWR="AUTO",  # as pragnosia sets it, for tests that multiply before they import it
     OMP_NUM_THREADS="1",  # pytest-xdist gives each core a worker of its own
     TOKENIZERS_PARALLELISM="false",
     HF_HUB_OFFLINE="1",

@@ -11,6 +11,7 @@ transformers itself is imported.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from pragnosia import _auto
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from pragnosia.model.setting import Setting
     from pragnosia.spiking.neurogen import NeuroGenForCausalLM
     from pragnosia.spiking.neurogen_configuration import NeuroGenConfig
+
+# MKL, which multiplies for torch, otherwise rounds by where in memory a matrix lies (seen on AMD processors), and the
+# same weights read from another file would say other bits. It reads this at its first product; it costs no time.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 __version__ = "0.1.0"
 __all__ = [

@@ -37,6 +37,7 @@ def one_by_one(columns: Columns, x: Tensor, num_speaking: int | None) -> Tensor:
     """Every token by itself, every neuron of every awake column spelled out."""
     gates = torch.sigmoid(x @ columns.thalamus.weight.T)
     claims = gates + (0 if columns.thalamus.balance is None else columns.thalamus.balance)
+    loudness = round(2 * (columns.bank.num_units / 2) ** 0.5, 2)
     rows = []
     for token, gate, claim in zip(x, gates, claims, strict=True):
         y = torch.zeros_like(token)
@@ -45,7 +46,7 @@ def one_by_one(columns: Columns, x: Tensor, num_speaking: int | None) -> Tensor:
             if num_speaking is not None:
                 quiet = hidden.argsort(descending=True, stable=True)[num_speaking:]
                 hidden = hidden.index_fill(0, quiet, 0.0)
-            y = y + 2 * gate[unit] * (columns.bank.down[unit] @ hidden)
+            y = y + loudness * gate[unit] * (columns.bank.down[unit] @ hidden)
         rows.append(y)
     return torch.stack(rows)
 
@@ -119,8 +120,11 @@ def test_what_is_left_out() -> None:
     organ = ColumnsConfig(width=2048, column_width=64)
     assert (organ.num_units, organ.unit_width, organ.num_shared) == (32, 64, 0), "the seed's 32 x 64"
     assert organ.thalamus == ThalamusConfig(
-        kind="sigmoid", num_awake=2, renormalise=False, scale=2.0, balance_rate=1e-3
-    )
+        kind="sigmoid", num_awake=2, renormalise=False, scale=8.0, balance_rate=1e-3
+    ), "2 sqrt(32 / 2)"
+    for router in ({"scale": 2.0}, {"renormalise": True}, {"kind": "softmax"}):
+        assert ColumnsConfig(width=2048, thalamus=router).thalamus.scale == 2.0
+    assert ColumnsConfig(width=1024, thalamus={"kind": "threshold", "num_awake": 32}).thalamus.scale == 4.0
     assert organ.active_width == 128
     config = PragnosiaConfig(columns={"width": 64})
     assert config.feed_forwards == ["columns"] * 4

@@ -13,9 +13,11 @@ from pragnosia import __version__
 from pragnosia.apps import (
     calibrating,
     evaluating,
+    growing,
     models,
     packing,
     planning,
+    pruning,
     remembering,
     selecting,
     simulating,
@@ -50,6 +52,8 @@ app.command("export")(models.export_model)
 app.command("pack")(packing.pack)
 app.command("sparsify")(sparsifying.sparsify)
 app.command("upcycle")(upcycling.upcycle)
+app.command("grow")(growing.grow)
+app.command("prune")(pruning.prune)
 app.command("tune")(tuning.tune)
 app.command("merge")(tuning.merge)
 app.command("plan")(planning.plan)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pragnosia.apps import one_pass
+from pragnosia.apps import brains, one_pass
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
 from pragnosia.apps.dialling import left_behind, left_behind_rows
 from pragnosia.checkpoints.gguf_header import gguf_in
@@ -199,16 +199,24 @@ def _remembering(config: PragnosiaConfig) -> list[tuple[str, str]]:
 @answering
 def import_model(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="A Hugging Face directory, a GGUF or a llama2.c file.")
+        Path,
+        typer.Argument(metavar="SOURCE", help="A Hugging Face directory, a GGUF, a llama2.c or a NIR file (.nir)."),
     ],
     out: Out,
     tokenizer: Annotated[Path | None, typer.Option(help="A llama2.c tokenizer that lies elsewhere.")] = None,
+    dt_ms: Annotated[
+        float | None, typer.Option(help="Of a NIR graph: length of a step; default the file's, or 1.")
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
-    """Turn another family's checkpoint into a model directory of ours."""
+    """Turn another family's checkpoint into a model directory of ours, or a NIR graph into a brain to simulate."""
     from pragnosia.checkpoints.admission import check_source, check_vacant
 
+    if source.suffix == brains.SUFFIX:
+        return brains.import_nir(source, out, dt_ms=dt_ms)
+    if dt_ms is not None:
+        raise ConfigError(f"--dt-ms is for NIR graphs, whose names end in .nir; {source} is none")
     check_source(source)
     check_vacant(out)
     from pragnosia.checkpoints.importing import import_model as bring_in
@@ -220,13 +228,19 @@ def import_model(
 
 @answering
 def export_model(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model directory.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model directory, or a brain's file or folder.")],
     out: Out,
     family: Annotated[str | None, typer.Option(help="Target family; default where it came from.")] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", help="huggingface, or nir for a brain wired in YAML; OUT is then a file.")
+    ] = None,
+    drive: Annotated[str, typer.Option(help="With nir: what neurons are given, constant or noise.")] = "constant",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
-    """Write a model directory of ours as another family's checkpoint."""
+    """Write a model directory of ours as another family's checkpoint, or a wired brain as a NIR graph."""
+    if brains.is_brain(model, form):
+        return brains.export_nir(model, out, drive=drive, family=family)
     from pragnosia.checkpoints.admission import check_vacant
     from pragnosia.errors import CheckpointError
     from pragnosia.inference.directory import check_directory

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from math import sqrt
 from typing import Any, Protocol, TypeVar
 
 from pragnosia.errors import ConfigError, unknown_name
@@ -271,7 +272,7 @@ class ColumnsConfig(Organ):
     lobes: Mapping[str, int] | None = None
     """Label -> number of columns, in order; None is one lobe named `cortex`."""
     thalamus: Any = None
-    """A `ThalamusConfig`; what is left out: sigmoid gates times 2, as they are, balanced; one column in 20 awake."""
+    """A `ThalamusConfig`; left out: gates as they are, balanced; 1 in 20 awake, as loud as all by 2 sqrt(U / A)."""
 
     def __post_init__(self) -> None:
         require_whole("columns", width=self.width, column_width=self.column_width)
@@ -292,15 +293,16 @@ class ColumnsConfig(Organ):
         object.__setattr__(self, "thalamus", self._router(self.thalamus))
         _check_awake("columns", self.thalamus, self.num_units)
 
-    def _router(self, given: Any) -> ThalamusConfig:
+    def _router(self, given: Any) -> Any:
         """What is given, over what columns usually have."""
         if isinstance(given, ThalamusConfig):
             return given
         require(given is None or isinstance(given, Mapping), f"columns.thalamus must be a mapping, got {given!r}")
         awake = max(1, round(self.num_units * USUALLY_AWAKE))
-        router = ThalamusConfig.read({**COLUMN_ROUTER, "num_awake": awake, **(given or {})})
-        assert router is not None
-        return router
+        router: Any = ThalamusConfig.read({**COLUMN_ROUTER, "num_awake": awake, **(given or {})})
+        if "scale" in (given or {}) or router.renormalise or router.kind == "softmax":
+            return router  # sums to it, or was told
+        return replace(router, scale=round(router.scale * sqrt(self.num_units / router.num_awake), 2))
 
     @property
     def num_units(self) -> int:

@@ -76,9 +76,16 @@ class Rows:
 
 
 def unit_origins(
-    config: PragnosiaConfig, shape: PragnosiaConfig, rows: Sequence[Rows], amends: Mapping[str, Sequence[Amend | None]]
+    config: PragnosiaConfig,
+    shape: PragnosiaConfig,
+    rows: Sequence[Rows],
+    amends: Mapping[str, Sequence[Amend | None]],
+    mixes: Sequence[Tensor] | None = None,
 ) -> dict[str, Origin]:
-    """Of every tensor along the units, in every sparse layer; `amends` by the tensor's last name, layer by layer."""
+    """Of every tensor along the units, in every sparse layer; `amends` by the tensor's last name, layer by layer.
+
+    With `mixes` (U_new, U_old) parameters are means of the old units, and only what is no parameter is one of them.
+    """
     had, has = shapes(config), shapes(shape)
     origins = {}
     for number, (layer, moved) in enumerate(zip(shape.sparse_layers, rows, strict=True)):
@@ -90,7 +97,13 @@ def unit_origins(
             axes = (moved.axis(1 if part == "thalamus.thresholds" else 0),)
             amend = amends.get(part, (None,) * len(rows))[number]
             there = name in had and part != "thalamus.steering"
-            origins[name] = Origin(name if there else None, axes if there else (), amend=amend)
+            mixed = mixes is not None and part not in ("thalamus.thresholds", "thalamus.balance")
+            origins[name] = Origin(
+                name if there else None,
+                axes if there else (),
+                amend=amend,
+                mix=mixes[number] if there and mixed and mixes is not None else None,
+            )
     return origins
 
 

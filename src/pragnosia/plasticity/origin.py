@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pragnosia.model.bank import NEWBORN
@@ -52,6 +52,8 @@ class Origin:
     silent: bool = False
     """Whether what is drawn is drawn as zero."""
     amend: Amend | None = None
+    mix: Float[Tensor, "N_new N_old"] | None = None
+    """Weights are these means of the old rows, along the first axis, in place of one row each."""
 
     @property
     def draws(self) -> bool:
@@ -60,14 +62,20 @@ class Origin:
 
     def weights(self, before: Tensor | None, drawn: Tensor | None, name: str, seed: int) -> Tensor:
         """The tensor now, called `name`, from what it was and from what was drawn in its shape."""
-        now = drawn.clone() if before is None and drawn is not None else self._copied(before, drawn)
+        if before is None:
+            assert drawn is not None
+            now = drawn.clone()
+        elif self.mix is not None:
+            mix = self.mix.to(before.device)
+            now = (mix @ before.float().reshape(len(before), -1)).view(-1, *before.shape[1:]).to(before.dtype)
+        else:
+            now = self._copied(before, drawn)
         if self.amend is not None:
             generator = torch.Generator(now.device).manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
             self.amend(now, generator)
         return now
 
-    def _copied(self, before: Tensor | None, drawn: Tensor | None) -> Tensor:
-        assert before is not None
+    def _copied(self, before: Tensor, drawn: Tensor | None) -> Tensor:
         now = _taken(before, self.axes, "start")
         if self.scale != 1.0:
             now = now * self.scale

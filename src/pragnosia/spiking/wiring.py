@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,12 +29,20 @@ def drawn(config: BrainConfig, number: int) -> Synapses:
         weights = projection.weight * chance.standard_normal(len(target))
     else:
         weights = projection.weight * (1 + projection.spread * chance.uniform(-1, 1, len(target)))
+    return laid_out(config, number, source, target, delays, weights)
+
+
+def laid_out(
+    config: BrainConfig, number: int, source: Numbers, target: Numbers, delays: Numbers, weights: Any
+) -> Synapses:
+    """Synapses given one by one, in order of their sources; delays in steps, weights signed."""
+    projection = config.projections[number]
     population = config.populations[projection.target]
     slots = delays * population.receptor.channels * population.size + target
     if population.receptor.channels == 2:
         # a channel of its own for inhibition, whose conductance is no less positive
         slots, weights = slots + (weights < 0) * population.size, np.abs(weights)
-    if projection.plasticity is None and not projection.spread and not projection.mixed:
+    if projection.plasticity is None and len(weights) and (weights == weights[0]).all():
         weights = weights[:1]
     order = np.lexsort((slots, source))
     counts = np.bincount(source, minlength=config.populations[projection.source].size)

@@ -1,4 +1,6 @@
-"""Recovery of a pruned model by a short training: two of every four weights work, all of them learn.
+"""Recovery of a pruned model by a short training.
+
+`rehearse`: a model that lost units learns with those it has. `recover`: two of every four weights work, all learn.
 
     forward     y = (m * W) x                    m: the two of every four neighbours of largest magnitude, chosen anew
     backward    dL/dW = dL/d(m * W) + decay (1 - m) * W
@@ -18,9 +20,11 @@ from torch.nn.utils import parametrize
 
 from pragnosia.errors import ConfigError, TrainingError
 from pragnosia.kernels.pruned import kept
+from pragnosia.learning.backprop import detached
 from pragnosia.model.bank import Bank
 from pragnosia.model.cortex import Cortex
 from pragnosia.model.linear import Linear
+from pragnosia.model.thalamus import Routing
 
 DECAY = 2e-4
 LEARNING_RATE = 2e-4
@@ -67,25 +71,70 @@ def recover(model: Cortex, windows: Sequence[Tensor], steps: int, *, progress: P
         owner.get_parameter(name).requires_grad_(True)
         parametrize.register_parametrization(owner, name, TwoOfFour())
     learns = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(learns, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, (step + 1) / 10) * (1 - step / steps))
+    for _ in _descend(model, learns, windows, steps, LEARNING_RATE, progress):
+        pass
+    for owner, name in matrices:
+        parametrize.remove_parametrizations(owner, name, leave_parametrized=True)
+    model.eval()
+
+
+def rehearse(
+    model: Cortex,
+    windows: Sequence[Tensor],
+    steps: int,
+    *,
+    learning_rate: float = LEARNING_RATE,
+    progress: Progress | None = None,
+) -> None:
+    """Train all of a model's weights for `steps` on windows of tokens (T,); routers with a balance go on balancing.
+
+    Raises ConfigError without a step, TrainingError where the loss is no number.
+    """
+    if steps < 1:
+        raise ConfigError(f"recovery takes 1 step or more, got {steps}")
+    model.requires_grad_(True)
+    for routings in _descend(model, list(model.parameters()), windows, steps, learning_rate, progress):
+        model.rebalance(routings)
+    model.eval()
+
+
+def _descend(
+    model: Cortex,
+    learns: list[nn.Parameter],
+    windows: Sequence[Tensor],
+    steps: int,
+    rate: float,
+    progress: Progress | None,
+) -> Iterator[tuple[Routing | None, ...]]:
+    """Back-propagation by AdamW at a rate that rises for ten steps and then falls to zero; who woke in each step."""
+    tables = [weight for weight in learns if weight is getattr(model.model.hippocampus, "rows", None)]
+    dense = [weight for weight in learns if not any(weight is table for table in tables)]
+    optimisers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(dense, lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
+        *([torch.optim.SparseAdam(tables, lr=rate)] if tables else []),
+    ]
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(one, lambda step: min(1.0, (step + 1) / 10) * (1 - step / steps))
+        for one in optimisers
+    ]
     model.train()
     for step, batch in zip(range(steps), _batches(windows), strict=False):
-        loss = model(batch, labels=batch).loss
+        output = model(batch, labels=batch, use_cache=False)
+        loss = output.loss
         if not bool(loss.isfinite()):
             raise TrainingError(
                 f"the loss of step {step + 1} is {float(loss.detach())}; the model or the text is damaged"
             )
-        optimiser.zero_grad(set_to_none=True)
+        for one in optimisers:
+            one.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(learns, 1.0)
-        optimiser.step()
-        schedule.step()
+        nn.utils.clip_grad_norm_(dense, 1.0)
+        for one, schedule in zip(optimisers, schedules, strict=True):
+            one.step()
+            schedule.step()
+        yield detached(output.routings)
         if progress is not None:
             progress(step + 1, steps)
-    for owner, name in matrices:
-        parametrize.remove_parametrizations(owner, name, leave_parametrized=True)
-    model.eval()
 
 
 def _matrices(model: Cortex) -> Iterator[tuple[nn.Module, str]]:
