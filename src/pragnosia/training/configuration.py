@@ -21,6 +21,7 @@ from pragnosia.model.presets import PRESETS
 from pragnosia.training.average import AverageConfig
 from pragnosia.training.checkpoint import CheckpointConfig
 from pragnosia.training.curriculum import CurriculumConfig
+from pragnosia.training.lobes import LobesConfig
 from pragnosia.training.optimisers import OptimiserConfig
 from pragnosia.training.schedules import ScheduleConfig, check_lengths
 from pragnosia.training.settings import read_settings
@@ -116,6 +117,8 @@ class TrainConfig:
     """Which text comes first; None: all of it, shuffled, from the first step on."""
     stages: list[StageConfig] | Literal["default"] | None = None
     """Parts of the run in which the model grows up (stages.py); None: it is adult from the first step on."""
+    lobes: LobesConfig | None = None
+    """How the lobes of a sparse model come to differ, on data labelled by domain (lobes.py); None: they need not."""
     steps: int | None = None
     tokens: float | None = None
     """Instead of steps: how many tokens to train on, rounded down to whole steps."""
