@@ -11,7 +11,7 @@ Steering: 24 tokens are drawn from the model behind the token that documents end
 up by 4 and down by 4, and as it is; a naive Bayes classifier over the tokens of the training text says which domain
 they are of. Told is how often that is the domain of the steered lobe.
 
-    python benchmarks/plasticity/lobes.py [--seeds 3] [--steps 240] [--out runs/lobes]
+    python benchmarks/plasticity/lobes.py [--seeds 3] [--steps 120] [--out runs/lobes]
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--out", type=Path, default=Path("runs/lobes"))
     asked = parser.parse_args()
     named = os.environ.get("PRAGNOSIA_DATA")
