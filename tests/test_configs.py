@@ -6,19 +6,25 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from pragnosia.data import Mixture
 from pragnosia.errors import DataError
 from pragnosia.learning import learning_rule
 from pragnosia.measure.accounting import account
 from pragnosia.model.configuration import PragnosiaConfig
-from pragnosia.training.assembly import model_config, needed_memory
+from pragnosia.spiking.neurogen import NeuroGenForCausalLM
+from pragnosia.spiking.neurogen_configuration import NeuroGenConfig
+from pragnosia.training.assembly import make_rule, model_config, needed_memory, shape_of
 from pragnosia.training.configuration import read_config
+from pragnosia.training.minds import spiking_parameters
 from pragnosia.training.trainer import train
 
 BRAINS = ("neurogen",)  # wired, not trained: tests/spiking
 CONFIGS = sorted(path for path in (Path(__file__).parents[1] / "configs").glob("*.yaml") if path.stem not in BRAINS)
 CONFIGS = [path for path in CONFIGS if path.stem != "coincidence"]  # no steps: tests/apps/test_one_pass.py trains it
+SPIKING = [path for path in CONFIGS if path.stem.startswith("neurogen-")]
+CONFIGS = [path for path in CONFIGS if path not in SPIKING]
 BILINGUAL = [path for path in CONFIGS if path.stem.startswith("braingpt-") and path.stem != "braingpt-nano"]
 
 
@@ -51,6 +57,20 @@ def test_a_configuration_can_be_run(path: Path) -> None:
     assert shape.max_position_embeddings >= config.batch.sequence_length
     assert config.num_steps > config.schedule.warmup_steps + config.schedule.length_warmup_steps
     learning_rule(config.rule)
+
+
+@pytest.mark.parametrize("path", SPIKING, ids=lambda path: path.stem)
+def test_a_spiking_configuration_can_be_run(path: Path) -> None:
+    config = read_config(path)
+    shape = shape_of(config)
+    assert isinstance(shape, NeuroGenConfig)
+    with torch.device("meta"):
+        model = NeuroGenForCausalLM._from_config(shape)
+    assert spiking_parameters(shape) == sum(weight.numel() for weight in model.parameters())
+    assert (path.stem == "neurogen-nano") == (spiking_parameters(shape) <= 250_000)
+    assert needed_memory(config, shape).total > 4 * spiking_parameters(shape)
+    assert config.num_steps > config.schedule.warmup_steps
+    make_rule(config)
 
 
 @pytest.mark.parametrize("path", BILINGUAL, ids=lambda path: path.stem)

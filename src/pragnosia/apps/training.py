@@ -35,15 +35,19 @@ def train(
     watch: Annotated[
         bool, typer.Option("--watch", help="Draw loss, use of units, births and deaths in the terminal while it goes.")
     ] = False,
+    rule: Annotated[
+        str | None, typer.Option("--rule", help="How it learns, as --set rule=…; docs/learning.md has a table.")
+    ] = None,
     settings: Settings = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
     """Train a model. The run's directory is a model directory, with its log, curves and checkpoints beside it."""
+    settings = [*(settings or []), *([] if rule is None else [f"rule={rule}"])]
     _check_input([config], data, settings)
-    once = read_settings(config, settings or [])
+    once = read_settings(config, settings)
     if one_pass.trains_once(once):
-        one_pass.refuse(resume=resume, watch=watch)
+        one_pass.refuse(resume=resume, watch=watch, rule=rule)
         return one_pass.train(once, out or Path("runs") / Path(config).stem, data or [])
     from pragnosia.training.log import LOG
     from pragnosia.training.progress import Bar
@@ -56,7 +60,7 @@ def train(
         data=data or (),
         out=folder,
         resume=resume,
-        overrides=settings or [],
+        overrides=settings,
         reporter=Watch(folder / LOG) if watch else Bar(),
     )
     values = asdict(report)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pragnosia.learning.rule import RULES, LearningRule, Lesson, learning_rule
+from pragnosia.learning.rule import RULES, SPIKING_RULES, LearningRule, Lesson, learning_rule
 
-__all__ = ["RULES", "LearningRule", "Lesson", "learning_rule"]
+__all__ = ["RULES", "SPIKING_RULES", "LearningRule", "Lesson", "learning_rule"]

@@ -31,6 +31,16 @@ RULES = {
     "local": "pragnosia.learning.local_loss:LocalLoss",
 }
 """Name -> class; `module:Class` names one outside the tree. Made by `Class(autocast=dtype or None, **told)`."""
+SPIKING_RULES = {
+    "surrogate": "pragnosia.learning.spiking:Surrogate",
+    "eprop": "pragnosia.learning.spiking:EProp",
+    "factorised": "pragnosia.learning.spiking:Factorised",
+    "three_factor": "pragnosia.learning.spiking:ThreeFactor",
+    "stdp": "pragnosia.learning.spiking:Pairs",
+    "delta": "pragnosia.learning.spiking:Delta",
+}
+"""The same for a spiking model."""
+MINDS = {"cortex": RULES, "spiking model": SPIKING_RULES}
 
 Named = tuple[str, nn.Parameter]
 
@@ -43,6 +53,8 @@ class Lesson:
     """Detached, and left on its device: reading it waits for the device, so it is the reader's choice."""
     routings: tuple[Routing | None, ...] = ()
     """One per layer, detached; None where a layer is dense."""
+    fired: Float[Tensor, ""] | None = None
+    """Of a spiking model: spikes of a neuron in a token, on average."""
 
 
 @runtime_checkable
@@ -65,13 +77,20 @@ class LearningRule(Protocol):
 
 
 def learning_rule(
-    name: str, *, autocast: torch.dtype | None = None, told: Mapping[str, Any] | None = None
+    name: str,
+    *,
+    autocast: torch.dtype | None = None,
+    told: Mapping[str, Any] | None = None,
+    mind: str = "cortex",
 ) -> LearningRule:
-    """The rule called `name` in the table, or `module:Class`, and what it is told of its own.
+    """The rule called `name` in a mind's table, or `module:Class`, and what it is told of its own.
 
     Raises ConfigError that says what there is.
     """
-    made = part(RULES, name)
+    table = MINDS[mind]
+    if name not in table and any(name in other for other in MINDS.values()):
+        raise ConfigError(f"the rule {name} is not defined for a {mind}; it learns by {', '.join(table)}")
+    made = part(table, name)
     known = [key for key in inspect.signature(made).parameters if key != "autocast"]
     for key in told or {}:
         if key not in known:

@@ -79,22 +79,27 @@ def relative(load: Float[Tensor, " U"]) -> Float[Tensor, " U"]:
     return load * (load.numel() / load.sum().clamp_min(1.0))
 
 
-def overloaded(loads: Mapping[int, Tensor], ratio: float) -> tuple[str, dict[int, list[int]]] | None:
-    """Units that do more than `ratio` times their share, the busiest first, by layer; None where nobody does."""
-    found: dict[int, list[int]] = {}
-    worst = (0.0, 0, 0)
-    for layer, load in loads.items():
-        share = relative(load)
-        order = share.argsort(descending=True)
-        found[layer] = [int(unit) for unit in order if float(share[unit]) > ratio]
-        if len(order):
-            worst = max(worst, (float(share[order[0]]), layer, int(order[0])))
-    if not any(found.values()):
+@dataclass(frozen=True)
+class Overload:
+    """The unit that does most, of all layers."""
+
+    layer: int
+    unit: int
+    share: float
+    reason: str
+
+
+def overloaded(loads: Mapping[int, Tensor], ratio: float) -> Overload | None:
+    """The busiest unit, if it does more than `ratio` times its share; None where nobody does."""
+    shares = {layer: relative(load) for layer, load in loads.items()}
+    if not shares:
         return None
-    return (
-        f"overload: unit {worst[2]} of layer {worst[1]} did {worst[0]:.2g} times an even share, above {ratio:g}",
-        found,
-    )
+    layer = max(shares, key=lambda each: float(shares[each].max()))
+    unit, share = int(shares[layer].argmax()), float(shares[layer].max())
+    if share <= ratio:
+        return None
+    reason = f"overload: unit {unit} of layer {layer} did {share:.2g} times an even share, above {ratio:g}"
+    return Overload(layer, unit, share, reason)
 
 
 def idle(loads: Mapping[int, Tensor], share: float) -> dict[int, list[int]]:

@@ -92,7 +92,7 @@ class Heard:
     traces: Float[Tensor, "T B F"]
     state: NeuroGenState
     film: Film | None
-    drive: Float[Tensor, "T B I"]
+    tokens: Int[Tensor, "B T"]
 
 
 class Wires(nn.Module):
@@ -219,13 +219,13 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
         config: Any = self.config
         brain, circuit = self.brain, self.circuit
         state = self.begin(len(ids)) if state is None else state
-        drive = self.enter(ids.T) * circuit.thresholds(config.into)
+        drive = self.currents(ids)
         film = None
         if not slopes and self._by_events(state):
             counts, after = by_events(brain, config.into, drive, state.brain, steps=config.steps_per_token)
         else:
             window = unroll(
-                *(circuit, [one.weight.float() for one in self._wires], drive),
+                *(circuit, [weight.float() for weight in self.synapses], drive),
                 *([circuit.span(name) for name in config.into], state.brain),
                 steps=config.steps_per_token,
                 slope=Slope(damp=config.slope_damp, width=config.slope_width) if slopes else None,
@@ -233,7 +233,13 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
             )
             counts, after, film = window.counts, window.state, window.film
         traces, last = traced(self.read_of(counts), state.traces, self.kappas)
-        return Heard(counts, traces, NeuroGenState(after, last, state.length + ids.shape[1]), film, drive)
+        return Heard(counts, traces, NeuroGenState(after, last, state.length + ids.shape[1]), film, ids)
+
+    def currents(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "T B I"]:
+        """What tokens add to the membranes they enter, in each of their steps [mV]."""
+        config: Any = self.config
+        entering: Tensor = self.enter(ids.T)
+        return entering * self.circuit.thresholds(config.into)
 
     def read_of(self, counts: Float[Tensor, "... N"]) -> Float[Tensor, "... n"]:
         """Of all neurons those that are read."""
@@ -241,6 +247,16 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
         if config.out == list(self.sizes):
             return counts
         return torch.cat([counts[..., self.circuit.span(name)] for name in config.out], -1)
+
+    def spread_out(self, read: Float[Tensor, "... n"]) -> Float[Tensor, "... N"]:
+        """The opposite: 0 for who is not read."""
+        config: Any = self.config
+        if config.out == list(self.sizes):
+            return read
+        out = read.new_zeros(*read.shape[:-1], sum(self.sizes.values()))
+        for name, part in zip(config.out, read.split([self.sizes[name] for name in config.out], -1), strict=True):
+            out[..., self.circuit.span(name)] = part
+        return out
 
     def begin(self, batch: int = 1) -> NeuroGenState:
         """Before the first token."""
@@ -253,6 +269,11 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
     @property
     def _wires(self) -> list[Any]:
         return list(self.wires)
+
+    @property
+    def synapses(self) -> list[nn.Parameter]:
+        """Weights of the projections, in their order."""
+        return [one.weight for one in self._wires]
 
     # -- the brain, with the synapses as they are
 
@@ -299,7 +320,7 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
             torch.cat([one.state.traces for one in heard], 1),
             max(one.state.length for one in heard),
         )
-        return Heard(counts, traces, state, None, heard[0].drive)
+        return Heard(counts, traces, state, None, ids)
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

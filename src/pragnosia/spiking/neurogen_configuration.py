@@ -87,6 +87,10 @@ class NeuroGenConfig(PreTrainedConfig):
         return _wired(json.dumps(self.brain))
 
     @property
+    def exits(self) -> None:
+        """There are none."""
+
+    @property
     def num_hidden_layers(self) -> int:
         """Regions, under the name that transformers asks for."""
         return len((self.brain or {}).get("populations", ()))

@@ -166,10 +166,8 @@ class _Through(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             drive = torch.cat([wishes[..., span] for span in into], -1)
             drive = drive.unflatten(0, (-1, steps)).sum(1)
-        changes = [
-            _change(way, film.spikes, wishes, weights[way.number]) if ctx.needs_input_grad[2 + way.number] else None
-            for way in circuit.ways
-        ]
+        wanted = [weight if needed else None for weight, needed in zip(weights, ctx.needs_input_grad[2:], strict=True)]
+        changes = changes_of(circuit, film.spikes, wishes, wanted)
         return None, drive, *changes
 
 
@@ -195,6 +193,18 @@ def _backward(
         gv = circuit.leak * now
         gw = torch.mul(gw, circuit.fading).addcmul_(gm, circuit.adaptation, value=-1)
     return gu
+
+
+def changes_of(
+    circuit: Circuit, spikes: Float[Tensor, "S B N"], worth: Float[Tensor, "S B N"], weights: Sequence[Any]
+) -> list[Tensor | None]:
+    """dL/dW of each projection, where a sum at a membrane is `worth` so much; None where no weight asks for it."""
+    return [
+        None
+        if (weight := weights[way.number]) is None or not weight.requires_grad
+        else _change(way, spikes, worth, weight)
+        for way in circuit.ways
+    ]
 
 
 def _change(way: Any, spikes: Tensor, wishes: Tensor, weights: Tensor) -> Tensor:

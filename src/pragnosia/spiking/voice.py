@@ -35,6 +35,7 @@ class Readout(nn.Module):
     def __init__(self, vocabulary: int, features: int, rank: int | None) -> None:
         super().__init__()
         self.down = None if rank is None else nn.Parameter(torch.empty(rank, features))
+        self.features = features
         self.up = nn.Parameter(torch.empty(vocabulary, rank or features))
         self.bias = nn.Parameter(torch.empty(vocabulary))
 

@@ -37,13 +37,15 @@ from pragnosia.measure.limits import read_limits
 from pragnosia.measure.memory import Memory, memory_to_train
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.presets import PRESETS
+from pragnosia.spiking.neurogen_configuration import NeuroGenConfig
 from pragnosia.training.configuration import TrainConfig
 from pragnosia.training.curriculum import check_teacher, make_curriculum
 from pragnosia.training.growing import shape_at
 from pragnosia.training.lobes import check_lobes, lobe_rule, mixture_of
+from pragnosia.training.minds import is_spiking, spiking_config, spiking_memory
 from pragnosia.training.progress import Reporter
 from pragnosia.training.starting import begin_with, start_shape
-from pragnosia.training.upbringing import check_upbringing, first_shape
+from pragnosia.training.upbringing import check_budget, check_upbringing, first_shape
 from pragnosia.units import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -74,20 +76,20 @@ def assemble(config: TrainConfig, out: Path, reporter: Reporter, checkpoint: Pat
     """
     device = find_device(config.device)
     tokenizer = prepare_tokenizer(config, out, reporter)
-    shape = model_config(config, tokenizer)
-    check_memory(config, shape, device)
-    adult, shape = shape, first_shape(config, shape)
-    if checkpoint is not None:
-        shape = shape_at(checkpoint, shape)
+    adult = shape = shape_of(config, tokenizer)
+    check_memory(config, adult, device)
+    if isinstance(shape, PragnosiaConfig):
+        check_budget(config, shape)
+        shape = first_shape(config, shape)
+        if checkpoint is not None:
+            shape = shape_at(checkpoint, shape)
     corpus = prepare_corpus(config, tokenizer, out, reporter)
     curriculum = _curriculum(config, corpus, out, reporter)
     sow(config.seed)
-    from pragnosia.model.modeling import PragnosiaForCausalLM  # slow to import, and tuning reads this file too
-
-    model = PragnosiaForCausalLM(shape)
+    model = _made(shape)
     if config.start is not None and checkpoint is None:
         begin_with(model, config.start)
-    model = model.to(device)  # type: ignore[arg-type]
+    model = model.to(device)
     if config.gradient_checkpointing:
         _checkpoint_activations(model)
     return Materials(model, tokenizer, corpus, adult, curriculum)
@@ -98,7 +100,7 @@ def check_plan(config: TrainConfig, out: Path) -> None:
 
     Raises UserErrors.
     """
-    adult = model_config(config)
+    adult = shape_of(config)
     check_memory(config, adult, find_device(config.device))
     check_upbringing(config, adult)
     check_lobes(config, adult)
@@ -117,7 +119,19 @@ def make_rule(config: TrainConfig) -> LearningRule:
     autocast = torch.bfloat16 if config.precision == "bf16" else None
     if config.lobes is not None:
         return lobe_rule(config, autocast)
-    return learning_rule(config.rule, autocast=autocast, told=config.learning)
+    mind = "spiking model" if is_spiking(config.model) else "cortex"
+    return learning_rule(config.rule, autocast=autocast, told=config.learning, mind=mind)
+
+
+def _made(shape: PragnosiaConfig | NeuroGenConfig) -> Any:
+    """The model of this shape, untrained; its class is slow to import, and tuning reads this file too."""
+    if isinstance(shape, NeuroGenConfig):
+        from pragnosia.spiking.neurogen import NeuroGenForCausalLM
+
+        return NeuroGenForCausalLM(shape)
+    from pragnosia.model.modeling import PragnosiaForCausalLM
+
+    return PragnosiaForCausalLM(shape)
 
 
 def _checkpoint_activations(model: PragnosiaForCausalLM) -> None:
@@ -190,11 +204,21 @@ def _curriculum(config: TrainConfig, corpus: Corpus, out: Path, reporter: Report
     return make_curriculum(config.curriculum, corpus, batch.sequence_length, rows, out, cache, reporter)
 
 
+def shape_of(config: TrainConfig, tokenizer: PreTrainedTokenizerFast | None = None) -> PragnosiaConfig | NeuroGenConfig:
+    """The model's shape, of whatever kind it is. Raises ConfigError."""
+    if is_spiking(config.model):
+        wanted = config.tokenizer.vocab_size if config.tokenizer.path is None else None
+        return spiking_config(config.model, wanted, tokenizer)
+    return model_config(config, tokenizer)
+
+
 def model_config(config: TrainConfig, tokenizer: PreTrainedTokenizerFast | None = None) -> PragnosiaConfig:
-    """The model's shape: the preset with the given changes, and what the tokenizer says.
+    """A cortex's shape: the preset with the given changes, and what the tokenizer says.
 
     Until it is there, it is taken to have as many tokens as are asked for. Raises ConfigError.
     """
+    if is_spiking(config.model):
+        raise ConfigError("model.kind is neurogen, and this is defined for a cortex alone; name another configuration")
     if config.start is not None:
         return start_shape(config.start, config.batch.sequence_length)
     given = dict(config.model)
@@ -239,17 +263,21 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return values
 
 
-def needed_memory(config: TrainConfig, shape: PragnosiaConfig) -> Memory:
+def needed_memory(config: TrainConfig, shape: PragnosiaConfig | NeuroGenConfig) -> Memory:
     """What training takes, by what holds it."""
+    tokens = config.batch.batch_size * config.batch.sequence_length
+    moments = _MOMENTS[config.optimiser.name] + (config.ema is not None)
+    if isinstance(shape, NeuroGenConfig):
+        return spiking_memory(shape, tokens=tokens, moments=moments)
     return memory_to_train(
         account(shape, precision="float32"),
-        tokens=config.batch.batch_size * config.batch.sequence_length,
+        tokens=tokens,
         checkpointing=config.gradient_checkpointing,
-        moments=_MOMENTS[config.optimiser.name] + (config.ema is not None),
+        moments=moments,
     )
 
 
-def check_memory(config: TrainConfig, shape: PragnosiaConfig, device: torch.device) -> None:
+def check_memory(config: TrainConfig, shape: PragnosiaConfig | NeuroGenConfig, device: torch.device) -> None:
     """Raise BudgetError where training needs more memory than is free, before any is taken."""
     needed = needed_memory(config, shape).total
     on_gpu = device.type == "cuda"

@@ -22,10 +22,12 @@ from pragnosia.training.average import AverageConfig
 from pragnosia.training.checkpoint import CheckpointConfig
 from pragnosia.training.curriculum import CurriculumConfig
 from pragnosia.training.lobes import LobesConfig
+from pragnosia.training.minds import check_spiking, with_brain
 from pragnosia.training.optimisers import OptimiserConfig
 from pragnosia.training.schedules import ScheduleConfig, check_lengths
 from pragnosia.training.settings import read_settings
 from pragnosia.training.stages import StageConfig, check_stages
+from pragnosia.training.triggers import PlasticityConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +107,7 @@ class TrainConfig:
     """One run, completely."""
 
     model: dict[str, Any] = field(default_factory=dict)
-    """`preset: name` and any field of PragnosiaConfig."""
+    """`preset: name` and any field of PragnosiaConfig; or `kind: neurogen` and any field of NeuroGenConfig."""
     start: str | None = None
     """Instead of `model`: a model directory whose shape, weights and tokenizer the run begins with."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -119,6 +121,8 @@ class TrainConfig:
     """Parts of the run in which the model grows up (stages.py); None: it is adult from the first step on."""
     lobes: LobesConfig | None = None
     """How the lobes of a sparse model come to differ, on data labelled by domain (lobes.py); None: they need not."""
+    plasticity: PlasticityConfig | None = None
+    """When the model's structure changes by itself (triggers.py); None: it does not."""
     steps: int | None = None
     tokens: float | None = None
     """Instead of steps: how many tokens to train on, rounded down to whole steps."""
@@ -162,7 +166,7 @@ class TrainConfig:
 
 def read_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainConfig:
     """A run from a YAML file or a mapping, with `key.key=value` overrides. Raises ConfigError."""
-    values = read_settings(source, overrides)
+    values = with_brain(read_settings(source, overrides), source)
     _refuse_unknown(values, TrainConfig, "")
     try:
         return _adapter().validate_python(values)
@@ -177,6 +181,9 @@ def _adapter() -> TypeAdapter[TrainConfig]:
 
 def _check_model(section: Mapping[str, Any]) -> None:
     """Raise ConfigError for a preset or a key that is not known: a slip that should be told before anything else."""
+    if "kind" in section:
+        check_spiking(section)
+        return
     refuse_unknown(section, besides=("preset",))
     name = section.get("preset")
     if name is not None and name not in PRESETS:

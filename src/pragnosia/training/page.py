@@ -78,7 +78,7 @@ def _figures(records: Sequence[Record], facts: Mapping[str, Any], events: Sequen
         ("tokens", format_count(facts["tokens"])),
         ("tokens/s", format_count(facts["tokens_per_second"])),
         ("learning took", format_duration(facts["seconds"])),
-        ("structural events", str(len(events))),
+        ("structural events", str(sum(event.what != "refused" for event in events))),
         ("births, deaths of units", f"{births}, {deaths}"),
     ]
     sizes = [record["parameters"] for record in records if "parameters" in record]

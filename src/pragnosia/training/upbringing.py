@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from torch import Tensor
 
-from pragnosia.errors import ConfigError
+from pragnosia.errors import BudgetError, ConfigError
 from pragnosia.learning import Lesson
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.plasticity.depth import deepen
@@ -23,6 +23,8 @@ from pragnosia.training.events import Event
 from pragnosia.training.organism import Costs, Organism, check_cortex
 from pragnosia.training.schedules import length_at
 from pragnosia.training.stages import StageConfig, check_depth, default_stages, mix_of
+from pragnosia.training.triggers import Triggers
+from pragnosia.units import format_count
 
 if TYPE_CHECKING:
     from pragnosia.training.configuration import TrainConfig
@@ -39,18 +41,57 @@ def stages_of(config: TrainConfig, adult: PragnosiaConfig) -> list[StageConfig]:
 
 def check_upbringing(config: TrainConfig, adult: Any) -> None:
     """What can be known before anything is made. Raises ConfigError."""
-    if config.stages is None:
+    if config.stages is None and config.plasticity is None:
         return
     if not isinstance(adult, PragnosiaConfig):
-        raise ConfigError(f"stages are for the cortex, this model is of kind {adult.model_type}; leave them out")
+        kind = adult.model_type
+        raise ConfigError(f"stages and plasticity are for the cortex, this model is of kind {kind}; leave them out")
     stages = stages_of(config, adult)
-    check_depth(stages, adult.num_hidden_layers)
+    if config.start is not None and (first := first_shape(config, adult)).num_hidden_layers < adult.num_hidden_layers:
+        raise ConfigError(
+            f"the first stage has {first.num_hidden_layers} layers, the model at {config.start} has "
+            f"{adult.num_hidden_layers}: what is there cannot be young again; leave out start, or the stages' layers"
+        )
+    if stages:
+        check_depth(stages, adult.num_hidden_layers)
     for stage in stages:
         mix_of(stage, config.data.sources)
         if stage.layers not in (None, adult.num_hidden_layers):
             check_growable(adult)
         if stage.awake is not None:
             check_awake(adult, stage.awake)
+    if config.plasticity is not None:
+        config.plasticity.check(adult)
+
+
+def check_budget(config: TrainConfig, adult: PragnosiaConfig) -> None:
+    """Raise BudgetError where the plan itself, before anything grows by itself, takes more than the budgets.
+
+    The vocabulary is part of the size, so it is asked when the tokenizer is there.
+    """
+    plasticity = config.plasticity
+    if plasticity is None:
+        return
+    stages = stages_of(config, adult)
+    costs, full, left = Costs(config.batch.tokens), config.batch.sequence_length, config.num_steps
+    size = costs.account(adult, full).total_parameters
+    if size > plasticity.max_parameters:
+        raise BudgetError(
+            f"plasticity.max_parameters is {format_count(plasticity.max_parameters)}, the model has "
+            f"{format_count(size)} before it grows; raise the budget, or take a smaller model"
+        )
+    needed = 0
+    for stage in stages[:-1]:
+        steps = 0 if stage.plateau is not None else stage.most_steps(config.num_steps) or 0  # at worst it is short
+        shape = young(adult, stage.layers or adult.num_hidden_layers, stage.awake)
+        needed += steps * costs.step(shape, stage.sequence_length or full)
+        left -= steps
+    needed += left * costs.step(adult, full)
+    if plasticity.max_operations is not None and needed > plasticity.max_operations:
+        raise BudgetError(
+            f"plasticity.max_operations is {format_count(plasticity.max_operations)}, the run takes up to "
+            f"{format_count(needed)} before anything grows; raise the budget, or train for fewer steps"
+        )
 
 
 def first_shape(config: TrainConfig, adult: PragnosiaConfig) -> PragnosiaConfig:
@@ -66,7 +107,10 @@ class Upbringing:
     def __init__(self, config: TrainConfig, organism: Organism, adult: PragnosiaConfig) -> None:
         self.config, self.organism, self.adult = config, organism, adult
         self.stages = stages_of(config, adult)
-        self.active = bool(self.stages)
+        self.triggers = None if config.plasticity is None else Triggers(config.plasticity, config.seed)
+        self.refused: list[str] = []
+        """What was said of changes that could not be made: each is told once."""
+        self.active = bool(self.stages) or self.triggers is not None
         if self.active:
             check_cortex(organism.model)
         self.costs = Costs(config.batch.tokens)
@@ -80,6 +124,11 @@ class Upbringing:
     def stage(self) -> StageConfig | None:
         """The one the run is in."""
         return self.stages[self.number] if self.stages else None
+
+    @property
+    def adult_now(self) -> bool:
+        """Whether no further stage comes."""
+        return not self.stages or self.number == len(self.stages) - 1
 
     def length(self, step: int) -> int:
         """Tokens in a row at this step."""
@@ -95,10 +144,15 @@ class Upbringing:
         self.operations += self.costs.step(self.organism.model.config, length)
         if self.plateau is not None:
             self.plateau.add(loss)
+        if self.triggers is not None and self.adult_now:
+            self.triggers.learned(loss, lessons)
 
     def act(self, step: int, rows: Tensor | None) -> list[Event]:
         """What has to change after so many steps, done."""
-        return [] if self.stage is None else self._grow_up(step, rows)
+        events = [] if self.stage is None else self._grow_up(step, rows)
+        if self.triggers is None or not self.adult_now or events:
+            return events
+        return self._follow_triggers(self.triggers, step, rows)
 
     def record(self) -> dict[str, Any]:
         """For a line of the log."""
@@ -117,7 +171,10 @@ class Upbringing:
         if not self.active:
             return {}
         losses = [] if self.plateau is None else self.plateau.losses
-        return {"stage": self.number, "since": self.since, "operations": self.operations, "losses": losses}
+        state = {"stage": self.number, "since": self.since, "operations": self.operations, "losses": losses}
+        if self.triggers is not None:
+            state |= {"triggers": self.triggers.state(), "refused": self.refused}
+        return state
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take up what `state` said; the model has the shape of that stage already."""
@@ -127,6 +184,9 @@ class Upbringing:
         self.plateau = self._plateau()
         if self.plateau is not None:
             self.plateau.losses = [float(loss) for loss in state["losses"]]
+        if self.triggers is not None:
+            self.triggers.load_state(state["triggers"])
+            self.refused = [str(line) for line in state["refused"]]
 
     def _plateau(self) -> Plateau | None:
         stage = self.stage
@@ -180,6 +240,62 @@ class Upbringing:
                 jump=jump,
             )
         ]
+
+    def _follow_triggers(self, triggers: Triggers, step: int, rows: Tensor | None) -> list[Event]:
+        """Make the most pressing change that is called for and that the budgets allow."""
+        size = self.organism.parameters
+        try:
+            proposals = triggers.look(step, self.organism.model)
+        except ConfigError as error:
+            return self._refuse(step, "a trigger", str(error))
+        events: list[Event] = []
+        for proposal in proposals:
+            over = self._over_budget(proposal.shape, step)
+            if over is not None:
+                events += self._refuse(
+                    step, proposal.reason, f"{proposal.what}: {proposal.detail}: {over}", proposal.what
+                )
+                continue
+            try:
+                jump = self.organism.change(proposal.verb, rows)
+            except ConfigError as error:
+                events += self._refuse(step, proposal.reason, str(error))
+                continue
+            triggers.changed()
+            made = Event(
+                step=step,
+                what=proposal.what,
+                reason=proposal.reason,
+                detail=proposal.detail,
+                births=proposal.births,
+                deaths=proposal.deaths,
+                parameters=(size, self.organism.parameters),
+                jump=jump,
+            )
+            return [*events, made]
+        return events
+
+    def _over_budget(self, shape: PragnosiaConfig, step: int) -> str | None:
+        """Which budget a shape would go beyond, were it to learn for the rest of the run."""
+        plasticity, full = self.config.plasticity, self.config.batch.sequence_length
+        assert plasticity is not None
+        size = self.costs.account(shape, full).total_parameters
+        if size > plasticity.max_parameters and size > self.organism.parameters:
+            most = format_count(plasticity.max_parameters)
+            return f"{format_count(size)} parameters, the budget is {most}"
+        needed = self.operations + (self.config.num_steps - step) * self.costs.step(shape, full)
+        if plasticity.max_operations is not None and needed > plasticity.max_operations:
+            most = format_count(plasticity.max_operations)
+            return f"{format_count(needed)} operations by the end of the run, the budget is {most}"
+        return None
+
+    def _refuse(self, step: int, reason: str, why: str, key: str | None = None) -> list[Event]:
+        """Say once that a change was called for and not made."""
+        if (key or why) in self.refused:
+            return []
+        self.refused.append(key or why)
+        size = self.organism.parameters
+        return [Event(step=step, what="refused", reason=reason, detail=why, parameters=(size, size))]
 
     def _remix(self) -> bool:
         """Draw the data by the stage's shares; whether they are others than before."""

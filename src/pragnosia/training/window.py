@@ -39,10 +39,13 @@ class Window:
 def wakefulness(lesson: Lesson) -> dict[str, Any]:
     """Who woke in one batch: per token and layer, how evenly, and how many units of all layers nobody woke.
 
-    Where layers have gates, also the share of the tokens that passed them.
+    Where layers have gates, also the share of the tokens that passed them; of a spiking model how often a neuron fired
+    in a token.
     """
     gates = [report(routing.gate) for routing in lesson.routings if routing is not None and routing.gate is not None]
     passed = {"tokens_passed": sum(gate.awake_per_token for gate in gates) / len(gates)} if gates else {}
+    if lesson.fired is not None:
+        passed["spikes_per_neuron"] = float(lesson.fired)
     layers = [report(routing) for routing in sparse(lesson.routings)]
     if not layers:
         return passed

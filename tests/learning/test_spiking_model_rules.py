@@ -1,0 +1,180 @@
+"""Rules on a spiking language model: who changes, that the loss falls, and each rule's sum written out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pragnosia.errors import ConfigError
+from pragnosia.learning import RULES, SPIKING_RULES, learning_rule
+from pragnosia.learning.feedback_alignment import angle
+from pragnosia.spiking.neurogen import NeuroGenForCausalLM
+from pragnosia.spiking.neurogen_configuration import NeuroGenConfig
+
+NEURON = {"kind": "lifa", "tau_ms": 3, "threshold_mv": 1, "refractory_ms": 0, "tau_adaptation_ms": 20,
+          "adaptation_mv": 0.2}  # fmt: skip
+PROJECTIONS = [
+    {"source": "ear", "target": "mouth", "fan_in": 8, "weight": 0.5, "mixed": True, "delay_ms": [1, 3]},
+    {"source": "mouth", "target": "mouth", "fan_in": "all", "weight": 0.25, "mixed": True, "delay_ms": 2},
+]
+CHANGED = {
+    "surrogate": {"enter", "wires", "read"},
+    "eprop": {"enter", "wires", "read"},
+    "factorised": {"enter", "wires", "read"},
+    "three_factor": {"enter", "wires", "read"},
+    "stdp": {"wires", "read"},
+    "delta": {"read"},
+}
+
+
+def mind(**changes: Any) -> NeuroGenForCausalLM:
+    torch.manual_seed(0)
+    brain = {
+        "neuron": NEURON,
+        "populations": {"ear": {"size": 20}, "mouth": {"size": 16}},
+        "projections": PROJECTIONS,
+    }
+    values = {"vocab_size": 9, "brain": brain, "rank": 6, "trace_tokens": [0.7, 2.0]} | changes
+    return NeuroGenForCausalLM(NeuroGenConfig(**values)).train()
+
+
+def circles() -> Tensor:
+    """(6, 13): the next token is fully determined."""
+    return (torch.arange(13) + torch.arange(6)[:, None]) % 7
+
+
+def step(rule: Any, model: NeuroGenForCausalLM, optimiser: torch.optim.Optimizer, tokens: Tensor) -> float:
+    optimiser.zero_grad()
+    lesson = rule.learn(model, tokens, 1.0)
+    optimiser.step()
+    rule.settle(model, [lesson])
+    return float(lesson.loss)
+
+
+def test_every_rule_is_in_the_contract() -> None:
+    assert CHANGED.keys() == SPIKING_RULES.keys()
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_only_what_a_rule_declares_changes(name: str) -> None:
+    model, rule = mind(), learning_rule(name, mind="spiking model")
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    declared = {key for key, _ in rule.changes(model)}
+    optimiser = torch.optim.Adam([weight for _, weight in rule.changes(model)], 0.01)
+    for _ in range(3):
+        step(rule, model, optimiser, circles())
+    changed = {key for key, tensor in model.state_dict().items() if not torch.equal(tensor, before[key])}
+    assert changed == declared
+    assert {key.split(".")[0] for key in changed} == CHANGED[name]
+
+
+@pytest.mark.parametrize(("name", "told"), [*((name, {}) for name in CHANGED), ("eprop", {"feedback": "random"})])
+def test_the_loss_falls(name: str, told: dict[str, Any]) -> None:
+    model, rule = mind(), learning_rule(name, mind="spiking model", told=told)
+    optimiser = torch.optim.Adam([weight for _, weight in rule.changes(model)], 0.02)
+    losses = [step(rule, model, optimiser, circles()) for _ in range(60)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def wishes(name: str, model: NeuroGenForCausalLM, **told: Any) -> dict[str, Tensor]:
+    """Of synapses and currents."""
+    model.zero_grad()
+    rule: Any = learning_rule(name, mind="spiking model", told=told)
+    rule.learn(model, circles(), 1.0)
+    for weight, change in getattr(rule, "pending", []):
+        weight.grad = change
+    return {key: w.grad.clone() for key, w in model.named_parameters() if w.grad is not None and key[:4] != "read"}
+
+
+def test_local_rules_go_the_gradients_way() -> None:
+    model = mind()
+    exact = wishes("surrogate", model)
+    for name, most in (("eprop", 45), ("factorised", 80)):
+        assert angle(wishes(name, model).values(), exact.values()) < most, name
+    heard = wishes("eprop", model, feedback="random")
+    assert angle(heard.values(), exact.values()) > 45
+
+
+def test_an_accumulated_batch_is_the_batch() -> None:
+    for name in ("surrogate", "eprop", "factorised"):
+        model = mind()
+        whole = wishes(name, model)
+        model.zero_grad()
+        rule = learning_rule(name, mind="spiking model")
+        for part in circles().chunk(2):
+            rule.learn(model, part, 0.5)
+        for key, wish in whole.items():
+            torch.testing.assert_close(model.get_parameter(key).grad, wish, rtol=1e-3, atol=1e-6)
+
+
+def test_factorised_is_its_sum_forwards() -> None:
+    """dW[i, k] = sum_t sum_j (L_j psi)_k[t] filter_j(ev_i)[t]: traces forwards, nothing kept for a synapse."""
+    model = mind()
+    got = wishes("factorised", model)["wires.1.weight"]
+    with torch.no_grad():
+        heard = model.hear(circles(), slopes=True)
+        logits = model.read(heard.traces)
+        error = logits.softmax(-1)
+        error -= torch.nn.functional.one_hot(circles().T.roll(-1, 0), 9)
+        error[-1] = 0
+        told = (model.read.back(error) / error[:-1, :, 0].numel()).chunk(2, -1)
+    film, span, leak = heard.film, slice(20, 36), math.exp(-1 / 3)
+    assert film is not None
+    expected = torch.zeros(16, 16)
+    ev = torch.zeros(6, 16)
+    filtered = [torch.zeros(6, 16) for _ in model.kappas]
+    for at in range(len(film.spikes)):
+        sent = film.spikes[at - 2, :, span] if at >= 2 else torch.zeros(6, 16)
+        ev = leak * ev + sent
+        for number, kappa in enumerate(model.kappas):
+            filtered[number] = kappa * filtered[number] + ev
+            expected += filtered[number].T @ (told[number][at, :, span] * film.slopes[at, :, span])
+    assert float(expected.abs().max()) > 1e-4
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_stdp_is_the_rule_of_pairs() -> None:
+    """Spike by spike, as learning/stdp.py counts them, of spikes as they arrive."""
+    from pragnosia.learning.stdp import Traces, Window, stdp
+
+    model = mind()
+    got = wishes("stdp", model)["wires.1.weight"]
+    with torch.no_grad():
+        film = model.hear(circles(), slopes=True).film
+    assert film is not None
+    post = film.spikes[:, :, 20:36]
+    pre = torch.cat([torch.zeros_like(post[:2]), post[:-2]])
+    traces, total = Traces.silent(pre[0], post[0]), torch.zeros(16, 16)
+    for before, behind in zip(pre, post, strict=True):
+        change, traces = stdp(before, behind, traces, Window())
+        total += change
+    torch.testing.assert_close(-got.T * post[..., 0].numel(), total, rtol=1e-3, atol=1e-5)
+
+
+def test_dopamine_that_is_as_expected_teaches_nothing() -> None:
+    model = mind()
+    with torch.no_grad():
+        model.read.up.zero_()
+    assert not any(bool(wish.any()) for key, wish in wishes("three_factor", model).items() if key.startswith("wires"))
+    assert any(bool(wish.abs().max() > 1e-6) for wish in wishes("three_factor", mind()).values())
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "said"),
+    [
+        ("backprop", {"mind": "spiking model"}, "learns by surrogate, eprop"),
+        ("eprop", {}, "not defined for a cortex; it learns by backprop"),
+        ("surogate", {"mind": "spiking model"}, "surrogate"),
+        ("eprop", {"mind": "spiking model", "told": {"feedback": "none"}}, "symmetric"),
+        ("surrogate", {"mind": "spiking model", "autocast": torch.bfloat16}, "fp32"),
+    ],
+)
+def test_a_rule_that_is_not_defined_is_one_line(name: str, how: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        learning_rule(name, **how)
+    assert "\n" not in str(caught.value)
+    assert "dfa" in RULES
