@@ -14,6 +14,7 @@ from pragnosia.apps import (
     calibrating,
     evaluating,
     growing,
+    lobes,
     models,
     packing,
     planning,
@@ -61,6 +62,7 @@ app.command("plan")(planning.plan)
 app.command("teach")(remembering.teach)
 app.command("recall")(remembering.recall)
 app.command("forget")(remembering.forget)
+app.command("lobes")(lobes.lobes)
 app.command("sleep")(sleeping.sleep)
 app.command("select")(selecting.select)
 app.command("simulate")(simulating.simulate)
