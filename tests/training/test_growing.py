@@ -18,7 +18,7 @@ from pragnosia.inference.loading import load_model
 from pragnosia.learning import learning_rule
 from pragnosia.plasticity.growth import add_units, deepen, split_rows, split_units, widen
 from pragnosia.training.average import Average, AverageConfig
-from pragnosia.training.growing import follow, settle
+from pragnosia.training.growing import awaken, follow, settle
 from pragnosia.training.log import read_log
 from pragnosia.training.optimisers import OptimiserConfig, Optimisers, embedded_in
 from pragnosia.training.progress import Silent
@@ -191,6 +191,26 @@ def test_newborn_units_wake(organs: str) -> None:
     for _ in range(90):
         run.step()
     assert woken() > 0
+
+
+def test_who_sleeps_since_a_growth_elsewhere_wakes_in_a_run() -> None:
+    """As `grow` on the command line leaves a model; a model whose units merely differ in balance is left alone."""
+    plain = Run(at_work(SPARSE["sigmoid"]))
+    awaken(plain.model, plain.optimisers)
+    assert not plain.optimisers.newborns.ages
+    model = at_work(SPARSE["sigmoid"])
+    add_units(model, {"a": 1, "b": 2})
+    run = Run(model, newborn_steps=60)
+    awaken(run.model, run.optimisers)
+    depths = []
+    for _ in range(60):
+        balance = run.model.model.layers[0].feed_forward.thalamus.balance
+        born = torch.tensor([2, 7, 8])
+        depths.append(float(balance[[0, 1, 3, 4, 5, 6]].min() - balance[born].max()))
+        run.step()
+    assert depths[0] == pytest.approx(1.0, abs=1e-5)
+    assert depths[1] < depths[0] - 0.03
+    assert depths[-1] < 0.2
 
 
 def test_rows_of_memory_follow() -> None:

@@ -3,6 +3,7 @@
     change = add_units(model, 8)                             a verb of plasticity: the model has another shape
     follow(change, model, rule, optimisers, average)         moments, averages and schedules go along
     … every step, after rule.settle:  settle(model, optimisers)          the newborn wake
+    awaken(model, optimisers)        once, where a run begins: who sleeps since `pragnosia grow` is a newborn too
 
 Both are deterministic, so that every process of a distributed run that does the same stays equal to the others; what
 wraps a model must be made anew. They act between optimiser steps: gradients that were being accumulated are gone. What
@@ -21,9 +22,11 @@ from pragnosia.inference.loading import load_config
 from pragnosia.learning import LearningRule
 from pragnosia.measure.accounting import account
 from pragnosia.model.configuration import PragnosiaConfig
+from pragnosia.plasticity.growth import DEPTH
 from pragnosia.plasticity.origin import Change
 from pragnosia.plasticity.transplant import shapes
 from pragnosia.training.average import Average
+from pragnosia.training.newborns import ADULT
 from pragnosia.training.optimisers import Optimisers, embedded_in
 
 WOKEN = 1e-3
@@ -58,6 +61,22 @@ def settle(model: Any, optimisers: Optimisers) -> None:
         shore = balance[~born].min()
         asleep = born & (balance < shore)
         balance.copy_(torch.where(asleep, shore - (shore - balance) * waking, balance))
+
+
+@torch.no_grad()
+def awaken(model: Any, optimisers: Optimisers) -> None:
+    """Take units that sleep since a growth elsewhere, whose balance lies far below the others', for newborns."""
+    for number, layer in enumerate(model.model.layers):
+        name = f"model.layers.{number}.feed_forward.thalamus.weight"
+        balance = getattr(getattr(layer.feed_forward, "thalamus", None), "balance", None)
+        if balance is None or name not in optimisers.weights or len(balance) < 2:
+            continue
+        ordered = balance.sort().values
+        gaps = ordered.diff()
+        widest = int(gaps.argmax())
+        if float(gaps[widest]) > DEPTH / 2:
+            asleep = (balance <= ordered[widest]).cpu()
+            optimisers.newborns.ages[name] = {0: torch.full((len(asleep),), ADULT).masked_fill(asleep, 0)}
 
 
 def shape_at(checkpoint: Path, planned: PragnosiaConfig) -> PragnosiaConfig:

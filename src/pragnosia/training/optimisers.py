@@ -173,6 +173,7 @@ class Optimisers:
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take up moments written by `state`."""
+        self.newborns.ages = {}
         owner = {id(w): part for part in self.parts for group in part.param_groups for w in group["params"]}
         for key, value in state.items():
             if self.newborns.load(key, value):

@@ -34,7 +34,7 @@ from pragnosia.training.configuration import TrainConfig, read_config
 from pragnosia.training.curves import draw_run
 from pragnosia.training.events import Event
 from pragnosia.training.exits import lesson_at
-from pragnosia.training.growing import settle
+from pragnosia.training.growing import awaken, settle
 from pragnosia.training.interruption import Interruption
 from pragnosia.training.lobes import Lobes
 from pragnosia.training.log import LOG, RunLog, read_log
@@ -116,6 +116,7 @@ class Trainer:
         self.rule = make_rule(config)
         learners = list(self.rule.changes(self.model))
         self.optimisers = Optimisers(learners, embedded_in(self.model), config.optimiser)
+        awaken(self.model, self.optimisers)
         self.average = Average(learners, config.ema) if config.ema else None
         self.batches = Batches(
             self.corpus, batch.batch_size, batch.sequence_length, config.seed, curriculum=materials.curriculum
