@@ -32,7 +32,8 @@ from _arms import books
 from _bench import Arm, in_turn, publish, ratio, spread
 
 from pragnosia import Pragnosia
-from pragnosia.data import resolve
+from pragnosia.data import Source, resolve
+from pragnosia.data.pieces import pieces
 from pragnosia.inference.loading import load_model, load_tokenizer
 from pragnosia.inference.sampler import Sampling
 from pragnosia.measure.calibration import cut
@@ -44,7 +45,7 @@ from pragnosia.training.trainer import train
 
 QUESTION = "Half the experts of a trained mixture pruned: perplexity, files, decoding"
 WAYS = ("reap", "load", "magnitude", "merge")
-KEEP, RECOVERY, RATE, LOOKED_AT = 0.5, 100, 2e-3, 16384
+KEEP, RECOVERY, RATE, LOOKED_AT = 0.5, 100, 1e-3, 16384
 HELD_OUT, CONTEXT, NEW, ROUNDS = 32768, 128, 100, 5
 
 
@@ -70,16 +71,18 @@ def one_seed(seed: int, text: Path, out: Path) -> dict[str, Any]:
     """Everything of one trained mixture."""
     logging.disable_progress_bar()
     settings = Path(__file__).with_suffix(".yaml")
-    train(settings, data=[str(text)], out=out, overrides=[f"seed={seed}", f"data.cache={out.parent / 'cache'}"],
-          reporter=Silent())  # fmt: skip
+    if not (out / "report.json").is_file():  # one that is there is trained
+        told = [f"seed={seed}", f"data.cache={out.parent / 'cache'}"]
+        train(settings, data=[str(text)], out=out, overrides=told, reporter=Silent(), resume=True)
     parent = load_model(out)
     tokenizer = load_tokenizer(out, parent.config.vocab_size, parent.config.tokenizer_digest)
 
-    def windows(source: Path, tokens: int) -> list[torch.Tensor]:
-        return list(cut(tokenizer, resolve(str(source)), parent.config.vocab_size, tokens, CONTEXT))
+    def windows(source: Source, tokens: int) -> list[torch.Tensor]:
+        return list(cut(tokenizer, source, parent.config.vocab_size, tokens, CONTEXT))
 
-    learned = windows(text, RECOVERY * BATCH_TOKENS)
-    seen, held_out = learned[: LOOKED_AT // CONTEXT], windows(text.with_name("books_pd.valid.txt.xz"), HELD_OUT)
+    learned = windows(pieces(resolve(str(text)), seed)[0], RECOVERY * BATCH_TOKENS)
+    seen = learned[: LOOKED_AT // CONTEXT]
+    held_out = windows(pieces(resolve(str(text.with_name("books_pd.valid.txt.xz"))))[0], HELD_OUT)
 
     def changed(change: Callable[[Any], Any]) -> Any:
         model = copy.deepcopy(parent)

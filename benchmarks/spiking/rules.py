@@ -1,9 +1,10 @@
 """Rules on the transformer: bits per byte against back-propagation at equal tokens, and memory at its highest.
 
-    python benchmarks/spiking/rules.py [TEXT] [--quick] [--tokens 2000000] [--rates 1e-3 3e-3]
+    python benchmarks/spiking/rules.py [TEXT] [--quick] [--rules backprop ...] [--tokens 2000000] [--rates 1e-3 3e-3]
 
 A dense cortex with a readout of its own, every rule at every rate; each run has a process of its own, whose memory at
-its highest (interpreter and libraries included, the same for all) is told. Of the rates the better one is shown.
+its highest (interpreter and libraries included, the same for all) is told. Of the rates the better one is shown. A run
+is written down as soon as it is there; asked again, what was measured with as many tokens is not run again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from _bench import publish
+from _bench import earlier, publish
 
 from pragnosia.learning import RULES
 from pragnosia.training.trainer import train
@@ -35,6 +36,7 @@ def main() -> None:
     default = Path(os.environ.get("PRAGNOSIA_DATA", ".")) / "text_en" / "tinyshakespeare.txt.xz"
     options.add_argument("text", nargs="?", type=Path, default=default)
     options.add_argument("--quick", action="store_true", help="4,096 tokens, two layers, one rate, no JSON")
+    options.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES))
     options.add_argument("--tokens", type=int, default=2_000_000)
     options.add_argument("--rates", nargs="+", type=float, default=[1e-3, 3e-3])
     options.add_argument("--one", nargs=2, metavar=("RULE", "RATE"), help=argparse.SUPPRESS)
@@ -44,17 +46,27 @@ def main() -> None:
     if chosen.one:
         print(json.dumps(run(chosen.text, chosen.one[0], float(chosen.one[1]), chosen.tokens, quick=chosen.quick)))
         return
-    found: dict[str, Any] = {}
-    for rule in RULES:
-        tried = [apart(chosen, rule, rate) for rate in chosen.rates]
-        found[rule] = min(tried, key=lambda one: one["bits_per_byte"]) | {"tried": tried}
-    names = ("bits_per_byte", "rate", "peak_mib", "tokens_per_second")
-    rows = [[rule, *(f"{arm[name]:.4g}" for name in names)] for rule, arm in found.items()]
-    if chosen.quick:
-        print("\n".join("  ".join(row) for row in [["rule", *names], *rows]))
+    tried: dict[str, dict[str, Any]] = {} if chosen.quick else earlier(__file__, "runs")
+    for rule in chosen.rules:
+        for rate in chosen.rates:
+            name = f"{rule}, {chosen.tokens:,} tokens, rate {rate:g}"
+            if name not in tried:
+                tried[name] = {"rule": rule, "tokens": chosen.tokens, **apart(chosen, rule, rate)}
+                told(tried, quick=chosen.quick)
+
+
+def told(tried: dict[str, dict[str, Any]], *, quick: bool) -> None:
+    """The better rate of each rule, and the JSON."""
+    best: dict[tuple[str, int], dict[str, Any]] = {}
+    for one in sorted(tried.values(), key=lambda one: float(one["bits_per_byte"])):
+        best.setdefault((one["rule"], one["tokens"]), one)
+    names = ("rule", "tokens", "bits_per_byte", "rate", "peak_mib", "tokens_per_second")
+    rows = [[f"{one[key]:.4g}" if isinstance(one[key], float) else one[key] for key in names] for one in best.values()]
+    if quick:
+        print(*rows[-1])
         return
-    values = {"tokens": chosen.tokens, "shape": SHAPE | PEOPLE, "rules": found}
-    publish("What does a transformer learn without back-propagation?", ["rule", *names], rows, values, __file__)
+    values = {"shape": SHAPE | PEOPLE, "runs": tried}
+    publish("What does a transformer learn without back-propagation?", list(names), rows, values, __file__)
 
 
 def apart(chosen: argparse.Namespace, rule: str, rate: float) -> dict[str, Any]:

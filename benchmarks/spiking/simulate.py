@@ -1,10 +1,10 @@
 """How many steps a second does a brain of 39,424 LIF-A neurons and 1.18 M synapses take on one core?
 
 configs/neurogen.yaml (dt 1 ms, fan-in 30) without competition, driven by currents or by noise, once with a weight for
-each projection and once with one for each synapse: ours, Brian2's C++ standalone program of the same network in both
-precisions, and Norse's and snnTorch's cells with propagation gathered from the synapses of who spiked. Arms run in
-turn, each on one thread. Then ten times as many neurons, two threads beside one, and words that enter as soon as the
-first region is free beside words that wait for the last answer.
+each projection and once with one for each synapse: ours, and Brian2's C++ standalone program of the same network in
+both precisions (NEST, Norse, snnTorch and SpikingJelly: peers.py). Arms run in turn, each on one thread. Then ten
+times as many neurons, two threads beside one, and words that enter as soon as the first region is free beside words
+that wait for the last answer.
 
     BRIAN2_PYTHON=PYTHON python benchmarks/spiking/simulate.py [ROUNDS [STEPS]]
 
@@ -31,11 +31,8 @@ from _network import brain, flat
 from pragnosia.spiking.pipeline import Route, journey, present
 from pragnosia.spiking.regions import Brain
 from pragnosia.spiking.running import run
-from pragnosia.spiking.synapses import Synapses, deliver_woken
 
 HERE = Path(__file__).parent
-PEER_STEPS = 200
-"""Of peers that take a millisecond and more for one."""
 WARM = 300
 Arm = Callable[[], tuple[float, float]]
 CASES = {
@@ -81,75 +78,6 @@ def brian2(given: Brain, steps: int, rates: dict[str, float], name: str, precisi
     return arm
 
 
-def gathered(given: Brain, rates: dict[str, float], name: str, cell: Callable[[Any, Any], tuple[Any, Any]]) -> Arm:
-    """A library's cell over all neurons; of the synapses only those of who spiked are gathered."""
-    arrays = flat(given)
-    order = np.argsort(arrays["source"], kind="stable")
-    count = given.num_neurons
-    depth = int(arrays["delay"].max())
-    starts = np.concatenate([[0], np.cumsum(np.bincount(arrays["source"], minlength=count))])
-    synapses = Synapses(
-        torch.from_numpy(starts.astype(np.int32)),
-        torch.from_numpy((arrays["delay"] * count + arrays["target"])[order].astype(np.int32)),
-        torch.from_numpy(arrays["weight"][order]),
-    )
-    bias = torch.from_numpy(arrays["bias"])[None]
-    rest = 1 - np.exp(-1 / arrays["tau"])
-    carried: list[Any] = [torch.zeros(1, depth, 1, count), None, 0]
-
-    def arm() -> tuple[float, float]:
-        started, spiked = time.perf_counter(), 0.0
-        with torch.no_grad():
-            for _ in range(PEER_STEPS):
-                ring, state, clock = carried
-                spikes, state = cell(float(rest) * bias + ring[:, clock % depth, 0], state)
-                ring[:, clock % depth] = 0
-                carried[:] = deliver_woken(synapses, spikes, ring, clock), state, clock + 1
-                spiked += float(spikes.sum())
-        rates[name] = 1000 * spiked / count / PEER_STEPS
-        return PEER_STEPS, time.perf_counter() - started
-
-    return arm
-
-
-def norse_cell(given: Brain) -> Callable[[Any, Any], tuple[Any, Any]] | None:
-    """Norse's LSNN: LIF with an adapting threshold."""
-    try:
-        from norse.torch.functional.lsnn import LSNNFeedForwardState, LSNNParameters, lsnn_feed_forward_step
-    except ImportError:
-        return None
-    neuron = flat(given)
-    # its membrane moves by dt / tau of what flows into it, and a spike resets it to zero
-    parameters = LSNNParameters(
-        tau_syn_inv=torch.tensor(1000.0),
-        tau_mem_inv=torch.tensor(1000.0 / neuron["tau"]),
-        tau_adapt_inv=torch.tensor(1000.0 / neuron["tau_adaptation"]),
-        v_th=torch.tensor(neuron["threshold"]),
-        beta=torch.tensor(neuron["adaptation"]),
-    )
-
-    def cell(current: Any, state: Any) -> tuple[Any, Any]:
-        if state is None:
-            v = torch.from_numpy(neuron["start"])[None].clone()
-            state = LSNNFeedForwardState(v=v, i=torch.zeros_like(v), b=torch.zeros_like(v))
-        return lsnn_feed_forward_step(neuron["tau"] * current, state, parameters, dt=0.001)
-
-    return cell
-
-
-def snntorch_cell(given: Brain) -> Callable[[Any, Any], tuple[Any, Any]] | None:
-    """snnTorch's Leaky: LIF without adaptation, which it does not have."""
-    try:
-        import snntorch
-    except ImportError:
-        return None
-    neuron = flat(given)
-    leaky = snntorch.Leaky(beta=float(np.exp(-1 / neuron["tau"])), threshold=neuron["threshold"])
-    return lambda current, state: leaky(
-        current, torch.from_numpy(neuron["start"])[None].clone() if state is None else state
-    )
-
-
 def measured(title: str, drive: str, own: float, rounds: int, steps: int) -> dict[str, Any]:
     """One case: all arms in turn."""
     rates: dict[str, float] = {}
@@ -159,10 +87,6 @@ def measured(title: str, drive: str, own: float, rounds: int, steps: int) -> dic
         for precision in ("float64", "float32"):
             name = f"Brian2 C++ standalone, {precision}"
             arms[name] = brian2(given, steps, rates, name, precision, Path(folder))
-        if drive == "constant" and not own:
-            cells = {"Norse LSNN, gathered": norse_cell(given), "snnTorch Leaky, gathered": snntorch_cell(given)}
-            for name, cell in cells.items():
-                arms[name] = None if cell is None else gathered(given, rates, name, cell)
         there = {name: arm for name, arm in arms.items() if arm is not None}
         speeds = in_turn(there, rounds=rounds)
     found = {

@@ -70,7 +70,7 @@ def at_a_terminal(*arguments: object, stdin: str = "") -> tuple[str, str]:
     return done.stdout.decode(), text
 
 
-@pytest.mark.parametrize("memory", [["--memory", "2GiB"], []])
+@pytest.mark.parametrize("memory", [["--memory", "2GiB"], pytest.param([], marks=pytest.mark.slow)])
 def test_loading_and_reading_show_bars_that_go(model: Path, memory: list[str]) -> None:
     if memory and kernels.native_library() is None:
         pytest.skip("no compiled kernels here")

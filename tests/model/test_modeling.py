@@ -198,7 +198,7 @@ def _fresh_compiler() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.parametrize("cache", ["state", "static"])
+@pytest.mark.parametrize("cache", ["state", pytest.param("static", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dress", COMPILED)
 @torch.inference_mode()
 def test_the_decode_step_compiles_whole(dress: str, cache: str, tiny_model: Make, tokens: Tensor) -> None:

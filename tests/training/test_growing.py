@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import torch
 from organs_at_work import DENSE, SPARSE, at_work, words
+from safetensors.torch import load_file, save_file
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from pragnosia.inference.loading import load_model
 from pragnosia.learning import learning_rule
@@ -255,3 +258,39 @@ def test_newborn_units_wake_while_newborns_learn_slowly(newborn_steps: int) -> N
     assert depths[0] > 0.9
     assert depths[-1] < 10 ** (-2.9 * (newborn_steps - 1) / newborn_steps), "nearly awake"
     assert all(now < before for before, now in itertools.pairwise(depths))
+
+
+def _one_of_two(rank: int, folder: str) -> None:
+    """A process of a data-parallel run: its own rows, a growth in the middle, and what it holds at the end."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    run = Run(at_work(SPARSE["sigmoid as it is"]))
+    wrapped = DistributedDataParallel(run.model)
+    for step in range(6):
+        if step == 3:
+            torch.manual_seed(rank)  # what else was drawn there must not matter
+            for verb in VERBS.values():
+                run.grow(verb)
+            wrapped = DistributedDataParallel(run.model)
+        run.optimisers.zero()
+        for part in words(4)[2 * rank : 2 * rank + 2]:  # accumulated, one row at a time
+            (wrapped(input_ids=part[None], labels=part[None], use_cache=False).loss / 2).backward()
+        run.optimisers.step(1.0)
+        settle(run.model, run.optimisers)
+    save_file(
+        {name: w.detach().contiguous() for name, w in run.model.named_parameters()}, f"{folder}/{rank}.safetensors"
+    )
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_that_grow_alike_stay_alike(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path),), nprocs=2)
+    one, other = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+    grown = at_work(SPARSE["sigmoid as it is"])
+    for verb in VERBS.values():
+        verb(grown)
+    assert {name: w.shape for name, w in grown.named_parameters()} == {name: w.shape for name, w in one.items()}

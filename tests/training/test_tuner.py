@@ -133,6 +133,7 @@ def killed(config: TuneConfig, out: Path, moment: Callable[[], bool]) -> None:
     assert child.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_kill_9_and_resume_learns_what_an_unbroken_run_learns(
     configure: Callable[..., TuneConfig], tmp_path: Path
 ) -> None:

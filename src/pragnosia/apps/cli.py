@@ -24,6 +24,7 @@ from pragnosia.apps import (
     sleeping,
     sparsifying,
     speaking,
+    spikes,
     training,
     tuning,
     upcycling,
@@ -63,6 +64,7 @@ app.command("forget")(remembering.forget)
 app.command("sleep")(sleeping.sleep)
 app.command("select")(selecting.select)
 app.command("simulate")(simulating.simulate)
+app.command("energy")(spikes.energy)
 app.command("raster")(simulating.raster)
 app.command("doctor")(models.doctor)
 app.add_typer(memory, name="memory")

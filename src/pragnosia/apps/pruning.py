@@ -61,7 +61,7 @@ def prune(
             rehearse(model, opened.seen, recover, learning_rate=learning_rate or LEARNING_RATE, progress=progress)
 
     values, told = changed(opened, out, change, learn if recover else None)
-    values |= {"by": by, "recover": recover, "units_before": opened.units, "units": values["units_after"]}
+    values |= {"by": by, "recover": recover}
     shown = [
         ("pruned", f"{source} to {out} by {by}, {plural(recover, 'step')} of recovery"),
         ("units", f"{values['units']} in each sparse layer, before {opened.units}"),

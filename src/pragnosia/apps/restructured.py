@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from pragnosia.model.cortex import Cortex
 
-TOKENS = 4096
+TOKENS, HELD_OUT = 4096, 16384
 _LOOKED_AT = 256
 Source = Annotated[Path, typer.Argument(metavar="MODEL", help="A model directory, ours or a supported family's.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="A directory to make.")]
@@ -73,14 +73,8 @@ def open_source(source: Path, out: Path, data: list[str] | None, tokens: int) ->
     seen: list[Tensor] = []
     held_out, tokenizer = None, None
     if data:
-        from pragnosia.data import Joined
-        from pragnosia.measure.thresholds import examples
-
         tokenizer = load_tokenizer(source, int(config.vocab_size), config.tokenizer_digest)
-        text = Joined(tuple(resolve(part) for part in data))
-        context = int(config.max_position_embeddings)
-        found = examples(tokenizer, text, tokens=tokens, vocab_size=int(config.vocab_size), context=context)
-        seen, held_out = list(found.seen), list(found.held_out)
+        seen, held_out = _windows(data, tokenizer, config, tokens)
     import torch
 
     model: Any = load_model(source, torch.float32)
@@ -88,6 +82,21 @@ def open_source(source: Path, out: Path, data: list[str] | None, tokens: int) ->
     units = None if config.units is None else config.units.num_units
     size = sum(file.stat().st_size for file in source.glob("*.safetensors"))
     return Opened(source, model, kinds, tokenizer, seen, held_out, units, size)
+
+
+def _windows(data: list[str], tokenizer: Any, config: Any, tokens: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Windows of tokens (T,) from all over a text: to look on at and learn from, and held out. Raises DataError."""
+    from pragnosia.data import Joined, resolve
+    from pragnosia.data.pieces import pieces
+    from pragnosia.measure.calibration import WINDOW, cut
+
+    length, size = min(int(config.max_position_embeddings), WINDOW), int(config.vocab_size)
+    texts = pieces(Joined(tuple(resolve(part) for part in data)))
+    seen, held_out = (
+        [window for window in cut(tokenizer, text, size, count, length) if len(window) > 1]
+        for text, count in zip(texts, (tokens, HELD_OUT), strict=True)
+    )
+    return seen, held_out
 
 
 def changed(
@@ -115,7 +124,8 @@ def changed(
         "active_parameters": after.active_parameters,
         "largest_logit_change": apart,
         "largest_logit": float(said.abs().max()),
-        "units_after": None if model.config.units is None else model.config.units.num_units,
+        "units_before": opened.units,
+        "units": None if model.config.units is None else model.config.units.num_units,
     }
     rows = [
         ("parameters", _became(before.total_parameters, after.total_parameters, format_count)),

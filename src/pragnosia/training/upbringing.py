@@ -47,6 +47,11 @@ def check_upbringing(config: TrainConfig, adult: Any) -> None:
         kind = adult.model_type
         raise ConfigError(f"stages and plasticity are for the cortex, this model is of kind {kind}; leave them out")
     stages = stages_of(config, adult)
+    if config.start is not None and (first := first_shape(config, adult)).num_hidden_layers < adult.num_hidden_layers:
+        raise ConfigError(
+            f"the first stage has {first.num_hidden_layers} layers, the model at {config.start} has "
+            f"{adult.num_hidden_layers}: what is there cannot be young again; leave out start, or the stages' layers"
+        )
     if stages:
         check_depth(stages, adult.num_hidden_layers)
     for stage in stages:
