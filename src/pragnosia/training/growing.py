@@ -29,8 +29,8 @@ from pragnosia.training.average import Average
 from pragnosia.training.newborns import ADULT
 from pragnosia.training.optimisers import Optimisers, embedded_in
 
-WAKING = 10 ** (-3 / 200)
-"""What is left, a step later, of the depth of a newborn's sleep: a thousandth after 200 steps."""
+LEFT = 1e-3
+"""What is left of the depth of a newborn's sleep when it is grown up."""
 
 
 def follow(
@@ -49,6 +49,7 @@ def settle(model: Any, optimisers: Optimisers) -> None:
     ages = optimisers.newborns.ages
     if not ages:
         return
+    left = LEFT ** (1 / optimisers.newborns.steps) if optimisers.newborns.steps else LEFT
     for number, layer in enumerate(model.model.layers):
         young = ages.get(f"model.layers.{number}.feed_forward.thalamus.weight", {}).get(0)
         balance = getattr(getattr(layer.feed_forward, "thalamus", None), "balance", None)
@@ -59,7 +60,7 @@ def settle(model: Any, optimisers: Optimisers) -> None:
             continue
         shore = balance[~born].min()
         asleep = born & (balance < shore)
-        balance.copy_(torch.where(asleep, shore - (shore - balance) * WAKING, balance))
+        balance.copy_(torch.where(asleep, shore - (shore - balance) * left, balance))
 
 
 @torch.no_grad()
