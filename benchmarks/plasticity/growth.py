@@ -30,10 +30,22 @@ START = {
         "thalamus": {"kind": "sigmoid", "num_awake": 2, "balance_rate": 0.01},
     },
 }  # fmt: skip
-PLASTICITY = {
-    "max_parameters": 420_000, "every": 10, "rest": 30, "plateau": {"window": 20, "gain": 0.06},
-    "overload": 2.5, "units": 2,
-}  # fmt: skip
+MOST_PARAMETERS = 345_000
+
+
+def plasticity(steps: int) -> dict[str, Any]:
+    """When it grows: paces in proportion to the run."""
+    window = max(1, steps // 15)
+    plateau = {"window": window, "gain": 0.06}
+    return {
+        "max_parameters": MOST_PARAMETERS,
+        "every": 5,
+        "plateau": plateau,
+        "overload": 2.5,
+        "units": 2,
+    }
+
+
 RATES = (2e-3, 4e-3, 8e-3)
 
 
@@ -57,7 +69,7 @@ def main() -> None:
     if values is None:
         return
     values["model"] = values["model"] | START
-    growing = values | {"plasticity": PLASTICITY, "steps": asked.steps}
+    growing = values | {"plasticity": plasticity(asked.steps), "steps": asked.steps}
     rate = tuned(growing, asked.out, "grown", RATES)
     names = [f"grown-{seed}" for seed in range(asked.seeds)]
     grown = [run(growing, asked.out / name, seed=seed, rate=rate) for seed, name in enumerate(names)]
@@ -76,7 +88,12 @@ def main() -> None:
         ["largest jump at an event", "", "", "", f"{100 * found['largest_jump']:.5f} %"],
     ]
     header = ["arm", "layers x experts at the end", "steps", "learning rate", "bits/byte held out"]
-    kept = {"seeds": asked.seeds, "steps": asked.steps, "plasticity": PLASTICITY, "learning_rates": [rate, own]}
+    kept = {
+        "seeds": asked.seeds,
+        "steps": asked.steps,
+        "plasticity": plasticity(asked.steps),
+        "learning_rates": [rate, own],
+    }
     values = {**kept, **found, "runs": {"grown": grown, "scratch": scratch}}
     publish(
         "A mixture grown by its triggers, against its final shape from scratch, at equal operations",

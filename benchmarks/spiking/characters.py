@@ -40,8 +40,7 @@ TIMES = {"tau_v": 1.0, "tau_a": 50.0, "tau_out": 0.5}
 def main() -> None:
     """Every rule that was asked for; those of an earlier run stay in the JSON."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = Path(os.environ.get("PRAGNOSIA_DATA", ".")) / "text_en" / "tinyshakespeare.txt.xz"
-    options.add_argument("text", nargs="?", type=Path, default=default)
+    options.add_argument("text", nargs="?", type=Path, default=default_text())
     options.add_argument("--quick", action="store_true", help="20,000 characters, 64 neurons, one pass, no JSON")
     options.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
     options.add_argument("--passes", type=int, default=3)
@@ -51,16 +50,26 @@ def main() -> None:
     chosen = options.parse_args()
     if chosen.quick:
         chosen.neurons, chosen.passes, chosen.steps = 64, 1, 16
-    raw = chosen.text.read_bytes()
-    text = (lzma.decompress(raw) if chosen.text.suffix == ".xz" else raw).decode()[: 20_000 if chosen.quick else None]
-    letters = {letter: number for number, letter in enumerate(sorted(set(text)))}
-    ids = torch.tensor([letters[letter] for letter in text])
+    ids, letters = numbered(chosen.text, 20_000 if chosen.quick else None)
     found: dict[str, Any] = {} if chosen.quick else dict(_earlier())
     for rule in chosen.rules:
-        found[rule] = learned(rule, ids, len(ids) * 9 // 10, len(letters), chosen)
+        found[rule] = learned(rule, ids, len(ids) * 9 // 10, letters, chosen)
         print(rule, {key: round(value, 4) for key, value in found[rule].items()}, flush=True)
         if not chosen.quick:
             told(found)
+
+
+def default_text() -> Path:
+    """Tiny Shakespeare."""
+    return Path(os.environ.get("PRAGNOSIA_DATA", ".")) / "text_en" / "tinyshakespeare.txt.xz"
+
+
+def numbered(path: Path, until: int | None) -> tuple[torch.Tensor, int]:
+    """A text's characters as numbers, and how many there are."""
+    raw = path.read_bytes()
+    text = (lzma.decompress(raw) if path.suffix == ".xz" else raw).decode()[:until]
+    letters = {letter: number for number, letter in enumerate(sorted(set(text)))}
+    return torch.tensor([letters[letter] for letter in text]), len(letters)
 
 
 def told(found: dict[str, Any]) -> None:

@@ -39,6 +39,9 @@ def test_out_and_back(run: Run, config: Path, tmp_path: Path) -> None:
     # a folder can be written as well, and people are told what to do next
     assert "nodes" in run("export", back, tmp_path / "c.nir", "--format", "nir").out
     assert f"pragnosia simulate {tmp_path / 'd'}" in run("import", tmp_path / "c.nir", tmp_path / "d").out
+    run("import", graph, tmp_path / "e", "--dt-ms", "2").refused("was written for steps of 1 ms", "leave --dt-ms out")
+    run("export", config, tmp_path / "n.nir", "--format", "nir", "--drive", "noise")
+    assert "--drive noise" in run("import", tmp_path / "n.nir", tmp_path / "n").out
     run("export", config, graph, "--format", "nir").refused("already exists")
     run("import", graph, back).refused("already exists")
 

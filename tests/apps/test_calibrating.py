@@ -176,6 +176,13 @@ def test_a_dense_model_has_no_units_to_count(run: Run, model: Path, story: Path,
     dense = made(tmp_path / "dense", model, feed_forward={"width": 32})
     sparse = f"pragnosia sparsify {dense} OUT --level 0.4 --data TEXT, or train with columns"
     run("generate", dense, "hi", "--energy", 0.5).refused("is dense, without units", sparse)
+    asleep, packed = tmp_path / "asleep", tmp_path / "packed"
+    assert run("sparsify", dense, asleep, "--level", 0.4, "--data", story).code == 0
+    assert run("sparsify", dense, packed, "--pattern", "2:4").code == 0
+    for made_so in (asleep, packed):  # which `sparsify` refuses
+        outcome = run("generate", made_so, "hi", "--energy", 0.5)
+        outcome.refused("is dense, without units", "train with columns")
+        assert "pragnosia sparsify" not in outcome.err
     run("generate", dense, "hi", "--awake", 0.5).refused("--awake is a share of units", "has none")
     table = run("calibrate", dense, "--data", story, "--agreement", 0.6, "--layers", 1).out.splitlines()
     head = next(number for number, line in enumerate(table) if line.split()[:1] == ["energy"])

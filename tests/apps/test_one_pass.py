@@ -53,4 +53,5 @@ def test_what_means_nothing_here_is_refused(run: Run, once: Path, story: Path, m
     run("train", CONFIG, *out, "--set", "model.bucket_bitz=3").refused("bucket_bitz")
     run("train", CONFIG, *out, "--set", "optimiser.name=adamw").refused("optimiser")
     run("train", CONFIG, *out, "--resume").refused("--resume")
+    run("train", CONFIG, *out, "--watch").refused("--watch", "coincidence")
     assert not (tmp_path / "new").exists()

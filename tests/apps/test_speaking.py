@@ -148,14 +148,7 @@ def test_an_empty_stop_text_is_told_at_once(at_once: Run, model: Path) -> None:
     at_once("generate", model, "hi", "--stop", "").refused("stop is an empty text; give text that is to end the answer")
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("generate", "hi", "--temperature", "1"),
-        pytest.param(("chat",), marks=pytest.mark.slow),
-        pytest.param(("generate", "hi", "--json"), marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("words", [("generate", "hi", "--temperature", "1"), ("chat",), ("generate", "hi", "--json")])
 def test_a_reader_that_went_away_is_no_error(model: Path, words: tuple[str, ...]) -> None:
     reading, writing = os.pipe()
     os.close(reading)

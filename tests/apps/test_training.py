@@ -50,6 +50,18 @@ def test_resuming_nothing_is_told(run: Run, config: Path, story: Path, tmp_path:
     assert outcome.err.startswith("nothing to resume")
 
 
+def test_a_watched_run_grows_up_and_says_so_where_nothing_can_be_drawn(
+    run: Run, config: Path, story: Path, tmp_path: Path
+) -> None:
+    stages = "stages=[{name: young, layers: 1, steps: 1}, {name: adult}]"
+    deep = ("--set", "model.num_hidden_layers=2", "--set", "logging.curves=true")
+    out = tmp_path / "out"
+    outcome = run("train", config, "--data", story, "--out", out, "--watch", *deep, "--set", stages, "--json")
+    assert outcome.code == 0
+    assert "step 1: stage: adult: 1 -> 2 layers (young took 1 step)" in outcome.err
+    assert "young took 1 step" in (out / "report.html").read_text()
+
+
 def test_a_slip_in_the_preset_is_told_first(run: Run, story: Path, tmp_path: Path) -> None:
     (tmp_path / "slip.yaml").write_text("model: {preset: nanno}\n")
     run("train", tmp_path / "slip.yaml", "--data", story, "--out", tmp_path / "out").refused("nanno", "'nano'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pragnosia.inference.loading import load_model
 from pragnosia.learning import learning_rule
 from pragnosia.plasticity.growth import add_units, deepen, split_rows, split_units, widen
 from pragnosia.training.average import Average, AverageConfig
-from pragnosia.training.growing import awaken, follow, settle
+from pragnosia.training.growing import follow, settle
 from pragnosia.training.log import read_log
 from pragnosia.training.optimisers import OptimiserConfig, Optimisers, embedded_in
 from pragnosia.training.progress import Silent
@@ -192,26 +193,6 @@ def test_newborn_units_wake(organs: str) -> None:
     assert woken() > 0
 
 
-def test_who_sleeps_since_a_growth_elsewhere_wakes_in_a_run() -> None:
-    """As `grow` on the command line leaves a model; a model whose units merely differ in balance is left alone."""
-    plain = Run(at_work(SPARSE["sigmoid"]))
-    awaken(plain.model, plain.optimisers)
-    assert not plain.optimisers.newborns.ages
-    model = at_work(SPARSE["sigmoid"])
-    add_units(model, {"a": 1, "b": 2})
-    run = Run(model, newborn_steps=60)
-    awaken(run.model, run.optimisers)
-    depths = []
-    for _ in range(60):
-        balance = run.model.model.layers[0].feed_forward.thalamus.balance
-        born = torch.tensor([2, 7, 8])
-        depths.append(float(balance[[0, 1, 3, 4, 5, 6]].min() - balance[born].max()))
-        run.step()
-    assert depths[0] == pytest.approx(1.0, abs=1e-5)
-    assert depths[1] < depths[0] - 0.03
-    assert depths[-1] < 0.2
-
-
 def test_rows_of_memory_follow() -> None:
     run = Run(at_work(DENSE["memory"]))
     for _ in range(3):
@@ -261,6 +242,22 @@ def test_a_whole_run_grows_and_is_resumed_exactly(
     assert len(losses["whole"]) == 8
     grown = load_model(tmp_path / "whole")
     assert (grown.config.experts.num_units, grown.config.num_hidden_layers) == (6, 3)
+
+
+@pytest.mark.parametrize("newborn_steps", [4, 9])
+def test_newborn_units_wake_while_newborns_learn_slowly(newborn_steps: int) -> None:
+    run = Run(at_work(SPARSE["sigmoid"]), newborn_steps=newborn_steps)
+    run.step()
+    run.grow(lambda model: add_units(model, 2))
+    thalamus = next(run.model.experts()).thalamus
+    young = run.optimisers.newborns.ages["model.layers.0.feed_forward.thalamus.weight"][0] == 0
+    depths = []
+    for _ in range(newborn_steps):
+        depths.append(float(thalamus.balance[~young].min() - thalamus.balance[young].max()))
+        run.step()
+    assert depths[0] > 0.9
+    assert depths[-1] < 10 ** (-2.9 * (newborn_steps - 1) / newborn_steps), "nearly awake"
+    assert all(now < before for before, now in itertools.pairwise(depths))
 
 
 def _one_of_two(rank: int, folder: str) -> None:

@@ -102,6 +102,8 @@ def test_the_budget_of_operations_bounds_growth(configure: Configure, tmp_path: 
     records = read_log(tmp_path / "bound" / "log.jsonl")
     assert records[-1]["operations"] <= most
     assert any("operations by the end of the run" in event.detail for event in events_of(records))
+    with pytest.raises(BudgetError, match="operations by the end of the run, the budget is"):
+        train(given | {"steps": 11}, out=tmp_path / "bound", resume=True, reporter=Silent())
 
 
 @pytest.mark.parametrize("stop", [3, 6])

@@ -90,6 +90,21 @@ def test_many_layers_stay_within_the_terminal(tmp_path: Path) -> None:
     assert len(text.rstrip().splitlines()) <= 30
 
 
+@pytest.mark.parametrize("width", [30, 60])
+def test_a_narrow_terminal_shows_the_same_shorter(tmp_path: Path, width: int) -> None:
+    watch = Watch(tmp_path / "log.jsonl", terminal(width, 30))
+    watch.start(10, 0)
+    watch.advance(2, record(2))
+    picture = watch.picture()
+    watch.stop()
+    out = StringIO()
+    Console(file=out, width=width, no_color=True).print(picture)
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert all(len(line) <= width for line in lines)
+    assert set(lines[1]) == {"━"}, "the bar has a line of its own"
+    assert any(line.strip().startswith("layer 0") and "4 uni" in line for line in lines)
+
+
 def test_a_dense_model_has_a_picture_too(tmp_path: Path) -> None:
     dense = {key: value for key, value in record(2).items() if "unit" not in key and key != "utilisation"}
     text = drawn(Watch(tmp_path / "log.jsonl", terminal()), [dense])

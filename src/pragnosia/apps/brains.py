@@ -84,6 +84,7 @@ def import_nir(source: Path, out: Path, *, dt_ms: float | None) -> Answer:
         "projections": len(found.config.projections),
         "neurons": sum(one.size for one in found.config.populations.values()),
         "synapses": sum(one.count for one in found.synapses.values()),
+        "drive": next((drive for _, drive in found.biases), "constant"),
         "notes": found.notes,
     }
     return Answer(values, _lines(values, "imported"))
@@ -107,5 +108,6 @@ def _lines(values: dict[str, Any], verb: str) -> list[str]:
             ("dt", f"{values['dt_ms']:g} ms"),
             *(("note", note) for note in values["notes"]),
         ]
-        said.append(("run it", f"pragnosia simulate {values['out']}"))
+        drive = "" if values["drive"] == "constant" else f" --drive {values['drive']}"
+        said.append(("run it", f"pragnosia simulate {values['out']}{drive}"))
     return aligned(said)

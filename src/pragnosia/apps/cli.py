@@ -14,6 +14,7 @@ from pragnosia.apps import (
     calibrating,
     evaluating,
     growing,
+    lobes,
     models,
     packing,
     planning,
@@ -24,6 +25,7 @@ from pragnosia.apps import (
     sleeping,
     sparsifying,
     speaking,
+    spikes,
     training,
     tuning,
     upcycling,
@@ -60,9 +62,11 @@ app.command("plan")(planning.plan)
 app.command("teach")(remembering.teach)
 app.command("recall")(remembering.recall)
 app.command("forget")(remembering.forget)
+app.command("lobes")(lobes.lobes)
 app.command("sleep")(sleeping.sleep)
 app.command("select")(selecting.select)
 app.command("simulate")(simulating.simulate)
+app.command("energy")(spikes.energy)
 app.command("raster")(simulating.raster)
 app.command("doctor")(models.doctor)
 app.add_typer(memory, name="memory")

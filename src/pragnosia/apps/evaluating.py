@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pragnosia.apps import one_pass
+from pragnosia.apps import one_pass, spikes
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
 from pragnosia.apps.budgeting import (
     Adapter,
@@ -90,6 +90,11 @@ def evaluate(
     Several energies, as in 1,0.5,0.2, are set side by side: quality, cost and speed of decoding at each. A token that
     may leave early is read as if it had been spoken.
     """
+    if spikes.is_spiking(model):
+        spikes.refuse(
+            context=context, stride=stride, awake=awake, plot=plot, memory=memory, adapter=adapter, learn=learn
+        )
+        return spikes.evaluate(model, data, _limit(max_bytes))
     if one_pass.is_one_pass(model):
         one_pass.refuse(
             context=context, stride=stride, awake=awake, plot=plot, memory=memory, adapter=adapter, vram=vram

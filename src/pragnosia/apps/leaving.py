@@ -25,7 +25,7 @@ ExitConfidence = Annotated[
     str | None,
     typer.Option(
         help="Let a token leave at the first exit that gives its likeliest word this probability, in (0, 1], or "
-        "`calibrated`. It may say other words."
+        "`calibrated`; of exits that `calibrate` measured. It may say other words."
     ),
 ]
 ExitMemory = Annotated[

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pragnosia.apps import brains, one_pass
+from pragnosia.apps import brains, one_pass, spikes
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
 from pragnosia.apps.dialling import left_behind, left_behind_rows
 from pragnosia.checkpoints.gguf_header import gguf_in
@@ -50,6 +50,11 @@ def inspect(
     if one_pass.is_one_pass(model):
         one_pass.refuse(text=text)
         return one_pass.inspect(Path(model))
+    if spikes.is_spiking(model):
+        spikes.refuse(text=text)
+        return spikes.inspect(Path(model))
+    if (shape := spikes.configured(model)) is not None:
+        return spikes.inspect_config(model, shape)
     if text is not None:
         from pragnosia.apps.introspecting import introspect
 

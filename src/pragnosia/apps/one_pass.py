@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
+from pragnosia.apps import spikes
 from pragnosia.apps.answer import Answer, aligned
 from pragnosia.errors import CheckpointError, ConfigError
 from pragnosia.units import format_bytes, format_count, format_duration
@@ -26,7 +27,18 @@ if TYPE_CHECKING:
 FAMILY, KIND = "pragnosia-coincidence", "coincidence"
 P = ParamSpec("P")
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-_SPEAKING = {*_SAMPLING, "model", "prompt", "max_new_tokens", "stop", "stats", "as_json", "debug", "no_memory"}
+_SPEAKING = {
+    *_SAMPLING,
+    "model",
+    "prompt",
+    "max_new_tokens",
+    "stop",
+    "stats",
+    "as_json",
+    "debug",
+    "no_memory",
+    "system",
+}
 
 
 def is_one_pass(model: Path | str) -> bool:
@@ -105,21 +117,31 @@ def evaluate(model: Path, data: list[str], max_bytes: int | None, *, learn: bool
 
 
 def speaks_for_itself(command: Callable[P, Answer]) -> Callable[P, Answer]:
-    """`generate`, or what a one-pass learner does in its place; options of sleep, memory and streams it refuses."""
+    """A verb, or what a one-pass learner or a spiking model does in its place.
+
+    Options of sleep, memory and streams are refused.
+    """
     defaults = {name: entry.default for name, entry in inspection.signature(command).parameters.items()}
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> Answer:
         given: Any = kwargs
-        if not is_one_pass(given["model"]):
+        fires = spikes.is_spiking(given["model"])
+        if not fires and ("prompt" not in given or not is_one_pass(given["model"])):
             return command(*args, **kwargs)
         from pragnosia.inference.sampling import Sampling, check_room, check_text
 
-        refuse(**{name: given[name] != defaults[name] for name in given if name not in _SPEAKING})
+        others = {name: given[name] != defaults[name] for name in given if name not in _SPEAKING}
+        (spikes.refuse if fires else refuse)(**others)
         chosen = {name: given[name] for name in _SAMPLING if given[name] is not None}
-        sampling = Sampling(**{**chosen, "stop": tuple(given["stop"] or ())})
-        check_text(given["prompt"])
+        sampling = Sampling(**{**chosen, "stop": tuple(given.get("stop") or ())})
+        check_text(given.get("prompt") or given.get("system") or "")
         check_room(given["max_new_tokens"])
+        how = given["model"], given.get("prompt"), given["max_new_tokens"], sampling
+        if "prompt" not in given:
+            return spikes.chat(how[0], how[2], sampling, given["system"], quiet=given["as_json"])
+        if fires:
+            return spikes.generate(*how, quiet=given["as_json"])
         check(given["model"])
         return generate(given["model"], given["prompt"], given["max_new_tokens"], sampling, quiet=given["as_json"])
 

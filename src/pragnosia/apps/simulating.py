@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pragnosia.apps import spikes
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
+from pragnosia.errors import ConfigError
 from pragnosia.units import format_bytes, format_count, format_joules
 
 if TYPE_CHECKING:
@@ -89,7 +91,7 @@ def simulate(
         seconds = time.perf_counter() - started
     check_alive(brain, activity)
     rates, cost = mean_rates_hz(brain, activity), spiking_cost(brain, activity)
-    spikes = int(activity.counts.sum())
+    fired = int(activity.counts.sum())
     values: dict[str, Any] = {
         "config": config.name,
         "drive": drive,
@@ -99,9 +101,9 @@ def simulate(
         "dt_ms": brain.config.dt_ms,
         "steps_per_second": steps / seconds,
         "times_real_time": steps * brain.config.dt_ms / 1000 / seconds,
-        "spikes": spikes,
+        "spikes": fired,
         "mean_rate_hz": rates,
-        "mean_rate_hz_of_all": spikes / brain.num_neurons / (steps * brain.config.dt_ms / 1000),
+        "mean_rate_hz_of_all": fired / brain.num_neurons / (steps * brain.config.dt_ms / 1000),
         "state_bytes": state.nbytes,
         "per_step": _cost_values(cost),
         "modulators": _level_values(levels),
@@ -114,6 +116,10 @@ def simulate(
 @answering
 def raster(
     config: Config,
+    text: Annotated[
+        str | None,
+        typer.Argument(metavar="[TEXT]", help="What a spiking language model reads; CONFIG is its directory."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The picture, as .png, .svg, .pdf, .jpg or .webp.")] = Path("raster.png"),
     steps: Annotated[int, typer.Option(min=2, help="Steps to take, each of the file's dt_ms.")] = 500,
     drive: DriveOption = "constant",
@@ -128,15 +134,29 @@ def raster(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
-    """Draw a spiking network at work: spikes by region, rates, modulators and membranes."""
+    """Draw a spiking network at work: spikes by region, rates, modulators and membranes.
+
+    Of a spiking language model: what it does while it reads TEXT, for as many steps as that takes.
+    """
     from pragnosia.measure.raster import draw
     from pragnosia.spiking.recording import record
 
     _check_paths(out, arrays)
-    levels = _levels(level)
-    brain = _brain(config, drive, seed)
+    levels, currents = _levels(level), None
+    if spikes.is_spiking(config):
+        brain, steps, currents = spikes.reading(config, text)
+    elif text is not None:
+        raise ConfigError(f"{config} is no spiking language model, which alone reads a text; leave the text out")
+    else:
+        brain = _brain(config, drive, seed)
     releases = [_release(one, brain.config.dt_ms) for one in release or []]
-    recording, _ = record(brain, brain.begin(), steps, levels=levels, releases=releases, traced_per_region=traces)
+    recording, _ = record(
+        *(brain, brain.begin(), steps),
+        levels=levels,
+        releases=releases,
+        traced_per_region=traces,
+        currents=currents,
+    )
     draw(recording, out)
     if arrays is not None:
         recording.save(arrays)
@@ -176,7 +196,6 @@ def keep_brain(out: Path, brain: Brain) -> None:
 def _check_out(out: Path, *, learn: bool) -> None:
     """Raise ConfigError, CheckpointError before anything is run."""
     from pragnosia.checkpoints.admission import check_vacant
-    from pragnosia.errors import ConfigError
 
     if not learn:
         raise ConfigError(f"--out {out} keeps what was learned, and nothing is: add --learn")
@@ -191,8 +210,6 @@ def _levels(given: list[str] | None) -> Levels:
 
 
 def _named(text: str, option: str, form: str) -> tuple[str, float]:
-    from pragnosia.errors import ConfigError
-
     name, _, number = text.partition("=")
     try:
         return name.strip(), float(number)
@@ -202,7 +219,7 @@ def _named(text: str, option: str, form: str) -> tuple[str, float]:
 
 def _release(text: str, dt_ms: float) -> tuple[int, Mapping[str, float]]:
     """`NAME=AMOUNT@MS`: step, amount by name. Raises ConfigError."""
-    from pragnosia.errors import ConfigError, unknown_name
+    from pragnosia.errors import unknown_name
     from pragnosia.spiking.modulation import STRENGTHS
 
     form = "NAME=AMOUNT@MS, as in noradrenaline=1@200"
@@ -218,7 +235,6 @@ def _release(text: str, dt_ms: float) -> tuple[int, Mapping[str, float]]:
 
 def _check_paths(out: Path, arrays: Path | None) -> None:
     """Raise ConfigError before anything is run."""
-    from pragnosia.errors import ConfigError
     from pragnosia.measure.pictures import FORMATS
 
     if out.suffix[1:].lower() not in FORMATS:

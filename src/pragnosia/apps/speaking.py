@@ -176,6 +176,7 @@ def generate(
 
 
 @answering
+@one_pass.speaks_for_itself
 def chat(
     model: Model,
     max_new_tokens: MaxNewTokens = 200,
@@ -212,14 +213,8 @@ def chat(
     from pragnosia.inference.directory import check_speaker
     from pragnosia.inference.sampling import Sampling, check_room, check_text
 
-    sampling = Sampling(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
+    among: dict[str, Any] = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
+    sampling = Sampling(temperature=temperature, repetition_penalty=repetition_penalty, seed=seed, **among)
     check_text(system or "")
     check_room(max_new_tokens)
     check_memory(memory)

@@ -75,12 +75,13 @@ def train(
 
 def _check_input(configs: list[str], data: list[str] | None, settings: list[str] | None) -> None:
     """What can be said of the input before torch is loaded. Raises UserErrors."""
+    from pragnosia.data.domains import read_domains
     from pragnosia.data.mixture import Mixture
 
-    for config in configs:
-        read_settings(config, settings or [])
+    read = [read_settings(config, settings or []) for config in configs]
     if data:
-        Mixture.parse(data)
+        labelled = any(values.get("lobes") is not None for values in read)
+        read_domains(data) if labelled else Mixture.parse(data)
 
 
 @answering

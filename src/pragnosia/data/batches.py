@@ -91,6 +91,13 @@ class Batches:
         return tuple(n / windows.count for n, windows in zip(rows, self._windows, strict=True))
 
     @property
+    def last_parts(self) -> list[int]:
+        """Which part each row of the batch that was read last came from."""
+        first = self.row - self.batch_size * (self.place.world_size - self.place.rank)
+        which, _ = self._turns.locate(np.arange(self.batch_size) + first - self._mixed.since)
+        return [int(part) for part in which]
+
+    @property
     def mix(self) -> tuple[float, ...]:
         """The shares in force."""
         return self._mixed.weights

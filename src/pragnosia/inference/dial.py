@@ -17,11 +17,13 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from pragnosia.checkpoints.admission import SPARSITY
 from pragnosia.errors import CheckpointError, ConfigError
 from pragnosia.inference.beside import read_beside, write_beside
 from pragnosia.inference.directory import turnable
 from pragnosia.inference.exits import check_layers
 from pragnosia.model.setting import WHOLE, Setting
+from pragnosia.quantisation.index import is_packed
 
 ENERGY = "energy.json"
 INTENTS = ("draft", "answer", "think")
@@ -182,10 +184,11 @@ def is_dense(folder: str | Path) -> bool:
 
 def nothing_to_turn(folder: str | Path) -> str:
     """Of a dense model: what it lacks, and what would let some of it sleep."""
-    return (
-        f"{folder} is dense, without units, trained exits or gates, so there is nothing to dial; let some of it sleep: "
-        f"pragnosia sparsify {folder} OUT --level 0.4 --data TEXT, or train with columns (configs/braingpt-nano.yaml)"
-    )
+    lacks = f"{folder} is dense, without units, trained exits or gates, so there is nothing to dial"
+    columns = "train with columns (configs/braingpt-nano.yaml)"
+    if (Path(folder) / SPARSITY).is_file() or is_packed(Path(folder)):  # `sparsify` takes neither
+        return f"{lacks}; for a dial {columns}"
+    return f"{lacks}; let some of it sleep: pragnosia sparsify {folder} OUT --level 0.4 --data TEXT, or {columns}"
 
 
 def model_print(folder: str | Path) -> str:

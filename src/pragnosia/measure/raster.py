@@ -13,6 +13,8 @@ from pragnosia.spiking.recording import Recording
 
 COLOURS = (COOL, WARM, LEAF, INK, SOFT, "#bc6c25", "#6d597a", "#457b9d")
 MOST_DOTS = 200_000
+FEW_DOTS = 20_000
+"""Of fewer, each is drawn larger than a pixel."""
 SMOOTHED_MS = 20.0
 MEMBRANE_SPACING = 1.4
 """Of the largest swing of a membrane."""
@@ -37,9 +39,10 @@ def _spikes(recording: Recording, axes: Axes) -> None:
     edges = np.concatenate([[0], np.cumsum(recording.sizes)])
     every = max(1, -(-len(recording.spike_steps) // MOST_DOTS))
     steps, neurons = recording.spike_steps[::every], recording.spike_neurons[::every]
+    times, dot = steps * float(recording.dt_ms), "." if len(steps) < FEW_DOTS else ","
     for number in range(len(recording.regions)):
         inside = (neurons >= edges[number]) & (neurons < edges[number + 1])
-        axes.plot(steps[inside] * float(recording.dt_ms), neurons[inside], ",", color=_colour(number), alpha=0.6)
+        axes.plot(times[inside], neurons[inside], dot, color=_colour(number), alpha=0.6, markersize=3)
     axes.set_yticks((edges[:-1] + edges[1:]) / 2, [str(name) for name in recording.regions])
     axes.set_ylim(edges[-1], 0)
     shown = "spikes" if every == 1 else f"one of {every} spikes"

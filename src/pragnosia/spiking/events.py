@@ -24,14 +24,21 @@ def by_events(
     brain: Brain, into: Sequence[str], drive: Float[Tensor, "T B I"], state: BrainState, *, steps: int = 1
 ) -> tuple[Float[Tensor, "T B N"], BrainState]:
     """Spikes of each neuron in each token, and the state then; `drive` as for `unroll`."""
-    regions = [brain.region(name) for name in into]
-    parts = drive.detach().split([region.config.size for region in regions], -1)
-    # a current settles towards itself: so much of it for what it is to add in one step
-    gains = [1 / -math.expm1(-brain.config.dt_ms / region.config.neuron.tau_ms) for region in regions]  # type: ignore[union-attr]
     names, counts = tuple(brain.config.populations), []
     state = state.cloned()
-    for at in range(len(drive)):
-        currents = {name: part[at] * gain for name, part, gain in zip(into, parts, gains, strict=True)}
+    for now in drive.detach():
+        currents = as_currents(brain, into, now)
         activity, state = run(brain, state, steps, currents, tally=names, consume=True)
         counts.append(torch.cat([activity.tally[name] for name in names], 1))
     return torch.stack(counts).to(drive.dtype), state
+
+
+def as_currents(brain: Brain, into: Sequence[str], drive: Float[Tensor, "B I"]) -> dict[str, Float[Tensor, "B N"]]:
+    """Currents that add `drive` to the membranes in each step: a membrane settles towards its current."""
+    found, at = {}, 0
+    for name in into:
+        config = brain.region(name).config
+        gain = 1 / -math.expm1(-brain.config.dt_ms / config.neuron.tau_ms)  # type: ignore[union-attr]
+        found[name] = drive[:, at : at + config.size] * gain
+        at += config.size
+    return found

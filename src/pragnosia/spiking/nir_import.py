@@ -55,8 +55,13 @@ def import_brain(path: Path, *, dt_ms: float | None = None) -> Imported:
     """Read a NIR file. Raises CheckpointError for a node or a wiring that a brain has no counterpart for."""
     graph = read_graph(path)
     told = _told(graph)
-    if dt_ms is None:
-        dt_ms = _number(1000 * float(graph.metadata["dt"])) if "dt" in graph.metadata else 1.0
+    meant = _number(1000 * float(graph.metadata["dt"])) if "dt" in graph.metadata else None
+    if dt_ms is not None and meant is not None and dt_ms != meant:
+        raise CheckpointError(
+            f"{path} was written for steps of {meant:g} ms, for which alone its numbers hold, not for {dt_ms:g}; leave"
+            " --dt-ms out"
+        )
+    dt_ms = dt_ms or meant or 1.0
     reading = _Reading(path, graph, dt_ms, told)
     return reading.brain()
 

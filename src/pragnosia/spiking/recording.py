@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from pragnosia.spiking.modulation import STRENGTHS, Levels, modulated
-from pragnosia.spiking.regions import Brain
+from pragnosia.spiking.regions import Brain, Currents
 from pragnosia.spiking.running import run
 from pragnosia.spiking.state import BrainState
 
@@ -58,8 +58,11 @@ def record(
     levels: Levels | None = None,
     releases: Sequence[tuple[int, Mapping[str, float]]] = (),
     traced_per_region: int = 1,
+    currents: Callable[[int], Currents] | None = None,
 ) -> tuple[Recording, BrainState]:
     """Run `steps` steps of one row and note everything; `releases` are (step, amounts by name) of modulators.
+
+    `currents` says what comes from outside in a step.
 
     Raises what `run` raises.
     """
@@ -74,7 +77,8 @@ def record(
             now = now.released(**amounts)
         if at % EVERY == 0:
             running = modulated(brain, now)
-        activity, state = run(running, state, 1, events=True, consume=True)
+        given = None if currents is None else currents(at)
+        activity, state = run(running, state, 1, given, events=True, consume=True)
         assert activity.events is not None
         counts.append(activity.counts[0, 0])
         events.append(torch.stack([torch.full_like(activity.events[:, 2], at), activity.events[:, 2]], 1))

@@ -21,7 +21,6 @@ from pragnosia.data import (
     Batches,
     Corpus,
     Curriculum,
-    Mixture,
     PackingOptions,
     build_corpus,
     check_vocabulary,
@@ -42,6 +41,7 @@ from pragnosia.spiking.neurogen_configuration import NeuroGenConfig
 from pragnosia.training.configuration import TrainConfig
 from pragnosia.training.curriculum import check_teacher, make_curriculum
 from pragnosia.training.growing import shape_at
+from pragnosia.training.lobes import check_lobes, lobe_rule, mixture_of
 from pragnosia.training.minds import is_spiking, spiking_config, spiking_memory
 from pragnosia.training.progress import Reporter
 from pragnosia.training.starting import begin_with, start_shape
@@ -103,10 +103,11 @@ def check_plan(config: TrainConfig, out: Path) -> None:
     adult = shape_of(config)
     check_memory(config, adult, find_device(config.device))
     check_upbringing(config, adult)
+    check_lobes(config, adult)
     make_rule(config)
     if config.curriculum is not None:
         check_teacher(config.curriculum)
-    mixture = Mixture.parse(config.data.sources)
+    mixture = mixture_of(config)
     if config.tokenizer.path is None and config.start is None and not (out / TOKENIZER).is_file():
         # Packing reads all text soon enough; training a tokenizer first would take minutes.
         check_vocab_size(config.tokenizer.vocab_size)
@@ -116,6 +117,8 @@ def check_plan(config: TrainConfig, out: Path) -> None:
 def make_rule(config: TrainConfig) -> LearningRule:
     """How the run learns. Raises ConfigError."""
     autocast = torch.bfloat16 if config.precision == "bf16" else None
+    if config.lobes is not None:
+        return lobe_rule(config, autocast)
     mind = "spiking model" if is_spiking(config.model) else "cortex"
     return learning_rule(config.rule, autocast=autocast, told=config.learning, mind=mind)
 
@@ -169,7 +172,7 @@ def prepare_tokenizer(config: TrainConfig, out: Path, reporter: Reporter) -> Pre
         return tokenizer
     wanted = config.tokenizer
     reporter.note(f"training a tokenizer of {wanted.vocab_size} tokens")
-    sources = Mixture.parse(config.data.sources).parts
+    sources = mixture_of(config).parts
     report = train_tokenizer(
         sources, wanted.vocab_size, out, max_bytes=wanted.max_bytes, temperature=wanted.temperature
     )
@@ -180,7 +183,7 @@ def prepare_tokenizer(config: TrainConfig, out: Path, reporter: Reporter) -> Pre
 def prepare_corpus(config: TrainConfig, tokenizer: PreTrainedTokenizerFast, out: Path, reporter: Reporter) -> Corpus:
     """The packed text, from the cache where it was packed before."""
     options = PackingOptions(validation_fraction=config.data.validation_fraction)
-    corpus = build_corpus(config.data.sources, tokenizer, _cache(config, out), options)
+    corpus = build_corpus(mixture_of(config), tokenizer, _cache(config, out), options)
     Batches(corpus, config.batch.batch_size, config.batch.sequence_length, config.seed)  # raises where text is short
     reporter.note(
         f"data: {format_count(corpus.train_tokens)} tokens to learn from, {corpus.bytes_per_token:.2f} bytes each; "

@@ -21,6 +21,7 @@ from pragnosia.model.presets import PRESETS
 from pragnosia.training.average import AverageConfig
 from pragnosia.training.checkpoint import CheckpointConfig
 from pragnosia.training.curriculum import CurriculumConfig
+from pragnosia.training.lobes import LobesConfig
 from pragnosia.training.minds import check_spiking, with_brain
 from pragnosia.training.optimisers import OptimiserConfig
 from pragnosia.training.schedules import ScheduleConfig, check_lengths
@@ -118,6 +119,8 @@ class TrainConfig:
     """Which text comes first; None: all of it, shuffled, from the first step on."""
     stages: list[StageConfig] | Literal["default"] | None = None
     """Parts of the run in which the model grows up (stages.py); None: it is adult from the first step on."""
+    lobes: LobesConfig | None = None
+    """How the lobes of a sparse model come to differ, on data labelled by domain (lobes.py); None: they need not."""
     plasticity: PlasticityConfig | None = None
     """When the model's structure changes by itself (triggers.py); None: it does not."""
     steps: int | None = None

@@ -29,8 +29,8 @@ from pragnosia.training.average import Average
 from pragnosia.training.newborns import ADULT
 from pragnosia.training.optimisers import Optimisers, embedded_in
 
-LEFT = 1e-3
-"""What is left of the depth of a newborn's sleep when it is grown up."""
+WOKEN = 1e-3
+"""What is left of the depth of a newborn's sleep after `optimiser.newborn_steps` steps."""
 
 
 def follow(
@@ -49,7 +49,7 @@ def settle(model: Any, optimisers: Optimisers) -> None:
     ages = optimisers.newborns.ages
     if not ages:
         return
-    left = LEFT ** (1 / optimisers.newborns.steps) if optimisers.newborns.steps else LEFT
+    waking = WOKEN ** (1 / max(1, optimisers.newborns.steps))
     for number, layer in enumerate(model.model.layers):
         young = ages.get(f"model.layers.{number}.feed_forward.thalamus.weight", {}).get(0)
         balance = getattr(getattr(layer.feed_forward, "thalamus", None), "balance", None)
@@ -60,7 +60,7 @@ def settle(model: Any, optimisers: Optimisers) -> None:
             continue
         shore = balance[~born].min()
         asleep = born & (balance < shore)
-        balance.copy_(torch.where(asleep, shore - (shore - balance) * left, balance))
+        balance.copy_(torch.where(asleep, shore - (shore - balance) * waking, balance))
 
 
 @torch.no_grad()

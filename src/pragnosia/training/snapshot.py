@@ -79,7 +79,7 @@ class Snapshot:
         for key, value in state["course"].items():
             setattr(self.course, key, value)
         if self.upbringing is not None and self.upbringing.active:
-            self.upbringing.load_state(state["upbringing"])
+            self.upbringing.load_state(state["upbringing"], self.course.step)
         self.batches.load_state_dict(state["batches"])
         restore_random(load_file(folder / RANDOM), state["random"])
 

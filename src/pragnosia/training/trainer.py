@@ -36,6 +36,7 @@ from pragnosia.training.events import Event
 from pragnosia.training.exits import lesson_at
 from pragnosia.training.growing import awaken, settle
 from pragnosia.training.interruption import Interruption
+from pragnosia.training.lobes import Lobes
 from pragnosia.training.log import LOG, RunLog, read_log
 from pragnosia.training.optimisers import Optimisers, embedded_in
 from pragnosia.training.organism import Organism
@@ -120,6 +121,7 @@ class Trainer:
         self.batches = Batches(
             self.corpus, batch.batch_size, batch.sequence_length, config.seed, curriculum=materials.curriculum
         )
+        self.lobes = Lobes(config, self.batches) if config.lobes is not None else None
         self.validation = Validation(self.corpus, config, autocast)
         self.checkpoints = Checkpoints(out / CHECKPOINTS, config.checkpoint.keep)
         self.course = Course()
@@ -193,10 +195,13 @@ class Trainer:
         self.window.add(loss, norm, config.batch.tokens, seconds)
 
     def _learn(self, rows: Tensor, share: float) -> Lesson:
-        """One batch; where the model has exits, they have their lesson."""
+        """One batch; where the model has exits, they have their lesson, and so have lobes that shall differ."""
         shape: Any = self.model.config
         exits = lesson_at(shape.exits, self.course.step, self.config.num_steps, shape.num_hidden_layers, len(rows))
-        return self.rule.learn(self.model, rows, share, **({} if exits is None else {"exits": exits}))
+        told: dict[str, Any] = {} if exits is None else {"exits": exits}
+        if self.lobes is not None:
+            told["domains"] = self.lobes.lesson(self.course.step, len(rows))
+        return self.rule.learn(self.model, rows, share, **told)
 
     def _record(self, events: Sequence[Event]) -> Record:
         """One line of the log; the next one starts counting here."""

@@ -39,8 +39,8 @@ class PlasticityConfig:
     """Of learning in the whole run, never more; None: no bound."""
     every: int = 50
     """Steps between two looks."""
-    rest: int = 200
-    """Steps after a change in which nothing is looked at."""
+    rest: int | None = None
+    """Steps after a change in which nothing is looked at; None: `optimiser.newborn_steps`, until newborns are awake."""
     plateau: PlateauConfig | None = None
     """When the loss stands still, `grow` grows."""
     grow: Literal["layers", "units"] = "layers"
@@ -59,7 +59,7 @@ class PlasticityConfig:
         for key in ("max_parameters", "every", "layers", "units", "patience"):
             if not getattr(self, key) >= 1:
                 raise ConfigError(f"plasticity.{key} is {getattr(self, key)}; it must be at least 1")
-        if self.rest < 0:
+        if self.rest is not None and self.rest < 0:
             raise ConfigError(f"plasticity.rest is {self.rest}; it must not be negative")
         if self.max_operations is not None and not self.max_operations > 0:
             raise ConfigError(f"plasticity.max_operations is {self.max_operations}; it must be greater than 0")
@@ -93,8 +93,9 @@ class Proposal:
 class Triggers:
     """What one run has seen since its model last changed."""
 
-    def __init__(self, config: PlasticityConfig, seed: int) -> None:
+    def __init__(self, config: PlasticityConfig, seed: int, newborn_steps: int = 0) -> None:
         self.config, self.seed = config, seed
+        self.rest = newborn_steps if config.rest is None else config.rest
         self.plateau = None if config.plateau is None else Plateau(config.plateau)
         self.rested = 0
         """Steps since the last change."""
@@ -106,7 +107,7 @@ class Triggers:
     def learned(self, loss: float, lessons: Sequence[Lesson]) -> None:
         """A step has been made."""
         self.rested += 1
-        if self.rested <= self.config.rest:
+        if self.rested <= self.rest:
             return
         if self.plateau is not None:
             self.plateau.add(loss)
@@ -129,7 +130,7 @@ class Triggers:
 
         Raises ConfigError for a change that the model cannot make.
         """
-        if self.rested <= self.config.rest or step % self.config.every:
+        if self.rested <= self.rest or step % self.config.every:
             return []
         found = [self._floor(model.config), self._overload(model), self._plateau(model)]
         self.loads = {}

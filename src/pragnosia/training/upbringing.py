@@ -24,7 +24,7 @@ from pragnosia.training.organism import Costs, Organism, check_cortex
 from pragnosia.training.schedules import length_at
 from pragnosia.training.stages import StageConfig, check_depth, default_stages, mix_of
 from pragnosia.training.triggers import Triggers
-from pragnosia.units import format_count
+from pragnosia.units import format_count, plural
 
 if TYPE_CHECKING:
     from pragnosia.training.configuration import TrainConfig
@@ -107,7 +107,11 @@ class Upbringing:
     def __init__(self, config: TrainConfig, organism: Organism, adult: PragnosiaConfig) -> None:
         self.config, self.organism, self.adult = config, organism, adult
         self.stages = stages_of(config, adult)
-        self.triggers = None if config.plasticity is None else Triggers(config.plasticity, config.seed)
+        self.triggers = (
+            None
+            if config.plasticity is None
+            else Triggers(config.plasticity, config.seed, config.optimiser.newborn_steps)
+        )
         self.refused: list[str] = []
         """What was said of changes that could not be made: each is told once."""
         self.active = bool(self.stages) or self.triggers is not None
@@ -176,8 +180,11 @@ class Upbringing:
             state |= {"triggers": self.triggers.state(), "refused": self.refused}
         return state
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state` said; the model has the shape of that stage already."""
+    def load_state(self, state: Mapping[str, Any], step: int) -> None:
+        """Take up what `state` said after so many steps; the model has the shape of that stage already.
+
+        Raises BudgetError where a run that was made longer would go beyond its budget.
+        """
         if not self.active:
             return
         self.number, self.since, self.operations = (int(state[key]) for key in ("stage", "since", "operations"))
@@ -187,6 +194,9 @@ class Upbringing:
         if self.triggers is not None:
             self.triggers.load_state(state["triggers"])
             self.refused = [str(line) for line in state["refused"]]
+            over = self._over_budget(self.organism.model.config, step) if self.adult_now else None
+            if over is not None:
+                raise BudgetError(f"the run would come to {over}; plasticity bounds it, so train for fewer steps")
 
     def _plateau(self) -> Plateau | None:
         stage = self.stage
@@ -200,7 +210,7 @@ class Upbringing:
             return None
         most = stage.most_steps(self.config.num_steps)
         if most is not None and step - self.since >= most:
-            return f"{stage.name} took {step - self.since} steps"
+            return f"{stage.name} took {plural(step - self.since, 'step')}"
         return None if self.plateau is None else self.plateau.reason
 
     def _grow_up(self, step: int, rows: Tensor | None) -> list[Event]:

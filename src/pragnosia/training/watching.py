@@ -15,6 +15,7 @@ from typing import final
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -28,6 +29,7 @@ from pragnosia.units import format_count, format_duration, plural
 _CURVE_LINES, _EVENT_LINES, _MARGIN = 7, 4, 9
 _OTHER_LINES = 7  # head, bar, axis, titles and blank lines
 _PER_SECOND = 2
+_WIDE = 80
 _COOL, _WARM, _SOFT = "cyan", "red", "bright_black"
 
 
@@ -86,7 +88,8 @@ class Watch:
     def picture(self) -> RenderableType:
         """As of now, no higher than the terminal."""
         records, width = self.records, self.console.width
-        bar = ProgressBar(total=max(1, self.steps), completed=self.done, width=width)
+        # padded, so that the line ends even where no colour tells what is left from what is done
+        bar = Padding(ProgressBar(total=max(1, self.steps), completed=self.done, width=width), 0)
         if not records:
             return Group(self._head(None), bar)
         room = self.console.height - _CURVE_LINES - _EVENT_LINES - _OTHER_LINES
@@ -129,14 +132,15 @@ def _utilisation(record: Record, width: int, room: int) -> Table:
     """A line per layer: each unit's work against an even share, and who slept."""
     layers = record["utilisation"]
     shown = layers if len(layers) <= room else layers[: max(1, room - 1)]
-    facts = [
-        f"{part['units']} units, {part['asleep']} asleep, busiest {part['busiest']:.2g} of an even share"
-        for part in shown
-    ]
-    space = max(8, width - _MARGIN - 2 - max(map(cell_len, facts)))
+    facts = [f"{part['units']} units, {part['asleep']} asleep" for part in shown]
+    if width >= _WIDE:
+        facts = [
+            f"{fact}, busiest {part['busiest']:.2g} of an even share" for fact, part in zip(facts, shown, strict=True)
+        ]
+    space = max(4, width - _MARGIN - 2 - max(map(cell_len, facts)))
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(width=_MARGIN - 1, justify="right", style=_SOFT, no_wrap=True)
-    grid.add_column(no_wrap=True)
+    grid.add_column(width=space, no_wrap=True)
     grid.add_column(no_wrap=True, style=_SOFT)
     for part, fact in zip(shown, facts, strict=True):
         grid.add_row(part["name"], Text(bars(part["load"], space), style=_COOL), fact)
