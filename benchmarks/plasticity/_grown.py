@@ -19,6 +19,7 @@ from pragnosia.training.events import events_of
 from pragnosia.training.log import LOG, read_log
 from pragnosia.training.organism import Costs
 from pragnosia.training.progress import Silent
+from pragnosia.training.run_folder import differences
 from pragnosia.training.trainer import train
 
 CONFIG = Path(__file__).with_name("growing.yaml")
@@ -50,7 +51,11 @@ def base(out: Path) -> dict[str, Any] | None:
 def run(values: Mapping[str, Any], out: Path, *, seed: int, rate: float) -> dict[str, Any]:
     """One run, or what it came to where it has been made: loss, operations, its course, and its events."""
     given = {**values, "seed": seed, "optimiser": {**values["optimiser"], "learning_rate": rate}}
-    if not (out / "report.json").is_file():
+    if (out / "report.json").is_file():
+        held, asked = read_config(out / "train.yaml"), read_config(given)
+        if held.num_steps != asked.num_steps or any("tokenizer" not in key for key in differences(held, asked)):
+            raise SystemExit(f"{out} holds a run of other settings; choose another --out")
+    else:
         tokenizer = out.parent / "tokenizer"
         if tokenizer.is_dir():
             given["tokenizer"] = {"path": str(tokenizer)}

@@ -60,13 +60,10 @@ def main() -> None:
         "grown": values | {"steps": grown_steps(values, asked.steps), "stages": [*stages, {"name": "adult"}]},
     }
     rates = {name: tuned(arm, asked.out, name, RATES) for name, arm in arms.items()}
-    made = {
-        name: [
-            run(arm, asked.out / f"{name}-{seed}-{rates[name]:g}", seed=seed, rate=rates[name])
-            for seed in range(asked.seeds)
-        ]
-        for name, arm in arms.items()
-    }
+    made: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
+    for seed in range(asked.seeds):
+        for name, arm in arms.items():
+            made[name].append(run(arm, asked.out / f"{name}-{seed}-{rates[name]:g}", seed=seed, rate=rates[name]))
     found = compared(made["grown"], made["scratch"])
     rows = [
         [name, str(runs[0]["steps"]), f"{runs[0]['operations']:.4g}", f"{rates[name]:g}",

@@ -71,11 +71,11 @@ def main() -> None:
     values["model"] = values["model"] | START
     growing = values | {"plasticity": plasticity(asked.steps), "steps": asked.steps}
     rate = tuned(growing, asked.out, "grown", RATES)
-    names = [f"grown-{seed}" for seed in range(asked.seeds)]
+    names = [f"grown-{seed}-{rate:g}" for seed in range(asked.seeds)]
     grown = [run(growing, asked.out / name, seed=seed, rate=rate) for seed, name in enumerate(names)]
     arms = [from_scratch(values, one, asked.out / name) for one, name in zip(grown, names, strict=True)]
     own = tuned(arms[0], asked.out, "scratch", RATES)
-    scratch = [run(arm, asked.out / f"scratch-{seed}", seed=seed, rate=own) for seed, arm in enumerate(arms)]
+    scratch = [run(arm, asked.out / f"scratch-{seed}-{own:g}", seed=seed, rate=own) for seed, arm in enumerate(arms)]
     found = compared(grown, scratch)
     rows = [
         [name, " ".join(f"{one['layers']}x{one['units']}" for one in runs), " ".join(str(one["steps"]) for one in runs),
