@@ -5,7 +5,8 @@ from and the following ones held out. For each seed one model learns in three st
 control sees the same rows in the same order and learns without them. Then one lobe after the other is silenced and the
 held-out text of every domain is read:
 
-    contrast    mean rise of a domain's loss when the lobe of its name is silent, over the mean when another one is
+    contrast    mean rise of a domain's loss when the lobe of its name is silent, over the mean size of the change when
+                another one is
 
 Steering: 24 tokens are drawn from the model behind the token that documents end with, 16 times, with each lobe pushed
 up by 4 and down by 4, and as it is; a naive Bayes classifier over the tokens of the training text says which domain

@@ -121,7 +121,9 @@ def _table(found: Ablation) -> list[str]:
     told = "loss in nats per token, its rise where a lobe is silent, and in brackets the lobe's share of the wakings"
     if found.diagonal is None:
         return [*lines, "", f"{told}; no domain is named as a lobe"]
-    contrast = "" if found.contrast is None else f", {found.contrast:.1f} times as much"
+    contrast = (
+        "" if found.contrast is None else f"; contrast {found.contrast:.1f} (of the sizes, whichever way they go)"
+    )
     return [
         *(*lines, "", told),
         f"a domain's own lobe silent {found.diagonal:+.3f}, another's {found.off_diagonal or 0.0:+.3f}{contrast}",

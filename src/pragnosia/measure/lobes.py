@@ -56,9 +56,9 @@ class Ablation:
 
     @property
     def contrast(self) -> float | None:
-        """Diagonal over off-diagonal; None where there is none, or where silence elsewhere costs nothing."""
-        diagonal, other = self.diagonal, self.off_diagonal
-        return None if diagonal is None or other is None or other <= 0 else diagonal / other
+        """Diagonal over the mean size of the rises beside it, whichever way they go; None where no names agree."""
+        beside = _mean([abs(self.rise[a][b]) for a, b in self._pairs() if self.lobes[a] != self.domains[b]])
+        return None if self.diagonal is None or not beside else self.diagonal / beside
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON: `rise` and `share` by lobe and domain."""
@@ -103,11 +103,12 @@ def lobes_of(model: Cortex) -> tuple[str, ...]:
 def ablate(
     model: Cortex, tokenizer: PreTrainedTokenizerBase, domains: Mapping[str, Source], *, tokens: int = TOKENS
 ) -> Ablation:
-    """Silence one lobe after the other and read the first `tokens` of every domain.
+    """Silence one lobe after the other and read the first `tokens` of every domain; columns stand as their lobes do.
 
     Raises ConfigError for a model without lobes, DataError for too little text.
     """
     lobes = lobes_of(model)
+    domains = {name: domains[name] for name in sorted(domains, key=lambda name: _place(lobes, name))}
     vocabulary, context = int(model.config.vocab_size), min(WINDOW, int(model.config.max_position_embeddings))
     read = {name: list(cut(tokenizer, text, vocabulary, tokens, context)) for name, text in domains.items()}
     for name, windows in read.items():
@@ -173,6 +174,11 @@ def draw(ablation: Ablation, path: Path, title: str) -> None:
     axes.set_title(title, loc="left", fontsize=10.5, color=INK)
     axes.set_xlabel("rise of the loss, nats per token", fontsize=8.5, color=SOFT)
     save(figure, path)
+
+
+def _place(lobes: Sequence[str], domain: str) -> int:
+    """Of a column: where its lobe stands; domains of no lobe stand behind, as they were named."""
+    return lobes.index(domain) if domain in lobes else len(lobes)
 
 
 def _mean(values: Sequence[float]) -> float | None:
