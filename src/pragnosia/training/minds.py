@@ -100,8 +100,9 @@ def spiking_parameters(config: NeuroGenConfig) -> int:
     around = sum(config.vocab_size * (rank or end) + (rank or 0) * end for end in ends) + config.vocab_size
     return around + sum(
         sizes[one.target] * (sizes[one.source] if one.fan_in == "all" else one.fan_in)
-        for one in brain.projections
         if config.plastic or one.spread or one.mixed or one.plasticity or one.fan_in == "all"
+        else 1
+        for one in brain.projections
     )
 
 
