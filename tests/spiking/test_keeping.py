@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from pragnosia.errors import ConfigError
 from pragnosia.learning.plasticity import learn
 from pragnosia.spiking.configuration import read_brain
-from pragnosia.spiking.keeping import FILE, TENSORS, brain_file, keep, written
+from pragnosia.spiking.files import FILE, brain_file
+from pragnosia.spiking.keeping import TENSORS, keep, written
 from pragnosia.spiking.regions import Brain
 from pragnosia.spiking.running import run
 

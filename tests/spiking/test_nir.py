@@ -14,7 +14,7 @@ import torch
 
 from pragnosia.errors import CheckpointError, ConfigError
 from pragnosia.spiking.configuration import read_brain
-from pragnosia.spiking.keeping import FILE
+from pragnosia.spiking.files import FILE
 from pragnosia.spiking.neurons import Membranes
 from pragnosia.spiking.regions import Brain
 from pragnosia.spiking.running import run

@@ -15,7 +15,7 @@ SUFFIX = ".nir"
 
 def is_brain(model: Path, form: str | None) -> bool:
     """Whether `export` is about a wired brain. Raises ConfigError, CheckpointError for what cannot go together."""
-    from pragnosia.spiking.keeping import brain_file
+    from pragnosia.spiking.files import brain_file
 
     if form is not None and form not in FORMATS:
         raise ConfigError(unknown_name("format", form, FORMATS))
@@ -33,7 +33,7 @@ def is_brain(model: Path, form: str | None) -> bool:
 def export_nir(model: Path, out: Path, *, drive: str, family: str | None) -> Answer:
     """Write a wired brain as a NIR graph. Raises ConfigError, CheckpointError."""
     from pragnosia.spiking.configuration import read_brain
-    from pragnosia.spiking.keeping import brain_file
+    from pragnosia.spiking.files import brain_file
     from pragnosia.spiking.nir_export import export_brain
     from pragnosia.spiking.regions import Brain
 

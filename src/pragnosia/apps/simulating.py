@@ -175,7 +175,7 @@ def raster(
 
 def _brain(config: Path, drive: str, seed: int | None, levels: Levels | None = None) -> Brain:
     from pragnosia.spiking.configuration import read_brain
-    from pragnosia.spiking.keeping import FILE
+    from pragnosia.spiking.files import FILE
     from pragnosia.spiking.modulation import modulated
     from pragnosia.spiking.regions import Brain
 

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from pragnosia.errors import ConfigError
 from pragnosia.spiking.configuration import BrainConfig, PopulationConfig
+from pragnosia.spiking.files import FILE
 from pragnosia.spiking.synapses import Synapses
 
-FILE = "brain.yaml"
 TENSORS = "synapses.safetensors"
 _PARTS = {"starts": torch.int32, "slots": torch.int32, "weights": torch.float32}
 
@@ -56,19 +56,6 @@ def keep(
     values = written(replace(config, synapses=TENSORS))
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
     (folder / FILE).write_text(text, encoding="utf-8")
-
-
-def brain_file(path: Path) -> Path | None:
-    """The file of the brain that a path stands for: a file of populations, or a folder with one; None for neither."""
-    if path.is_dir():
-        return path / FILE if (path / FILE).is_file() else None
-    if path.suffix not in (".yaml", ".yml") or not path.is_file():
-        return None
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None
-    return path if isinstance(values, dict) and "populations" in values else None
 
 
 def kept_synapses(config: BrainConfig) -> tuple[Synapses, ...]:

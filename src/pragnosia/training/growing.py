@@ -66,7 +66,8 @@ def settle(model: Any, optimisers: Optimisers) -> None:
 @torch.no_grad()
 def awaken(model: Any, optimisers: Optimisers) -> None:
     """Take units that sleep since a growth elsewhere, whose balance lies far below the others', for newborns."""
-    for number, layer in enumerate(model.model.layers):
+    cortex = getattr(model, "model", None)  # a spiking model has none, and no units
+    for number, layer in enumerate(getattr(cortex, "layers", ())):
         name = f"model.layers.{number}.feed_forward.thalamus.weight"
         balance = getattr(getattr(layer.feed_forward, "thalamus", None), "balance", None)
         if balance is None or name not in optimisers.weights or len(balance) < 2:
