@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pragnosia import kernels
+from pragnosia import Pragnosia, kernels
 from pragnosia.checkpoints.blueprint import blueprint
 from pragnosia.inference.loading import load_model
 from pragnosia.measure.accounting import account, stored
@@ -35,3 +35,16 @@ def test_packed_weights_are_priced_as_they_lie(form: str, share: float, tmp_path
     model = energy_model()
     cost = model.estimate(less.operations_per_token, less.bytes_per_token, less.arithmetic).joules
     assert cost < model.estimate(whole.operations_per_token, whole.bytes_per_token, whole.arithmetic).joules
+
+
+@pytest.mark.parametrize("form", [None, "int8"])
+def test_a_dense_model_whose_embeddings_stay_on_disk_is_counted(form: str | None, tmp_path: Path) -> None:
+    config = PragnosiaConfig(vocab_size=64, hidden_size=64, num_hidden_layers=2, tie_word_embeddings=False)
+    folder = tmp_path / "plain"
+    PragnosiaForCausalLM(config).save_pretrained(folder)
+    if form:
+        pack_model(blueprint(folder), tmp_path / "packed", form)
+        folder = tmp_path / "packed"
+    streamed = Pragnosia.from_pretrained(folder, memory="1GiB").model
+    assert "model.embed_tokens.weight" not in dict(streamed.named_parameters())
+    assert account(streamed) == account(config)

@@ -298,7 +298,7 @@ class Pragnosia:
         Raises PromptError if there is none, or for what is no text.
         """
         check_text(text)
-        ids: list[int] = self.tokenizer(text)["input_ids"]
+        ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]  # a long text is refused by us, if at all
         if ids:
             return ids
         for start in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):

@@ -20,6 +20,7 @@ from torch import nn
 from pragnosia.errors import ConfigError, unknown_name
 from pragnosia.inference.exact import ExactModel
 from pragnosia.inference.stream import far_rows, pool_of
+from pragnosia.inference.table import TableOnDisk
 from pragnosia.model.awake_linear import AwakeLinear
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.cortex import Cortex, PlainCortex
@@ -28,7 +29,7 @@ from pragnosia.model.hippocampus import Hippocampus
 from pragnosia.model.spiking_feed_forward import SpikingFeedForward
 from pragnosia.model.thalamus import Thalamus
 from pragnosia.model.working_memory import SlotReader
-from pragnosia.quantisation.layers import PackedLinear
+from pragnosia.quantisation.layers import PackedEmbedding, PackedLinear, PackedTable
 from pragnosia.tuning.lora import adapters
 
 # Bits, since some precisions are finer than a byte.
@@ -45,6 +46,7 @@ PRECISIONS: dict[str, float] = {
     "int8-2:4": 5,  # half the weights, and a bit each for where they stood
 }
 DEFAULT_CONTEXT = 2048
+_ELSEWHERE = (PackedLinear, PackedEmbedding, PackedTable, TableOnDisk)
 _HEARD = ("mixer_norm.", "gate.", "mixer.k_", "mixer.v_")  # of a layer, by tokens that pass it by
 
 
@@ -210,7 +212,7 @@ def account(
     bytes_of(0, precision)
     model: Any = subject if isinstance(subject, nn.Module) else on_meta(subject)
     # most of it lies on disk, in packed rows, in others' modules, or behind adapters, which add a percent or so
-    packed = any(isinstance(module, PackedLinear) for module in model.modules())
+    packed = any(isinstance(module, _ELSEWHERE) for module in model.modules())
     if isinstance(model, ExactModel) or pool_of(model) or far_rows(model) or packed or adapters(model):
         described: Any = model.config
         model = on_meta(described)
