@@ -43,6 +43,7 @@ from training import training
 
 LAYERS, RECALLING, ROWS = 8, (3, 6), 1 << 20
 PROMPT, NEW, SHARES, FILLING = 32, 96, (0.25, 0.05), 24  # FILLING: rounds in which the places are taken
+WARM = 3  # steps before those that are timed: in the first ones the system hands out memory page by page
 SHAPE: dict[str, Any] = {
     "vocab_size": 8192,
     "hidden_size": 512,
@@ -162,7 +163,7 @@ def main(rounds: int, parts: list[str], work: Path | None, script: str) -> None:
     results = {part: known[part] for part in PARTS if part in known and part not in parts}
     if "training" in parts:
         arms = {name: training(one, bf16=True, steps=1) for name, one in models.items()}
-        more, results["training"] = compared("training", "memory", in_turn(arms, rounds=rounds))
+        more, results["training"] = compared("training", "memory", in_turn(arms, rounds=rounds, warm_up=WARM))
         lines += more
     said = {name: one.eval().bfloat16() for name, one in models.items()}
     if "speaking" in parts:
