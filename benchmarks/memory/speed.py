@@ -39,6 +39,7 @@ from pragnosia.inference.budget import make_plan
 from pragnosia.inference.program import Program
 from pragnosia.inference.shelf import open_shelf
 from pragnosia.inference.stream import UNLIMITED, build, far_rows
+from pragnosia.measure.machine import machine_record
 from training import training
 
 LAYERS, RECALLING, ROWS = 8, (3, 6), 1 << 20
@@ -176,8 +177,10 @@ def main(rounds: int, parts: list[str], work: Path | None, script: str) -> None:
                 more, told = compared(f"on disk: {what}", "on disk", case.pop("rates"))
                 lines += more
                 results.setdefault("disk", {})[what] = told | case
+    for part in parts:
+        results[part]["machine"] = machine_record()
     header = ["work", "beside", "memory tok/s", "its tok/s", "with over without"]
-    publish("A table of a million rows in two of eight layers", header, lines, results, script)
+    publish("A table of a million rows in two of eight layers", header, lines, results, script, parts=True)
 
 
 PARTS = ["training", "speaking", "disk"]
