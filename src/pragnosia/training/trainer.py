@@ -34,7 +34,7 @@ from pragnosia.training.configuration import TrainConfig, read_config
 from pragnosia.training.curves import draw_run
 from pragnosia.training.events import Event
 from pragnosia.training.exits import lesson_at
-from pragnosia.training.growing import awaken, settle
+from pragnosia.training.growing import awaken, resting, settle
 from pragnosia.training.interruption import Interruption
 from pragnosia.training.lobes import Lobes
 from pragnosia.training.log import LOG, RunLog, read_log
@@ -182,8 +182,9 @@ class Trainer:
         self._check_finite("loss", loss)
         norm = float(self.optimisers.step(rate_factor(config.schedule, course.step, config.num_steps)))
         self._check_finite("norm of the gradient", norm)
+        rested = resting(self.model, self.optimisers)
         self.rule.settle(self.model, self.lessons)
-        settle(self.model, self.optimisers)
+        settle(self.model, self.optimisers, rested)
         course.step += 1
         if self.average is not None:
             self.average.update(course.step)
