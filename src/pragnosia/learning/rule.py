@@ -29,6 +29,7 @@ RULES = {
     "maml": "pragnosia.learning.meta:SecondOrder",
     "dfa": "pragnosia.learning.feedback_alignment:FeedbackAlignment",
     "local": "pragnosia.learning.local_loss:LocalLoss",
+    "forward_forward": "pragnosia.learning.forward_forward:ForwardForward",
 }
 """Name -> class; `module:Class` names one outside the tree. Made by `Class(autocast=dtype or None, **told)`."""
 SPIKING_RULES = {
