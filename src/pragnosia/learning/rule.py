@@ -37,7 +37,11 @@ SPIKING_RULES = {
     "eprop": "pragnosia.learning.spiking:EProp",
     "factorised": "pragnosia.learning.spiking:Factorised",
     "three_factor": "pragnosia.learning.spiking:ThreeFactor",
-    "stdp": "pragnosia.learning.spiking:Pairs",
+    "dfa": "pragnosia.learning.spiking:DirectFeedback",
+    "stdp": "pragnosia.learning.spiking_synapses:Pairs",
+    "triplet": "pragnosia.learning.spiking_synapses:Triplets",
+    "hebb": "pragnosia.learning.spiking_synapses:Hebb",
+    "oja": "pragnosia.learning.spiking_synapses:Oja",
     "delta": "pragnosia.learning.spiking:Delta",
 }
 """The same for a spiking model."""
