@@ -80,12 +80,11 @@ class SpikingSpeaker:
         """Logits of what comes behind these tokens."""
         for at in range(0, len(ids), _PART):
             heard = self.model.hear(torch.tensor([ids[at : at + _PART]], device=self.model.device), self.state)
-            self.state = heard.state
-            self.fired += heard.counts.sum((0, 1)).cpu()
+            said, self.state = self.model.say(heard, 1)
+            self.fired += heard.each
         self.ids += ids
         self.tokens += len(ids)
-        logits: Tensor = self.model.read(heard.traces[-1])
-        return logits
+        return said[-1]
 
     def forget(self) -> None:
         """Begin anew; what was counted stays."""

@@ -266,7 +266,7 @@ def _watched(mind: NeuroGenForCausalLM, tokens: Tensor) -> tuple[Heard, Film]:
 
 def _read(mind: NeuroGenForCausalLM, heard: Heard, tokens: Int[Tensor, "B T"], share: float) -> Said:
     """Let the readout learn by its own error, and tell it."""
-    logits = mind.read(heard.traces.detach())
+    logits = mind.read(heard.traces.detach()) if heard.fires is None else mind.say(heard)[0]
     loss = _loss(logits, tokens)
     (loss * share).backward()
     with torch.no_grad():
@@ -329,4 +329,4 @@ def _random(mind: NeuroGenForCausalLM) -> Float[Tensor, "V F"]:
 
 
 def _lesson(loss: Tensor, heard: Heard) -> Lesson:
-    return Lesson(loss.detach(), (), heard.counts.detach().mean())
+    return Lesson(loss.detach(), (), heard.mean)
