@@ -1,6 +1,6 @@
 """What do the full NeuroGen regions know of English, beside their own decoder alone and beside a GRU?
 
-    python benchmarks/spiking/neurogen.py [--seeds 3] [--bytes 24000] [--rates 3e-4 1e-3 3e-3 1e-2] [--quick]
+    python benchmarks/spiking/neurogen.py [--seeds 3] [--bytes 16000] [--rates 1e-3 3e-3 1e-2] [--quick]
 
 The model of configs/neurogen-full.yaml: 39,424 neurons that stay as their seed wires them, and a readout that learns.
 All arms read the same bytes of the English books once, eight streams side by side, and are scored on the held-out file:
@@ -92,9 +92,9 @@ def main() -> None:
     """Every seed; what is there is written down after each."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--bytes", type=int, default=24_000)
-    options.add_argument("--held-out", type=int, default=4_800)
-    options.add_argument("--rates", nargs="+", type=float, default=[3e-4, 1e-3, 3e-3, 1e-2])
+    options.add_argument("--bytes", type=int, default=16_000)
+    options.add_argument("--held-out", type=int, default=3_200)
+    options.add_argument("--rates", nargs="+", type=float, default=[1e-3, 3e-3, 1e-2])
     options.add_argument("--quick", action="store_true", help="one seed, 512 bytes, no JSON")
     chosen = options.parse_args()
     torch.set_num_threads(1)

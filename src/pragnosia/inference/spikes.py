@@ -24,7 +24,8 @@ from pragnosia.inference.sampling import Sampling
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from pragnosia.spiking.neurogen import NeuroGenForCausalLM, NeuroGenState
+    from pragnosia.spiking.hearing import NeuroGenState
+    from pragnosia.spiking.neurogen import NeuroGenForCausalLM
 
 _PART = 512
 """Tokens read at once, so that what is noted of a long text stays small."""
@@ -84,7 +85,8 @@ class SpikingSpeaker:
             self.fired += heard.each
         self.ids += ids
         self.tokens += len(ids)
-        return said[-1]
+        last: Tensor = said[-1]
+        return last
 
     def forget(self) -> None:
         """Begin anew; what was counted stays."""

@@ -40,7 +40,8 @@ from pragnosia.errors import ConfigError, unknown_name
 from pragnosia.learning.rule import SPIKING_RULES, Lesson, Named
 from pragnosia.learning.stdp import Window
 from pragnosia.model.exits import ExitLesson
-from pragnosia.spiking.neurogen import Heard, NeuroGenForCausalLM
+from pragnosia.spiking.hearing import Heard
+from pragnosia.spiking.neurogen import NeuroGenForCausalLM
 from pragnosia.spiking.unrolled import Film, changes_of
 
 SEED = 0

@@ -121,7 +121,7 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
         | weight, starts, slots   | as the brain is drawn by its seed                     |
         """
         if isinstance(module, Entrance):
-            current = float(self.config.current)  # type: ignore[attr-defined]
+            current = float(self.config.current)
             module.codes.normal_(std=current if module.spread is None else 1.0)
             if module.spread is not None:
                 module.spread.normal_(std=current * module.spread.shape[0] ** -0.5)

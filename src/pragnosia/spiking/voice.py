@@ -73,7 +73,7 @@ class Readout(nn.Module):
             _Fading.apply(self.gain * fires.through(rows), begun, kappa)  # type: ignore[no-untyped-call]
             for rows, begun, kappa in zip(self.down.split(fires.neurons), before, kappas, strict=True)
         ]
-        codes: Tensor = sum(parts)  # type: ignore[assignment]
+        codes: Tensor = sum(parts)
         return codes, torch.stack([part[-1].detach() for part in parts])
 
     def back(self, error: Float[Tensor, "... V"]) -> Float[Tensor, "... F"]:
