@@ -20,7 +20,7 @@ from pragnosia.training.configuration import read_config
 from pragnosia.training.minds import spiking_parameters
 from pragnosia.training.trainer import train
 
-BRAINS = ("neurogen",)  # wired, not trained: tests/spiking
+BRAINS = ("neurogen", "neurogen-language")  # wired, not trained: tests/spiking
 CONFIGS = sorted(path for path in (Path(__file__).parents[1] / "configs").glob("*.yaml") if path.stem not in BRAINS)
 CONFIGS = [path for path in CONFIGS if path.stem != "coincidence"]  # no steps: tests/apps/test_one_pass.py trains it
 SPIKING = [path for path in CONFIGS if path.stem.startswith("neurogen-")]

@@ -24,7 +24,8 @@ from pragnosia.inference.sampling import Sampling
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from pragnosia.spiking.neurogen import NeuroGenForCausalLM, NeuroGenState
+    from pragnosia.spiking.hearing import NeuroGenState
+    from pragnosia.spiking.neurogen import NeuroGenForCausalLM
 
 _PART = 512
 """Tokens read at once, so that what is noted of a long text stays small."""
@@ -80,12 +81,12 @@ class SpikingSpeaker:
         """Logits of what comes behind these tokens."""
         for at in range(0, len(ids), _PART):
             heard = self.model.hear(torch.tensor([ids[at : at + _PART]], device=self.model.device), self.state)
-            self.state = heard.state
-            self.fired += heard.counts.sum((0, 1)).cpu()
+            said, self.state = self.model.say(heard, 1)
+            self.fired += heard.each
         self.ids += ids
         self.tokens += len(ids)
-        logits: Tensor = self.model.read(heard.traces[-1])
-        return logits
+        last: Tensor = said[-1]
+        return last
 
     def forget(self) -> None:
         """Begin anew; what was counted stays."""

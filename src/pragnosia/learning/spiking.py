@@ -39,7 +39,8 @@ from torch import Tensor, nn
 from pragnosia.errors import ConfigError, unknown_name
 from pragnosia.learning.rule import SPIKING_RULES, Lesson, Named
 from pragnosia.model.exits import ExitLesson
-from pragnosia.spiking.neurogen import Heard, NeuroGenForCausalLM
+from pragnosia.spiking.hearing import Heard
+from pragnosia.spiking.neurogen import NeuroGenForCausalLM
 from pragnosia.spiking.unrolled import Film, changes_of
 
 SEED = 0
@@ -263,7 +264,7 @@ def watched(mind: NeuroGenForCausalLM, tokens: Tensor) -> tuple[Heard, Film]:
 
 def taught(mind: NeuroGenForCausalLM, heard: Heard, tokens: Int[Tensor, "B T"], share: float) -> Said:
     """Let the readout learn by its own error, and tell it."""
-    logits = mind.read(heard.traces.detach())
+    logits = mind.read(heard.traces.detach()) if heard.fires is None else mind.say(heard)[0]
     loss = _loss(logits, tokens)
     (loss * share).backward()
     with torch.no_grad():
@@ -325,4 +326,4 @@ def _random(mind: NeuroGenForCausalLM, features: int) -> Float[Tensor, "V F"]:
 
 
 def _lesson(loss: Tensor, heard: Heard) -> Lesson:
-    return Lesson(loss.detach(), (), heard.counts.detach().mean())
+    return Lesson(loss.detach(), (), heard.mean)

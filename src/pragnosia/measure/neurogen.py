@@ -142,10 +142,10 @@ class _Tally:
         state = self.mind.begin(len(group))
         for at in range(0, length, BEFORE):
             heard = self.mind.hear(rows[:, at : at + BEFORE], state)
-            state = heard.state
-            self.fired += heard.counts.sum((0, 1)).cpu()
+            said, state = self.mind.say(heard)
+            self.fired += heard.each
             self.read += rows[:, at : at + BEFORE].numel()
-            chances = self.mind.read(heard.traces).log_softmax(-1)
+            chances = said.log_softmax(-1)
             for row, (start, (begin, end)) in enumerate(zip(starts, group, strict=True)):
                 low, high = max(at, begin - start), min(at + len(chances), end - start)
                 if low < high:

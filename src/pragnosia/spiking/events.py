@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pragnosia.kernels import spikes as kernel
+from pragnosia.spiking.fires import Fires
 from pragnosia.spiking.regions import Brain
 from pragnosia.spiking.running import run
 from pragnosia.spiking.state import BrainState
@@ -22,15 +23,15 @@ def takes_events(state: BrainState) -> bool:
 
 def by_events(
     brain: Brain, into: Sequence[str], drive: Float[Tensor, "T B I"], state: BrainState, *, steps: int = 1
-) -> tuple[Float[Tensor, "T B N"], BrainState]:
-    """Spikes of each neuron in each token, and the state then; `drive` as for `unroll`."""
+) -> tuple[Fires, BrainState]:
+    """Who fired in each token, and the state then; `drive` as for `unroll`."""
     names, counts = tuple(brain.config.populations), []
     state = state.cloned()
     for now in drive.detach():
         currents = as_currents(brain, into, now)
         activity, state = run(brain, state, steps, currents, tally=names, consume=True)
         counts.append(torch.cat([activity.tally[name] for name in names], 1))
-    return torch.stack(counts).to(drive.dtype), state
+    return Fires.listed(counts), state
 
 
 def as_currents(brain: Brain, into: Sequence[str], drive: Float[Tensor, "B I"]) -> dict[str, Float[Tensor, "B N"]]:

@@ -12,6 +12,7 @@ B rows, T tokens, K steps a token, N neurons, S synapses of a projection, J trac
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,50 +27,19 @@ from pragnosia.errors import ConfigError
 from pragnosia.spiking.circuit import Circuit
 from pragnosia.spiking.configuration import ProjectionConfig
 from pragnosia.spiking.events import by_events, takes_events
+from pragnosia.spiking.fires import Fires
+from pragnosia.spiking.hearing import Heard, NeuroGenState
 from pragnosia.spiking.neurogen_configuration import NeuroGenConfig
 from pragnosia.spiking.regions import Brain
 from pragnosia.spiking.state import BrainState
 from pragnosia.spiking.synapses import Synapses
-from pragnosia.spiking.unrolled import Film, Slope, unroll
+from pragnosia.spiking.unrolled import Slope, unroll
 from pragnosia.spiking.voice import Entrance, Readout, traced
 from pragnosia.spiking.wiring import drawn
 
 IGNORED = -100
 _FEW_ROWS = 4
 """Of so many or fewer, events are quicker than products even where every pair is wired."""
-
-
-@dataclass
-class NeuroGenState:
-    """All that is carried from token to token; `reorder_cache`, which is transformers' verb, alone changes it."""
-
-    brain: BrainState
-    traces: Float[Tensor, "J B N"]
-    length: int = 0
-    """Tokens read."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return self.brain.nbytes + self.traces.nbytes
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens read, under the name transformers asks for."""
-        return self.length
-
-    def fork(self) -> NeuroGenState:
-        """A copy that may be continued differently; any state may, no step changes one."""
-        return self.rows(torch.arange(self.traces.shape[1], device=self.traces.device))
-
-    def rows(self, which: Int[Tensor, " R"]) -> NeuroGenState:
-        """These rows."""
-        picked = self.brain.each(lambda part: part.index_select(0, which.to(part.device)))
-        return replace(self, brain=picked, traces=self.traces.index_select(1, which.to(self.traces.device)))
-
-    def reorder_cache(self, beam_idx: Int[Tensor, " R"]) -> None:
-        """Beam search goes on with these rows."""
-        chosen = self.rows(beam_idx)
-        self.brain, self.traces = chosen.brain, chosen.traces
 
 
 @dataclass
@@ -82,17 +52,6 @@ class NeuroGenOutput(ModelOutput):
     counts: Tensor | None = None
     """(B, T, N) spikes of each neuron in each token, where asked for."""
     routings: tuple[None, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Heard:
-    """What a brain made of a window of tokens."""
-
-    counts: Float[Tensor, "T B N"]
-    traces: Float[Tensor, "T B F"]
-    state: NeuroGenState
-    film: Film | None
-    tokens: Int[Tensor, "B T"]
 
 
 class Wires(nn.Module):
@@ -154,20 +113,23 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
 
         | tensor                  | starts as                                             |
         |-------------------------|-------------------------------------------------------|
-        | codes, without a spread | N(0, 1): a token brings a neuron to about threshold    |
-        | codes, with one         | N(0, 1), spread N(0, 1 / rank)                        |
-        | down, up                | N(0, 1 / what each sums over)                         |
+        | codes, without a spread | N(0, current^2)                                       |
+        | codes, with one         | N(0, 1), spread N(0, current^2 / rank)                |
+        | down                    | N(0, 1 / features), over the gain                     |
+        | up                      | N(0, 1 / what it sums over), over the gain without down |
         | bias                    | 0                                                     |
         | weight, starts, slots   | as the brain is drawn by its seed                     |
         """
         if isinstance(module, Entrance):
-            module.codes.normal_()
+            current = float(self.config.current)
+            module.codes.normal_(std=current if module.spread is None else 1.0)
             if module.spread is not None:
-                module.spread.normal_(std=module.spread.shape[0] ** -0.5)
+                module.spread.normal_(std=current * module.spread.shape[0] ** -0.5)
         elif isinstance(module, Readout):
-            module.up.normal_(std=module.up.shape[1] ** -0.5)
+            over = 1.0 if module.down is not None else module.gain
+            module.up.normal_(std=module.up.shape[1] ** -0.5 / over)
             if module.down is not None:
-                module.down.normal_(std=module.down.shape[1] ** -0.5)
+                module.down.normal_(std=module.features**-0.5 / module.gain)
             module.bias.zero_()
         elif isinstance(module, Wires):
             module.draw(self.config)  # type: ignore[arg-type]
@@ -192,8 +154,8 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
             heard = self._row_by_row(input_ids, there, past_key_values)
         else:
             heard = self.hear(input_ids, past_key_values, slopes=torch.is_grad_enabled())
-        kept = heard.traces if labels is not None or not logits_to_keep else heard.traces[-logits_to_keep:]
-        logits = self.read(kept).transpose(0, 1)
+        said, state = self.say(heard, 0 if labels is not None else logits_to_keep)
+        logits = said.transpose(0, 1)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(
@@ -203,7 +165,7 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
         return NeuroGenOutput(
             loss=loss,
             logits=logits,
-            past_key_values=heard.state if wanted else None,
+            past_key_values=state if wanted else None,
             counts=heard.counts.transpose(0, 1) if output_counts else None,
         )
 
@@ -220,20 +182,60 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
         brain, circuit = self.brain, self.circuit
         state = self.begin(len(ids)) if state is None else state
         drive = self.currents(ids)
-        film = None
+        length = state.length + ids.shape[1]
         if not slopes and self._by_events(state):
-            counts, after = by_events(brain, config.into, drive, state.brain, steps=config.steps_per_token)
-        else:
-            window = unroll(
-                *(circuit, [weight.float() for weight in self.synapses], drive),
-                *([circuit.span(name) for name in config.into], state.brain),
-                steps=config.steps_per_token,
-                slope=Slope(damp=config.slope_damp, width=config.slope_width) if slopes else None,
-                through_spikes=through_spikes,
-            )
-            counts, after, film = window.counts, window.state, window.film
-        traces, last = traced(self.read_of(counts), state.traces, self.kappas)
-        return Heard(counts, traces, NeuroGenState(after, last, state.length + ids.shape[1]), film, ids)
+            fires, brain_after = by_events(brain, config.into, drive, state.brain, steps=config.steps_per_token)
+            read = self.read_among(fires)
+            last = [read.faded(kappa).add_(one, alpha=kappa ** len(drive)) for kappa, one in self._tracing(state)]
+            after = NeuroGenState(brain_after, torch.stack(last), length)
+            return Heard(ids, after, state, fires=fires)
+        window = unroll(
+            *(circuit, [weight.float() for weight in self.synapses], drive),
+            *([circuit.span(name) for name in config.into], state.brain),
+            steps=config.steps_per_token,
+            slope=Slope(damp=config.slope_damp, width=config.slope_width) if slopes else None,
+            through_spikes=through_spikes,
+        )
+        traces, after_traces = traced(self.read_of(window.counts), state.traces, self.kappas)
+        after = NeuroGenState(window.state, after_traces, length)
+        return Heard(ids, after, state, whole=(window.counts, traces), film=window.film)
+
+    def say(self, heard: Heard, keep: int = 0) -> tuple[Float[Tensor, "T B V"], NeuroGenState]:
+        """Logits after each token, or the last `keep`, and the state to go on with.
+
+        Slopes lead to the readout's weights, and through what was heard with slopes to the brain.
+        """
+        if heard.fires is None or self.read.down is None:
+            traces = heard.traces if heard.fires is None else self.traces_of(heard)
+            return self.read(traces[-keep:]), heard.state
+        codes, last = self.read.events(self.read_among(heard.fires), self._codes(heard.begun), self.kappas)
+        return self.read.say(codes[-keep:]), replace(heard.state, codes=last, codes_by=self._weights_now)
+
+    def traces_of(self, heard: Heard) -> Float[Tensor, "T B F"]:
+        """Traces after each token, whichever way the brain was run."""
+        if heard.whole is not None:
+            return heard.traces
+        return traced(self.read_of(heard.counts), heard.begun.traces, self.kappas)[0]
+
+    def _tracing(self, state: NeuroGenState) -> Iterator[tuple[float, Tensor]]:
+        return zip(self.kappas, state.traces, strict=True)
+
+    def _codes(self, state: NeuroGenState) -> Float[Tensor, "J B R"]:
+        """Of the traces that a state brings along."""
+        if state.codes is not None and state.codes_by == self._weights_now:
+            return state.codes
+        assert self.read.down is not None
+        parts = self.read.down.detach().split(state.traces.shape[-1])
+        if not state.length:  # nothing was heard
+            return state.traces.new_zeros(len(parts), state.traces.shape[1], self.read.down.shape[1])
+        return torch.stack([self.read.gain * (one @ rows) for one, rows in zip(state.traces, parts, strict=True)])
+
+    @property
+    def _weights_now(self) -> tuple[int, int]:
+        """What tells the readout's weights from those before and after a step of learning."""
+        down = self.read.down
+        assert down is not None
+        return down.data_ptr(), 0 if down.is_inference() else down._version
 
     def currents(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "T B I"]:
         """What tokens add to the membranes they enter, in each of their steps [mV]."""
@@ -247,6 +249,13 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
         if config.out == list(self.sizes):
             return counts
         return torch.cat([counts[..., self.circuit.span(name)] for name in config.out], -1)
+
+    def read_among(self, fires: Fires) -> Fires:
+        """The same of a list."""
+        config: Any = self.config
+        if config.out == list(self.sizes):
+            return fires
+        return fires.among([self.circuit.span(name) for name in config.out])
 
     def spread_out(self, read: Float[Tensor, "... n"]) -> Float[Tensor, "... N"]:
         """The opposite: 0 for who is not read."""
@@ -312,15 +321,15 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
             before = None if past is None else past.rows(torch.tensor([row]))
             heard.append(self.hear(ids[row : row + 1, places], before, slopes=torch.is_grad_enabled()))
         counts, traces = (
-            torch.cat([_spread(getattr(one, name), at) for one, at in zip(heard, there, strict=True)], 1)
-            for name in ("counts", "traces")
+            torch.cat([_spread(part, at) for part, at in zip(parts, there, strict=True)], 1)
+            for parts in ([one.counts for one in heard], [self.traces_of(one) for one in heard])
         )
         state = NeuroGenState(
             BrainState.joined([one.state.brain for one in heard]),
             torch.cat([one.state.traces for one in heard], 1),
             max(one.state.length for one in heard),
         )
-        return Heard(counts, traces, state, None, ids)
+        return Heard(ids, state, state, whole=(counts, traces))
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

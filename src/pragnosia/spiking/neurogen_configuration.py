@@ -31,6 +31,8 @@ class NeuroGenConfig(PreTrainedConfig):
     """Regions that a token is a current into; None: the first."""
     out: list[str] | None = None
     """Regions whose spikes are read; None: all."""
+    current: float = 1.0
+    """How much a token is to a membrane at the beginning of learning, in thresholds: the spread of its currents."""
     steps_per_token: int = 1
     trace_tokens: list[float] | None = None
     """Time constants with which spikes fade for the readout, in tokens; None: 1.5."""
@@ -66,7 +68,7 @@ class NeuroGenConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name} is {value!r}; it must be 1 or more, and whole")
-        for name in ("slope_damp", "slope_width"):
+        for name in ("current", "slope_damp", "slope_width"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be greater than 0")
         self.trace_tokens = [1.5] if self.trace_tokens is None else list(self.trace_tokens)

@@ -2,9 +2,17 @@
 
     drive    = threshold * codes[token] (@ spread)                    what a token adds to a membrane in a step [mV]
     y_j[t]   = kappa_j y_j[t-1] + counts[t]                           kappa = exp(-1 / trace_tokens), for each of J
-    logits   = up (down [y_1 .. y_J]) + bias                          linear in the spikes
+    codes    = gain down [y_1 .. y_J]                                 gain = 1, or 1,024 / F where F is more
+    logits   = up codes + bias                                        linear in the spikes
 
-V vocabulary, R rank, I neurons that tokens enter, N neurons that are read, J traces, T tokens, B rows.
+A step of Adam moves every weight by the learning rate, and codes by its sum over all features: the gain keeps that sum
+what it is in a small brain, so that one rate fits both (Yang et al. 2022, arXiv 2203.03466, table 3).
+
+Traces are linear in spikes and codes in traces, so that codes may fade in the place of traces: `events` reads the rows
+of neurons that fired, and makes of every token R numbers instead of F.
+
+V vocabulary, R rank, I neurons that tokens enter, N neurons that are read, J traces, F = J N features, T tokens,
+B rows.
 """
 
 from __future__ import annotations
@@ -14,6 +22,11 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from pragnosia.spiking.fires import Fires
+
+FEATURES = 1024
+"""Of more of them each is heard less."""
 
 
 class Entrance(nn.Module):
@@ -34,19 +47,39 @@ class Readout(nn.Module):
 
     def __init__(self, vocabulary: int, features: int, rank: int | None) -> None:
         super().__init__()
-        self.down = None if rank is None else nn.Parameter(torch.empty(rank, features))
+        self.down = None if rank is None else nn.Parameter(torch.empty(features, rank))
         self.features = features
+        self.gain = min(1.0, FEATURES / features)
         self.up = nn.Parameter(torch.empty(vocabulary, rank or features))
         self.bias = nn.Parameter(torch.empty(vocabulary))
 
     def forward(self, traces: Float[Tensor, "... F"]) -> Float[Tensor, "... V"]:
-        heard = traces if self.down is None else traces @ self.down.T
-        return heard @ self.up.T + self.bias
+        return self.say(self.codes(traces))
+
+    def codes(self, traces: Float[Tensor, "... F"]) -> Float[Tensor, "... R"]:
+        """What the tokens' weights are multiplied with."""
+        return self.gain * (traces if self.down is None else traces @ self.down)
+
+    def say(self, codes: Float[Tensor, "... R"]) -> Float[Tensor, "... V"]:
+        """Logits."""
+        return codes @ self.up.T + self.bias
+
+    def events(
+        self, fires: Fires, before: Float[Tensor, "J B R"], kappas: list[float]
+    ) -> tuple[Float[Tensor, "T B R"], Float[Tensor, "J B R"]]:
+        """Codes after each token, and what each trace has of them after the last."""
+        assert self.down is not None
+        parts = [
+            _Fading.apply(self.gain * fires.through(rows), begun, kappa)  # type: ignore[no-untyped-call]
+            for rows, begun, kappa in zip(self.down.split(fires.neurons), before, kappas, strict=True)
+        ]
+        codes: Tensor = sum(parts)
+        return codes, torch.stack([part[-1].detach() for part in parts])
 
     def back(self, error: Float[Tensor, "... V"]) -> Float[Tensor, "... F"]:
         """What an error of the logits is worth to each trace."""
-        heard = error @ self.up
-        return heard if self.down is None else heard @ self.down
+        heard = self.gain * (error @ self.up)
+        return heard if self.down is None else heard @ self.down.T
 
 
 class _Fading(torch.autograd.Function):
