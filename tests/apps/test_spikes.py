@@ -102,7 +102,7 @@ def test_a_talk_goes_on(run: Run, mind: Path, monkeypatch: pytest.MonkeyPatch) -
         (("eval", "MIND", "--data", CONFIG, "--learn"), "--learn means nothing"),
         (("raster", "MIND"), "say what it is to read"),
         (("energy", CONFIG, "x"), "is no spiking model"),
-        (("train", CONFIG, "--rule", "dfa"), "not defined for a spiking model; it learns by surrogate"),
+        (("train", CONFIG, "--rule", "local"), "not defined for a spiking model; it learns by surrogate"),
         (("train", CONFIG, "--rule", "surogate"), "surrogate"),
     ],
 )

@@ -1,15 +1,16 @@
 """A spiking language model as a NIR graph: its brain, with the way in for tokens and the way out to logits.
 
-    ours                                              NIR
-    a token's current into region r                   Input (V,), 1 at the token, held for its steps; a Linear to each
-                                                      region it enters, by way of the codes where the model has a rank
-    y = kappa y + spikes, logits = up (down y) + b    LI with r = 1 / (1 - kappa) of each region and time constant; a
-                                                      Linear of each, whose sum is, with the bias, what Output (V,) is
+    ours                              NIR
+    a token's current into region r   Input (V,), 1 at the token, held for its steps; a Linear to each region it enters,
+                                      by way of the codes where the model has a rank
+    y = kappa y + spikes              LI with r = 1 / (1 - kappa) for each region and time constant
+    logits = up (gain down y) + bias  a Linear of each, whose sum is, with the bias, what Output (V,) is
 
 Nothing between an end and its neurons delays, so the logits of a token stand at the output in the token's own step.
 A text begins with the membranes of the brain's seed, which each population's metadata hold as `begin` [mV].
 With several steps a token traces fade once in all of them, which NIR's integrators cannot: the spikes are then the
-output, and the readout lies in the metadata (`readout_up`, `readout_down`, `readout_bias`, `trace_tokens`).
+output, and the metadata have the readout (`readout_up`, `readout_down` (features, rank), `readout_gain`,
+`readout_bias`, `trace_tokens`).
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def model_graph(model: NeuroGenForCausalLM) -> Graph:
         edges.append((named[region], name))
     readout = {"up": model.read.up, "bias": model.read.bias}
     readout |= {} if model.read.down is None else {"down": model.read.down}
-    return Graph(nodes, edges, metadata | {f"readout_{name}": _array(one) for name, one in readout.items()})
+    metadata |= {f"readout_{name}": _array(one) for name, one in readout.items()}
+    return Graph(nodes, edges, metadata | {"readout_gain": model.read.gain})
 
 
 def _enter(
@@ -89,7 +91,7 @@ def _leave(
     config: Any = model.config
     up, bias = _array(model.read.up), _array(model.read.bias)
     ranked = model.read.down is not None
-    reads = _array(model.read.down) if model.read.down is not None else up
+    reads = model.read.gain * (up if model.read.down is None else _array(model.read.down).T)
     nodes["output"] = Node("Output", {"shape": np.array([config.vocab_size])})
     if ranked:
         nodes["logits"] = Node("Affine", {"bias": bias}, _matrix(up))
