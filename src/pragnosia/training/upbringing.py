@@ -149,7 +149,7 @@ class Upbringing:
         if self.plateau is not None:
             self.plateau.add(loss)
         if self.triggers is not None and self.adult_now:
-            self.triggers.learned(loss, lessons)
+            self.triggers.learned(loss, lessons, self.organism.model)
 
     def act(self, step: int, rows: Tensor | None) -> list[Event]:
         """What has to change after so many steps, done."""
