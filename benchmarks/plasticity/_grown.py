@@ -102,15 +102,17 @@ def steps_for(values: Mapping[str, Any], shape: PragnosiaConfig, operations: flo
     return int(operations // Costs(config.batch.tokens).step(shape, config.batch.sequence_length))
 
 
-def tuned(values: Mapping[str, Any], out: Path, name: str) -> tuple[float, dict[float, float]]:
-    """The learning rate that is best for the first seed, and what each came to."""
+def tuned(
+    values: Mapping[str, Any], out: Path, name: str, rates: Sequence[float] = RATES, more: int = 2
+) -> tuple[float, dict[float, float]]:
+    """The learning rate that is best for the first seed, and what each came to; `more` are tried beyond an end."""
 
     def tried(rate: float) -> float:
         return float(run(values, out / f"{name}-0-{rate:g}", seed=0, rate=rate)["bits_per_byte"])
 
-    found = {rate: tried(rate) for rate in RATES}
+    found = {rate: tried(rate) for rate in rates}
     best = min(found, key=lambda rate: found[rate])
-    while best in (min(found), max(found)) and len(found) < len(RATES) + 2:
+    while best in (min(found), max(found)) and len(found) < len(rates) + more:
         further = best * (0.5 if best == min(found) else 2.0)
         found[further] = tried(further)
         best = min(found, key=lambda rate: found[rate])
