@@ -13,7 +13,7 @@ The last stream is the sum of the embedding and of what all layers said. Readout
 exact gradient on it, past the layers and not through them (the softmax of Hinton's section 3.2): what layers say is
 heard as it is. The threshold is low because a loud layer drowns the embedding in that sum.
 
-Memory beyond weights: the activations of one layer, for a true and a false row, whatever the depth.
+Memory beyond weights: the activations of one layer, whatever the depth; true and false rows take turns.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ class ForwardForward:
         embedded = cortex.model.embed_tokens(tokens)
         stream = embedded.detach()
         with precision(self.autocast, tokens.device):
-            rows = (walk(cortex, each, to_embedding=False) for each in (tokens, false))
-            for real, unreal in zip(*rows, strict=True):
-                loud = F.softplus(-self.goodness(real)).mean()
-                # over all that were chosen, so that halves of a batch add up to the whole
-                quiet = (F.softplus(self.goodness(unreal)) * judged).mean() * EVERY
-                ((loud + quiet) * share).backward()
+            text, none = (walk(cortex, each, to_embedding=False) for each in (tokens, false))
+            for real in text:
+                (F.softplus(-self.goodness(real)).mean() * share).backward()
                 routings.append(asleep(real.routing))
                 stream = real.left.detach()
+                # over all that were chosen, so that halves of a batch add up to the whole
+                quiet = F.softplus(self.goodness(next(none))) * judged
+                (quiet.mean() * EVERY * share).backward()
             stream = stream + (embedded - embedded.detach())
             loss = next_token_loss(cortex.model.norm(stream), cortex.lm_head.weight, tokens)
             (loss * share).backward()
