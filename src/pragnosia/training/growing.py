@@ -50,7 +50,7 @@ def settle(model: Any, optimisers: Optimisers) -> None:
     if not ages:
         return
     waking = WOKEN ** (1 / max(1, optimisers.newborns.steps))
-    for number, layer in enumerate(model.model.layers):
+    for number, layer in enumerate(getattr(getattr(model, "model", None), "layers", ())):
         young = ages.get(f"model.layers.{number}.feed_forward.thalamus.weight", {}).get(0)
         balance = getattr(getattr(layer.feed_forward, "thalamus", None), "balance", None)
         if young is None or balance is None:
