@@ -56,6 +56,26 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(
     assert model.config.tokenizer_digest is not None
 
 
+def test_synapses_die_and_grow_and_a_run_goes_on_to_the_bit(
+    spikes: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    plan = {"rewiring": {"every": 2, "share": 0.25}, "ema": {"decay": 0.9}}
+    train(spikes(**plan), out=tmp_path / "whole")
+    train(spikes(**plan, steps=5), out=tmp_path / "parts")
+    train(spikes(**plan), out=tmp_path / "parts", resume=True)
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    train(spikes(), out=tmp_path / "still")
+    still = load_file(tmp_path / "still" / "model.safetensors")
+    assert not torch.equal(one["wires.0.slots"], still["wires.0.slots"])
+    fan_in = [(tensors["wires.0.slots"] % 12).bincount(minlength=12).tolist() for tensors in (one, still)]
+    assert fan_in == [[6] * 12] * 2, "a neuron listens to as many as before: 72 synapses, never more"
+    events = [event for record in read_log(tmp_path / "whole" / LOG) for event in record.get("events", ())]
+    counted = [(event["step"], event["births"], event["deaths"]) for event in events]
+    assert counted == [(2, 18, 18), (4, 18, 18), (6, 18, 18)]
+    NeuroGenForCausalLM.from_pretrained(tmp_path / "whole")
+
+
 def test_a_brain_may_stand_in_a_file_of_its_own(spikes: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     import yaml
 
@@ -70,6 +90,9 @@ def test_a_brain_may_stand_in_a_file_of_its_own(spikes: Callable[..., dict[str, 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"rewiring": {"share": 2}}, "rewiring.share is 2"),
+        ({"rewiring": {}, "rule": "delta"}, "rule delta leaves synapses"),
+        ({"rewiring": {}, "model": {"plastic": False}}, "model.plastic is false"),
         ({"rule": "backprop"}, "not defined for a spiking model; it learns by surrogate, eprop"),
         ({"model": {"kind": "neurogn"}}, "neurogen"),
         ({"model": {"hidden_size": 3}}, "hidden_size"),

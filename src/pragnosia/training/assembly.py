@@ -106,6 +106,8 @@ def check_plan(config: TrainConfig, out: Path) -> None:
     check_memory(config, adult, find_device(config.device))
     check_upbringing(config, adult)
     check_lobes(config, adult)
+    if config.rewiring is not None:
+        config.rewiring.check(adult, config.rule)
     make_rule(config)
     if config.curriculum is not None:
         check_teacher(config.curriculum)

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from pragnosia.errors import ConfigError, unknown_name
 from pragnosia.model.configuration import refuse_unknown
 from pragnosia.model.presets import PRESETS
+from pragnosia.plasticity.synapses import RewiringConfig
 from pragnosia.training.average import AverageConfig
 from pragnosia.training.checkpoint import CheckpointConfig
 from pragnosia.training.curriculum import CurriculumConfig
@@ -123,6 +124,8 @@ class TrainConfig:
     """How the lobes of a sparse model come to differ, on data labelled by domain (lobes.py); None: they need not."""
     plasticity: PlasticityConfig | None = None
     """When the model's structure changes by itself (triggers.py); None: it does not."""
+    rewiring: RewiringConfig | None = None
+    """How synapses of a spiking model die and grow while it learns; None: they stay where they were drawn."""
     steps: int | None = None
     tokens: float | None = None
     """Instead of steps: how many tokens to train on, rounded down to whole steps."""

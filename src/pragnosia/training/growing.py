@@ -77,7 +77,7 @@ def settle(model: Any, optimisers: Optimisers, rested: Mapping[str, Tensor] | No
             share = torch.where(ages >= ADULT, newborns.elders, 1.0).to(now).expand_as(now)
         now.copy_(before.lerp(now, share))
     waking = WOKEN ** (1 / max(1, newborns.steps))
-    for number, layer in enumerate(model.model.layers):
+    for number, layer in enumerate(getattr(getattr(model, "model", None), "layers", ())):
         young = newborns.ages.get(f"model.layers.{number}.feed_forward.thalamus.weight", {}).get(0)
         balance = getattr(getattr(layer.feed_forward, "thalamus", None), "balance", None)
         if young is None or balance is None:

@@ -43,6 +43,7 @@ from pragnosia.training.organism import Organism
 from pragnosia.training.page import PAGE, write_page
 from pragnosia.training.processes import here, share_gradients, share_lessons
 from pragnosia.training.progress import Bar, Reporter
+from pragnosia.training.rewiring import rewired
 from pragnosia.training.run_folder import CHECKPOINTS, REPORT, SETTINGS, clear_run, is_run, open_run
 from pragnosia.training.schedules import rate_factor
 from pragnosia.training.snapshot import Course, Snapshot, save_model
@@ -155,7 +156,7 @@ class Trainer:
             while course.step < steps:
                 self._step()
                 last = course.step == steps
-                events = [] if last else self.upbringing.act(course.step, self.rows)
+                events = [] if last else [*self.upbringing.act(course.step, self.rows), *self._rewired()]
                 stopping = interruption.asked and not last  # asked once: what comes later waits for the next step
                 validating = self.validation.possible and (last or course.step % logging.validate_every == 0)
                 saving = last or stopping or course.step % config.checkpoint.every == 0
@@ -200,6 +201,11 @@ class Trainer:
         course.tokens += tokens
         course.seconds += seconds
         self.window.add(loss, norm, tokens, seconds)
+
+    def _rewired(self) -> Sequence[Event]:
+        """Synapses that died and grew, where they do."""
+        run = (self.model, self.rule, self.optimisers, self.average)
+        return rewired(self.config.rewiring, *run, seed=self.config.seed, step=self.course.step)
 
     def _learn(self, rows: Tensor, share: float) -> Lesson:
         """One batch; where the model has exits, they have their lesson, and so have lobes that shall differ."""
