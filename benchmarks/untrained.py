@@ -17,7 +17,7 @@ this file; a part that is not run stays.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -38,13 +38,14 @@ from pragnosia.measure.evaluation import Evaluation, evaluate
 from pragnosia.measure.thresholds import Examples, calibrated, examine, examples
 from pragnosia.model.setting import WHOLE, Setting
 from pragnosia.training.compare import Sweep
-from pragnosia.training.recovery import BATCH_TOKENS, recover
+from pragnosia.training.recovery import BATCH_TOKENS, LEARNING_RATE, recover
 
 LEVELS = (0.4, 0.5)
 HALF = Setting(awake=0.5)
 TOKENS, READ = 8192, 400_000  # to find thresholds on; bytes of held-out text
 WHOLE_ARM, SHALLOWER, COLUMNS = "whole", "shallower", "columns"
 PATTERN = "bf16-2:4"
+RECOVERIES = (1, 4, 16)  # times the default rate of recovery, swept on the first seed
 PARTS: dict[str, tuple[str, ...]] = {
     "inputs": (WHOLE_ARM, *(f"narrower-{level}" for level in LEVELS), SHALLOWER),
     "pattern": (WHOLE_ARM, "narrower-0.5", SHALLOWER),
@@ -98,17 +99,32 @@ def asleep(reader: Reader, folder: Path, found: Examples, level: float) -> tuple
     return reader.read(model).bits_per_byte, reader.cost(model)
 
 
-def pruned(reader: Reader, folder: Path, found: Examples, steps: int) -> tuple[float, float]:
+def pruned(
+    reader: Reader, folder: Path, found: Examples, steps: int, rate: float = LEARNING_RATE
+) -> tuple[float, float]:
     """The same of 2:4, as it would be stored."""
     model = load_model(folder)
     cost = reader.cost(model)
     if steps:
-        recover(model, found.seen, steps)
+        recover(model, found.seen, steps, learning_rate=rate)
     for linear in sites_of(model).values():
         weight = linear.weight
         weight.data = kernels.unpack(kernels.pack(weight.data, PATTERN), linear.in_features, PATTERN)
         cost -= weight.numel()  # two operations for each of half of them
     return reader.read(model).bits_per_byte, cost
+
+
+def cut(
+    reader: Reader, folders: Sequence[Path], found: Examples, steps: int
+) -> dict[str, Callable[[int], tuple[float, float]]]:
+    """2:4 as it is cut, and recovered at the best rate of a sweep on the first seed."""
+    swept = {times: pruned(reader, folders[0], found, steps, times * LEARNING_RATE)[0] for times in RECOVERIES}
+    print(f"recovery, by the times of its default rate: {swept}", flush=True)
+    rate = LEARNING_RATE * min(swept, key=swept.__getitem__)
+    return {
+        "2:4": lambda seed: pruned(reader, folders[seed], found, 0),
+        "2:4-recovered": lambda seed: pruned(reader, folders[seed], found, steps, rate),
+    }
 
 
 def dialled(reader: Reader, folder: Path) -> tuple[float, float]:
@@ -165,8 +181,7 @@ def run(asked: argparse.Namespace, text: Path) -> dict[str, dict[str, Any]]:
             for level in LEVELS:
                 arms[f"level-{level}"] = lambda seed, level=level: asleep(reader, folders[WHOLE_ARM][seed], few, level)
         elif part == "pattern":
-            for name, steps in (("2:4", 0), ("2:4-recovered", asked.recover)):
-                arms[name] = lambda seed, steps=steps: pruned(reader, folders[WHOLE_ARM][seed], learned, steps)
+            arms |= cut(reader, folders[WHOLE_ARM], learned, asked.recover)
         else:
             arms["columns-dialled"] = lambda seed: dialled(reader, folders[COLUMNS][seed])
         measured = [over_seeds(name, one, asked.seeds) for name, one in arms.items()]

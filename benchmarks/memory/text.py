@@ -21,8 +21,9 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from _arms import BOOKS, told, written
 from _bench import publish
-from ablations import BOOKS, operations, told, written
+from ablations import operations
 
 from pragnosia.training.compare import Sweep, compare
 

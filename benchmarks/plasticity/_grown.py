@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,6 +12,10 @@ from statistics import mean, stdev
 from typing import Any
 
 import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from _bench import publish
 
 from pragnosia.data import documents
 from pragnosia.model.configuration import PragnosiaConfig
@@ -26,8 +31,8 @@ CONFIG = Path(__file__).with_name("growing.yaml")
 BOOKS = "text_en/books_pd.train.txt.xz"
 DOCUMENTS, CHARACTERS = 8, 600_000
 """Of the books, so many and the beginning of each: as much text as these runs can read."""
-SHORTER = 4
-"""Learning rates are swept over so many times fewer steps."""
+RATES = (2e-3, 4e-3, 8e-3)
+"""Tried for each arm with the first seed, over all of its steps; further ones where the best lies at an end."""
 CONTINUITY = 0.005
 """The largest jump of the loss at a structural event that counts as none, relative."""
 
@@ -97,20 +102,21 @@ def steps_for(values: Mapping[str, Any], shape: PragnosiaConfig, operations: flo
     return int(operations // Costs(config.batch.tokens).step(shape, config.batch.sequence_length))
 
 
-def tuned(values: Mapping[str, Any], out: Path, name: str, rates: Sequence[float]) -> float:
-    """The learning rate that is best for the first seed in a quarter of the steps; one more where it lies at an end."""
-    short = {**values, "steps": values["steps"] // SHORTER}
+def tuned(
+    values: Mapping[str, Any], out: Path, name: str, rates: Sequence[float] = RATES, more: int = 2
+) -> tuple[float, dict[float, float]]:
+    """The learning rate that is best for the first seed, and what each came to; `more` are tried beyond an end."""
 
     def tried(rate: float) -> float:
-        return float(run(short, out / f"{name}-sweep-{rate:g}", seed=0, rate=rate)["bits_per_byte"])
+        return float(run(values, out / f"{name}-0-{rate:g}", seed=0, rate=rate)["bits_per_byte"])
 
     found = {rate: tried(rate) for rate in rates}
     best = min(found, key=lambda rate: found[rate])
-    while best in (min(found), max(found)) and len(found) < len(rates) + 2:
+    while best in (min(found), max(found)) and len(found) < len(rates) + more:
         further = best * (0.5 if best == min(found) else 2.0)
         found[further] = tried(further)
         best = min(found, key=lambda rate: found[rate])
-    return best
+    return best, found
 
 
 def saving(grown: Mapping[str, Any], scratch: Mapping[str, Any]) -> float:
@@ -143,6 +149,28 @@ def compared(grown: Sequence[Mapping[str, Any]], scratch: Sequence[Mapping[str, 
         "largest_jump": max(jumps, default=0.0),
         "continuous": max(jumps, default=0.0) <= CONTINUITY,
     }
+
+
+def tell(
+    question: str, made: Mapping[str, Sequence[Mapping[str, Any]]], swept: Mapping[str, Any], kept: Any, script: str
+) -> None:
+    """Print the arms `grown` and `scratch`, seed beside seed, and write the JSON."""
+    found = compared(made["grown"], made["scratch"])
+    rows = [
+        [name, *(" ".join(sorted({str(each) for each in column})) for column in (
+            [one["layers"] if one["units"] is None else f"{one['layers']}x{one['units']}" for one in runs],
+            [one["steps"] for one in runs], [f"{one['operations']:.3g}" for one in runs])),
+         f"{swept[name][0]:g}", spread([one["bits_per_byte"] for one in runs])]
+        for name, runs in made.items()
+    ]  # fmt: skip
+    rows += [
+        ["grown less scratch", "", "", "", "", spread(found["grown_less_scratch"], "+.4f")],
+        ["operations saved", "", "", "", "", spread([100 * share for share in found["saving"]], ".1f") + " %"],
+        ["largest jump at an event", "", "", "", "", f"{100 * found['largest_jump']:.5f} %"],
+    ]
+    header = ["arm", "layers in the end", "steps", "operations", "learning rate", "bits/byte held out"]
+    rates = {name: {"best": best, "tried": tried} for name, (best, tried) in swept.items()}
+    publish(question, header, rows, {**kept, "learning_rates": rates, **found, "runs": made}, script)
 
 
 def spread(values: Sequence[float], form: str = ".4f") -> str:

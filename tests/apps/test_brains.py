@@ -50,7 +50,7 @@ def test_what_cannot_be_is_one_line(run: Run, config: Path, tmp_path: Path) -> N
     out = tmp_path / "x.nir"
     run("export", config, out).refused("add --format nir")
     run("export", config, out, "--format", "nri").refused("unknown format 'nri'", "nir")
-    run("export", tmp_path / "model", out, "--format", "nir").refused("is no brain wired in YAML")
+    run("export", tmp_path / "model", out, "--format", "nir").refused("nor a brain wired in YAML")
     run("export", config, tmp_path / "no" / "x.nir", "--format", "nir").refused("there is no folder")
     run("export", config, out, "--format", "nir", "--drive", "noice").refused("unknown drive 'noice'")
     run("export", config, out, "--format", "nir", "--family", "llama").refused("--family llama is for models of words")

@@ -77,6 +77,12 @@ def test_twins_cost_more_and_sleepers_nothing(run: Run, model: Path, tmp_path: P
     assert twins["largest_logit_change"] < 1e-5 * max(1.0, twins["largest_logit"])
 
 
+def test_newborns_may_have_a_lobe_of_their_own(run: Run, model: Path, tmp_path: Path) -> None:
+    run("grow", model, tmp_path / "out", "--units", "+4", "--lobe", "new")
+    lobes = load_model(tmp_path / "out").config.units.lobes
+    assert dict(lobes) == dict(load_model(model).config.units.lobes) | {"new": 4}
+
+
 def test_stacking_tells_its_jump(run: Run, model: Path, tmp_path: Path) -> None:
     values = run("grow", model, tmp_path / "out", "--layers", "+2", "--stack", "--json").values
     assert values["largest_logit_change"] > 1e-4
@@ -104,6 +110,8 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(
     run("grow", model, out, "--layers", "2x").refused("say how many more, as +2")
     run("grow", model, out, "--twins", "--layers", "+1").refused("--twins says how units grow")
     run("grow", model, out, "--rows", "3x").refused("give a square")
+    run("grow", model, out, "--lobe", "new", "--layers", "+1").refused("--lobe says where new units stand")
+    run("grow", model, out, "--lobe", "new", "--units", "2x", "--twins").refused("--units +8 with it, and no --twins")
     at_once("prune", model, out, "--keep", "0.5").refused("give --data TEXT")
     run("prune", model, out, "--keep", "half", "--by", "magnitude").refused("--keep is 'half'")
     run("prune", model, out, "--keep", "0.5", "--by", "luck").refused("'luck'")

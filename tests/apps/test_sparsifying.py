@@ -93,7 +93,20 @@ def test_weights_go(run: Run, theirs: Path, model: Path, story: Path, tmp_path: 
 
 @needs_library
 def test_weights_go_and_the_rest_learns(run: Run, model: Path, story: Path, tmp_path: Path) -> None:
-    command = ("sparsify", model, tmp_path / "out", "--pattern", "2:4", "--recover", 2, "--data", story, "--json")
+    command = (
+        "sparsify",
+        model,
+        tmp_path / "out",
+        "--pattern",
+        "2:4",
+        "--recover",
+        2,
+        "--data",
+        story,
+        "--learning-rate",
+        0.001,
+        "--json",
+    )
     values = run(*command).values
     assert values["recover"] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -111,6 +124,8 @@ def test_what_cannot_be(run: Run, at_once: Run, model: Path, story: Path, tmp_pa
         ("--level", "0.5", "--pattern", "2:4"): "one of them",
         ("--level", "0.5", "--recover", "3"): "--recover and --format are for --pattern",
         ("--pattern", "2:4", "--format", "int5"): "unknown --format",
+        ("--pattern", "2:4", "--learning-rate", "0.01"): "--learning-rate is that of --recover",
+        ("--pattern", "2:4", "--recover", "2", "--learning-rate", "0"): "greater than 0",
     }
     at_once("sparsify", model, out, "--level", "1.5", "--data", story).refused("must lie in [0, 1)")
     for options, words in told.items():

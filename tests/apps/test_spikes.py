@@ -102,7 +102,7 @@ def test_a_talk_goes_on(run: Run, mind: Path, monkeypatch: pytest.MonkeyPatch) -
         (("eval", "MIND", "--data", CONFIG, "--learn"), "--learn means nothing"),
         (("raster", "MIND"), "say what it is to read"),
         (("energy", CONFIG, "x"), "is no spiking model"),
-        (("train", CONFIG, "--rule", "dfa"), "not defined for a spiking model; it learns by surrogate"),
+        (("train", CONFIG, "--rule", "local"), "not defined for a spiking model; it learns by surrogate"),
         (("train", CONFIG, "--rule", "surogate"), "surrogate"),
     ],
 )
@@ -122,3 +122,13 @@ def test_broken_weights_are_one_line(run: Run, mind: Path, tmp_path: Path) -> No
     answer = run("generate", tmp_path / "broken", "x")
     assert answer.code == 2
     assert "truncated or corrupt" in answer.err
+
+
+def test_it_leaves_as_a_graph(run: Run, mind: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nir", reason="NIR files need the extra nir")
+    out = tmp_path / "mind.nir"
+    run("export", mind, out).refused("a spiking language model", "add --format nir")
+    run("export", mind, out, "--format", "nir", "--drive", "noise").refused("constant drive")
+    assert not out.exists()
+    assert run("export", mind, out, "--format", "nir", "--json").values["neurons"] > 0
+    run("import", out, tmp_path / "back").refused("is a spiking language model")

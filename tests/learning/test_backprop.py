@@ -10,6 +10,7 @@ from pragnosia.errors import ConfigError
 from pragnosia.learning import RULES, LearningRule, learning_rule
 from pragnosia.learning.backprop import Backprop, together
 from pragnosia.learning.feedback_alignment import FeedbackAlignment
+from pragnosia.learning.forward_forward import ForwardForward
 from pragnosia.learning.meta import MetaRule
 from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.modeling import PragnosiaForCausalLM
@@ -56,7 +57,9 @@ def test_the_loss_of_a_toy_task_falls(rule: LearningRule) -> None:
     rows, rate, steps, goal, tied = 8, 1e-2, 60, 0.5, True
     if isinstance(rule, MetaRule):  # takes row after row, so few
         rows, rate, steps, goal = 2, 4e-2, 30, 0.8
-    elif isinstance(rule, FeedbackAlignment):  # slower, and a readout of its own is what random feedback aligns with
+    elif isinstance(
+        rule, FeedbackAlignment | ForwardForward
+    ):  # slower, and a readout of its own is what random feedback aligns with
         steps, tied = 120, False
     model = tiny_model(tie_word_embeddings=tied)
     optimiser = torch.optim.AdamW([weight for _, weight in rule.changes(model)], lr=rate)

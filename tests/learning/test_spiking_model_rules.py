@@ -26,7 +26,11 @@ CHANGED = {
     "eprop": {"enter", "wires", "read"},
     "factorised": {"enter", "wires", "read"},
     "three_factor": {"enter", "wires", "read"},
+    "dfa": {"enter", "wires", "read"},
     "stdp": {"wires", "read"},
+    "triplet": {"wires", "read"},
+    "hebb": {"wires", "read"},
+    "oja": {"wires", "read"},
     "delta": {"read"},
 }
 
@@ -86,7 +90,7 @@ def wishes(name: str, model: NeuroGenForCausalLM, **told: Any) -> dict[str, Tens
     rule: Any = learning_rule(name, mind="spiking model", told=told)
     rule.learn(model, circles(), 1.0)
     for weight, change in getattr(rule, "pending", []):
-        weight.grad = change
+        weight.grad = change if weight.grad is None else weight.grad + change
     return {key: w.grad.clone() for key, w in model.named_parameters() if w.grad is not None and key[:4] != "read"}
 
 
@@ -111,17 +115,20 @@ def test_an_accumulated_batch_is_the_batch() -> None:
             torch.testing.assert_close(model.get_parameter(key).grad, wish, rtol=1e-3, atol=1e-6)
 
 
-def test_factorised_is_its_sum_forwards() -> None:
+@pytest.mark.parametrize("name", ["factorised", "dfa"])
+def test_a_rule_of_the_moment_is_its_sum_forwards(name: str) -> None:
     """dW[i, k] = sum_t sum_j (L_j psi)_k[t] filter_j(ev_i)[t]: traces forwards, nothing kept for a synapse."""
     model = mind()
-    got = wishes("factorised", model)["wires.1.weight"]
+    got = wishes(name, model)["wires.1.weight"]
     with torch.no_grad():
         heard = model.hear(circles(), slopes=True)
         logits = model.read(heard.traces)
         error = logits.softmax(-1)
         error -= torch.nn.functional.one_hot(circles().T.roll(-1, 0), 9)
         error[-1] = 0
-        told = (model.read.back(error) / error[:-1, :, 0].numel()).chunk(2, -1)
+        error /= error[:-1, :, 0].numel()
+        drawn = torch.randn(9, 36, generator=torch.Generator().manual_seed(0)) / 6
+        told = model.read.back(error).chunk(2, -1) if name == "factorised" else (error @ drawn,) * 2
     film, span, leak = heard.film, slice(20, 36), math.exp(-1 / 3)
     assert film is not None
     expected = torch.zeros(16, 16)
@@ -137,20 +144,66 @@ def test_factorised_is_its_sum_forwards() -> None:
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_stdp_is_the_rule_of_pairs() -> None:
-    """Spike by spike, as learning/stdp.py counts them, of spikes as they arrive."""
-    from pragnosia.learning.stdp import Traces, Window, stdp
+def test_every_neuron_hears_by_direct_feedback_and_no_other_way_unless_it_is_read() -> None:
+    model = mind(out=["mouth"])
+    for name, heard in (("dfa", True), ("eprop", False), ("factorised", False)):
+        wish = wishes(name, model)
+        assert bool(wish["enter.codes"].any()) is heard, name
+        assert bool(wish["wires.1.weight"].any()), name
 
-    model = mind()
-    got = wishes("stdp", model)["wires.1.weight"]
+
+def arrived(model: NeuroGenForCausalLM) -> tuple[Tensor, Tensor]:
+    """(S, 6, 16) twice: spikes of the mouth as they arrive there again, two steps late, and as they are fired."""
     with torch.no_grad():
         film = model.hear(circles(), slopes=True).film
     assert film is not None
     post = film.spikes[:, :, 20:36]
-    pre = torch.cat([torch.zeros_like(post[:2]), post[:-2]])
+    return torch.cat([torch.zeros_like(post[:2]), post[:-2]]), post
+
+
+@pytest.mark.parametrize("name", ["hebb", "oja"])
+def test_hebb_and_oja_are_their_sums_forwards(name: str) -> None:
+    model = mind()
+    got = wishes(name, model)["wires.1.weight"]
+    pre, post = arrived(model)
+    weight = model.get_parameter("wires.1.weight").detach()
+    trace, total = torch.zeros(6, 16), torch.zeros(16, 16)
+    for before, behind in zip(pre, post, strict=True):
+        trace = math.exp(-1 / 3) * trace + before
+        for row in range(6):
+            for k in range(16):
+                if behind[row, k]:
+                    total[:, k] += trace[row] - (weight[:, k] if name == "oja" else 0)
+    assert float(total.abs().max()) > 1
+    torch.testing.assert_close(-got * post[..., 0].numel(), total, rtol=1e-3, atol=1e-4)
+
+
+def test_ojas_synapses_of_few_pairs_rest_where_those_of_all_would() -> None:
+    """Of a projection that wires some pairs: each synapse gives up its own share for each spike of its target."""
+    model = mind()
+    hebb, oja = (wishes(name, model)["wires.0.weight"] for name in ("hebb", "oja"))
+    with torch.no_grad():
+        film = model.hear(circles(), slopes=True).film
+    assert film is not None
+    fired = film.spikes.sum((0, 1)) / film.spikes[..., 0].numel()
+    way = model.circuit.ways[0]
+    assert way.reaches is not None
+    expected = [w * float(fired[int(k)]) for w, k in zip(model.synapses[0].tolist(), way.reaches, strict=True)]
+    torch.testing.assert_close(oja - hebb, torch.tensor(expected), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["stdp", "triplet"])
+def test_stdp_is_the_rule_of_pairs_or_triplets(name: str) -> None:
+    """Spike by spike, as learning/stdp.py counts them, of spikes as they arrive."""
+    from pragnosia.learning.plasticity import WINDOWS
+    from pragnosia.learning.stdp import Traces, stdp
+
+    model = mind()
+    got = wishes(name, model)["wires.1.weight"]
+    pre, post = arrived(model)
     traces, total = Traces.silent(pre[0], post[0]), torch.zeros(16, 16)
     for before, behind in zip(pre, post, strict=True):
-        change, traces = stdp(before, behind, traces, Window())
+        change, traces = stdp(before, behind, traces, WINDOWS[name])
         total += change
     torch.testing.assert_close(-got.T * post[..., 0].numel(), total, rtol=1e-3, atol=1e-5)
 

@@ -273,3 +273,39 @@ def test_a_packed_or_adapted_model_is_refused() -> None:
     model.model.layers[0].mixer.q_proj.adapter = torch.nn.Linear(4, 4)
     with pytest.raises(ConfigError, match="packed, sparsified or wears adapters"):
         deepen(model, 1)
+
+
+@pytest.mark.parametrize("organs", SPARSE)
+def test_newborns_in_a_lobe_of_their_own_can_be_silenced_as_one(organs: str) -> None:
+    """However much they have learned and whoever they wake for: without them the model is what it was."""
+    model: Any = at_work(SPARSE[organs]).eval()
+    lobes = dict(model.config.units.lobes)
+    with torch.no_grad():
+        before = model(words()).logits
+        try:
+            add_units(model, model.config.units.num_units, lobe="new")
+        except ConfigError:
+            pytest.skip("every unit counts in its strengths")
+        torch.testing.assert_close(model(words()).logits, before, rtol=0, atol=1e-5)
+        assert dict(model.config.units.lobes) == lobes | {"new": sum(lobes.values())}
+        for organ in model.experts():
+            born = slice(sum(lobes.values()), None)
+            organ.bank.down[born].normal_()
+            thalamus = organ.thalamus
+            if getattr(thalamus, "balance", None) is not None:
+                thalamus.balance[born] = thalamus.balance.max()
+            if hasattr(thalamus, "thresholds"):
+                thalamus.thresholds[:, born] = 0.1
+        assert float((model(words()).logits - before).abs().max()) > 0.01
+        with model.lesion("new"):
+            told = model(words()).logits
+    if not organs.startswith(("softmax as", "softmax bal")):
+        torch.testing.assert_close(told, before, rtol=0, atol=1e-5)
+
+
+def test_a_new_lobe_has_a_new_name() -> None:
+    model = at_work(SPARSE["sigmoid"])
+    with pytest.raises(ConfigError, match="there is a lobe 'a' already"):
+        add_units(model, 2, lobe="a")
+    with pytest.raises(ConfigError, match="cannot add 0 units to the new lobe 'c'"):
+        add_units(model, 0, lobe="c")

@@ -109,6 +109,7 @@ def test_the_budget_of_operations_bounds_growth(configure: Configure, tmp_path: 
 @pytest.mark.parametrize("stop", [3, 6])
 def test_a_run_that_grew_goes_on_as_if_it_had_not_stopped(configure: Configure, tmp_path: Path, stop: int) -> None:
     plasticity = {"max_parameters": 14_000, "plateau": ALWAYS, "grow": "units", "overload": 1.5, "floor": 0.2, **SOON}
+    plasticity["gates"] = {"pressure": 0.01, "crowded": 0.3}
     given = configure(steps=9, plasticity=plasticity, logging=FEW, checkpoint={"every": stop})
     train(given, out=tmp_path / "whole", reporter=Silent())
 
@@ -210,3 +211,26 @@ def test_a_dense_model_has_no_units_that_could_be_too_few(configure: Configure, 
     dense = {"experts": None, "feed_forward": {"width": 8}}
     with pytest.raises(ConfigError, match="this model is dense"):
         train(configure(model=dense, plasticity={"max_parameters": 1e9, "overload": 2}), out=tmp_path / "run")
+
+
+def test_units_whose_gates_close_go_and_open_gates_call_for_more(configure: Configure, tmp_path: Path) -> None:
+    for name, gates, what in (
+        ("closing", {"pressure": 0.4, "crowded": 1.0}, "remove_units"),
+        ("opening", {"pressure": 1e-6, "loudness": 1.0, "crowded": 0.25}, "add_units"),
+    ):
+        plasticity = {"max_parameters": 1e6, "gates": gates, **SOON}
+        given = configure(steps=9, plasticity=plasticity, logging=FEW)
+        train(given, out=tmp_path / name, reporter=Silent())
+        events = events_of(read_log(tmp_path / name / "log.jsonl"))
+        assert {event.what for event in events} == {what}, name
+        assert all(event.reason.startswith("gates: ") for event in events)
+        assert max(abs(event.jump or 0.0) for event in events) < 5e-3, "the closed said nothing, the newborn sleep"
+
+
+def test_gates_ask_for_units_and_for_elders_that_learn(configure: Configure, tmp_path: Path) -> None:
+    given = configure(plasticity={"max_parameters": 1e6, "gates": {}})
+    with pytest.raises(ConfigError, match=r"optimiser\.elders rest; leave one of them out"):
+        train(given | {"optimiser": {"elders": 0.5}}, out=tmp_path / "run", reporter=Silent())
+    dense = {key: value for key, value in given["model"].items() if key != "experts"} | {"feed_forward": {"width": 8}}
+    with pytest.raises(ConfigError, match="this model is dense"):
+        train(given | {"model": dense}, out=tmp_path / "run", reporter=Silent())

@@ -3,39 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pragnosia.apps.answer import Answer, aligned
 from pragnosia.errors import CheckpointError, ConfigError, unknown_name
 from pragnosia.units import format_bytes
+
+if TYPE_CHECKING:
+    from pragnosia.spiking.nir_graph import Graph
+    from pragnosia.spiking.regions import Brain
 
 FORMATS = ("huggingface", "nir")
 SUFFIX = ".nir"
 
 
 def is_brain(model: Path, form: str | None) -> bool:
-    """Whether `export` is about a wired brain. Raises ConfigError, CheckpointError for what cannot go together."""
+    """Whether `export` is about spiking neurons. Raises ConfigError, CheckpointError for what cannot go together."""
+    from pragnosia.apps.spikes import is_spiking
     from pragnosia.spiking.files import brain_file
 
     if form is not None and form not in FORMATS:
         raise ConfigError(unknown_name("format", form, FORMATS))
-    wired = brain_file(model) is not None
-    if wired and form != "nir":
-        raise ConfigError(f"{model} is a brain wired in YAML, which only NIR can take: add --format nir")
-    if form == "nir" and not wired:
+    spiking = is_spiking(model)
+    fires = spiking or brain_file(model) is not None
+    if fires and form != "nir":
+        what = "a spiking language model" if spiking else "a brain wired in YAML"
+        raise ConfigError(f"{model} is {what}, which only NIR can take: add --format nir")
+    if form == "nir" and not fires:
         raise CheckpointError(
-            f"{model} is no brain wired in YAML (a file with populations, or a folder with brain.yaml); NIR takes no"
-            " other"
+            f"{model} is neither a spiking language model nor a brain wired in YAML (a file with populations, or a"
+            " folder with brain.yaml); NIR takes no other"
         )
-    return wired
+    return fires
 
 
 def export_nir(model: Path, out: Path, *, drive: str, family: str | None) -> Answer:
-    """Write a wired brain as a NIR graph. Raises ConfigError, CheckpointError."""
-    from pragnosia.spiking.configuration import read_brain
-    from pragnosia.spiking.files import brain_file
-    from pragnosia.spiking.nir_export import export_brain
-    from pragnosia.spiking.regions import Brain
+    """Write a wired brain, or a spiking language model, as a NIR graph. Raises ConfigError, CheckpointError."""
+    from pragnosia.apps.spikes import is_spiking
 
     if family is not None:
         raise ConfigError(f"--family {family} is for models of words; leave it out with --format nir")
@@ -43,10 +47,7 @@ def export_nir(model: Path, out: Path, *, drive: str, family: str | None) -> Ans
         raise CheckpointError(f"{out} already exists; choose another or remove it")
     if not out.parent.is_dir():
         raise ConfigError(f"there is no folder {out.parent} to write {out.name} into; make it first")
-    file = brain_file(model)
-    assert file is not None
-    brain = Brain.build(read_brain(file), drive=drive)
-    graph = export_brain(brain, out, drive=drive)
+    brain, graph = _model_out(model, out, drive) if is_spiking(model) else _brain_out(model, out, drive)
     dense = 4 * sum(node.weight.shape[0] * node.weight.shape[1] for node in graph.nodes.values() if node.weight)
     values = {
         "source": str(model),
@@ -61,6 +62,28 @@ def export_nir(model: Path, out: Path, *, drive: str, family: str | None) -> Ans
         "dense_bytes": dense,
     }
     return Answer(values, _lines(values, "exported"))
+
+
+def _brain_out(source: Path, out: Path, drive: str) -> tuple[Brain, Graph]:
+    from pragnosia.spiking.configuration import read_brain
+    from pragnosia.spiking.files import brain_file
+    from pragnosia.spiking.nir_export import export_brain
+    from pragnosia.spiking.regions import Brain
+
+    file = brain_file(source)
+    assert file is not None
+    brain = Brain.build(read_brain(file), drive=drive)
+    return brain, export_brain(brain, out, drive=drive)
+
+
+def _model_out(source: Path, out: Path, drive: str) -> tuple[Brain, Graph]:
+    if drive != "constant":
+        raise ConfigError(f"--drive {drive}: a language model runs under the constant drive; leave it out")
+    from pragnosia.inference.spikes import SpikingSpeaker
+    from pragnosia.spiking.nir_model import export_model
+
+    model = SpikingSpeaker.from_pretrained(source).model
+    return model.brain, export_model(model, out)
 
 
 def import_nir(source: Path, out: Path, *, dt_ms: float | None) -> Answer:

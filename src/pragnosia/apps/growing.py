@@ -28,6 +28,9 @@ def grow(
     twins: Annotated[
         bool, typer.Option("--twins", help="With --units: each is split, and its twins wake together: more work too.")
     ] = False,
+    lobe: Annotated[
+        str | None, typer.Option(help="With --units +8: they stand in a new lobe of this name, to be silenced as one.")
+    ] = None,
     layers: Annotated[str | None, typer.Option(help="So many more layers, as +2.")] = None,
     stack: Annotated[
         bool, typer.Option("--stack", help="With --layers: whole copies. What the model says changes at once.")
@@ -44,7 +47,7 @@ def grow(
     New units sleep until training wakes them, so that a token costs what it cost; new layers and channels say nothing
     yet. Several can be asked for at once. What a model cannot grow in is told in one line.
     """
-    verbs = _verbs(units, layers, width, rows, twins=twins, stack=stack, seed=seed)
+    verbs = _verbs(units, layers, width, rows, twins=twins, lobe=lobe, stack=stack, seed=seed)
     from pragnosia.errors import ConfigError
 
     if not verbs:
@@ -62,17 +65,27 @@ def grow(
 
 
 def _verbs(
-    units: str | None, layers: str | None, width: str | None, rows: str | None, *, twins: bool, stack: bool, seed: int
+    units: str | None,
+    layers: str | None,
+    width: str | None,
+    rows: str | None,
+    *,
+    twins: bool,
+    lobe: str | None,
+    stack: bool,
+    seed: int,
 ) -> list[Verb]:
     """What shall be done, in order. Raises ConfigError for what is not understood, before anything is loaded."""
     from pragnosia.errors import ConfigError
 
     if twins and units is None:
         raise ConfigError("--twins says how units grow; give --units 2x with it")
+    if lobe is not None and (units is None or twins):
+        raise ConfigError("--lobe says where new units stand; give --units +8 with it, and no --twins")
     if stack and layers is None:
         raise ConfigError("--stack says how layers are added; give --layers +2 with it")
     asked = [
-        None if units is None else _for_units(units, twins=twins, seed=seed),
+        None if units is None else _for_units(units, twins=twins, lobe=lobe, seed=seed),
         None if layers is None else _for_layers(layers, stack=stack, seed=seed),
         None if width is None else _for_width(width, seed),
         None if rows is None else _for_rows(rows, seed),
@@ -80,13 +93,15 @@ def _verbs(
     return [verb for verb in asked if verb is not None]
 
 
-def _for_units(units: str, *, twins: bool, seed: int) -> Verb:
+def _for_units(units: str, *, twins: bool, lobe: str | None, seed: int) -> Verb:
     from pragnosia.errors import ConfigError
 
     factor, more = _amount("--units", units, "2x or +8")
     if twins and (factor is None or factor != int(factor)):
         raise ConfigError(f"--units is {units}; twins are made of every unit alike, as 2x")
-    return lambda model: _more_units(model, factor, more, twins=twins, seed=seed)
+    if twins:
+        return lambda model: _growth().split_units(model, int(factor or 0), seed=seed)
+    return lambda model: _more_units(model, factor, more, lobe=lobe, seed=seed)
 
 
 def _for_layers(layers: str, *, stack: bool, seed: int) -> Verb:
@@ -125,22 +140,18 @@ def _growth() -> Any:
     return growth
 
 
-def _more_units(model: Any, factor: float | None, more: int | None, *, twins: bool, seed: int) -> None:
+def _more_units(model: Any, factor: float | None, more: int | None, *, lobe: str | None, seed: int) -> None:
     from pragnosia.errors import ConfigError
-    from pragnosia.plasticity.growth import add_units, split_units, units_of
+    from pragnosia.plasticity.growth import add_units, units_of
 
     had = units_of(model.config).num_units
-    if twins:
-        assert factor is not None
-        split_units(model, int(factor), seed=seed)
-        return
     if factor is not None:
         wanted = had * factor
         if wanted != int(wanted):
             raise ConfigError(f"--units {factor:g}x of {had} is {wanted:g}; give a factor that makes whole units")
         more = int(wanted) - had
     assert more is not None
-    add_units(model, more, seed=seed)
+    add_units(model, more, lobe=lobe, seed=seed)
 
 
 def _amount(option: str, text: str, example: str) -> tuple[float | None, int | None]:

@@ -237,13 +237,13 @@ def export_model(
     out: Out,
     family: Annotated[str | None, typer.Option(help="Target family; default where it came from.")] = None,
     form: Annotated[
-        str | None, typer.Option("--format", help="huggingface, or nir for a brain wired in YAML; OUT is then a file.")
+        str | None, typer.Option("--format", help="huggingface, or nir for spiking neurons; OUT is then a file.")
     ] = None,
     drive: Annotated[str, typer.Option(help="With nir: what neurons are given, constant or noise.")] = "constant",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
-    """Write a model directory of ours as another family's checkpoint, or a wired brain as a NIR graph."""
+    """Write a model directory of ours as another family's checkpoint, or spiking neurons as a NIR graph."""
     if brains.is_brain(model, form):
         return brains.export_nir(model, out, drive=drive, family=family)
     from pragnosia.checkpoints.admission import check_vacant

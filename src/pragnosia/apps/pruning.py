@@ -10,7 +10,7 @@ import typer
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
 from pragnosia.apps.budgeting import bar
 from pragnosia.apps.dialling import left_behind_rows
-from pragnosia.apps.restructured import TOKENS, Data, Out, Source, changed, open_source
+from pragnosia.apps.restructured import TOKENS, Data, Out, Source, changed, check_rate, open_source
 from pragnosia.units import plural
 
 if TYPE_CHECKING:
@@ -83,8 +83,7 @@ def _check_pruning(
         raise ConfigError(f"--by {by} looks on while units work, on a text: give --data TEXT, or --by magnitude")
     if recover and not data:
         raise ConfigError("--recover needs a text to train on: --data TEXT")
-    if learning_rate is not None and (not recover or learning_rate <= 0):
-        raise ConfigError("--learning-rate is that of --recover, and greater than 0")
+    check_rate(learning_rate, recover)
     if by == "dead":
         if keep is not None:
             raise ConfigError("--by dead takes out who never woke, not a share; leave --keep out")

@@ -1,4 +1,4 @@
-"""What `grow` and `prune` share: a model is opened, changed, measured before and after, and written."""
+"""What `grow`, `prune` and partly `sparsify` share: a model is opened, changed, measured twice, and written."""
 
 from __future__ import annotations
 
@@ -25,6 +25,14 @@ Data = Annotated[
     list[str] | None,
     typer.Option("--data", help="A text; what it costs is measured on its last part. Repeatable."),
 ]
+
+
+def check_rate(learning_rate: float | None, recover: int) -> None:
+    """Raise ConfigError for a rate that nothing is trained at."""
+    from pragnosia.errors import ConfigError
+
+    if learning_rate is not None and (not recover or learning_rate <= 0):
+        raise ConfigError("--learning-rate is that of --recover, and greater than 0")
 
 
 @dataclass

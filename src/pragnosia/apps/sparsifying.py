@@ -11,6 +11,7 @@ from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering, tol
 from pragnosia.apps.budgeting import bar
 from pragnosia.apps.dialling import left_behind, left_behind_rows
 from pragnosia.apps.packing import size_rows
+from pragnosia.apps.restructured import check_rate
 from pragnosia.units import format_bytes, plural
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def sparsify(
     recover: Annotated[
         int, typer.Option(min=0, help="With --pattern: steps of training that make up for the loss.")
     ] = 0,
+    learning_rate: Annotated[float | None, typer.Option(help="Of the recovery, at its peak; 2e-4.")] = None,
     format: Annotated[  # noqa: A002
         str, typer.Option(help="With --pattern: what kept weights are stored as, bf16 or int8.")
     ] = "bf16",
@@ -65,7 +67,7 @@ def sparsify(
     from pragnosia.inference.directory import check_speaker, check_weights, is_foreign
     from pragnosia.quantisation.index import is_packed
 
-    _check_choice(level, pattern, data, recover, format, share_out)
+    _check_choice(level, pattern, data, recover, format, share_out, learning_rate)
     if data:
         check_speaker(source)
     elif not is_foreign(source):
@@ -78,12 +80,19 @@ def sparsify(
     if level is not None:
         values, rows = _put_to_sleep(source, out, level, data or [], tokens or _TOKENS, share_out=share_out)
     else:
-        values, rows = _prune(source, out, f"{format}-{PATTERN}", data or [], tokens, recover, quiet=as_json)
+        name, training = f"{format}-{PATTERN}", (recover, learning_rate)
+        values, rows = _prune(source, out, name, data or [], tokens, training, quiet=as_json)
     return Answer(values | {"not_carried": left}, aligned([*rows, *left_behind_rows(left, source, out)]))
 
 
 def _check_choice(
-    level: float | None, pattern: str | None, data: list[str] | None, recover: int, values: str, share_out: bool
+    level: float | None,
+    pattern: str | None,
+    data: list[str] | None,
+    recover: int,
+    values: str,
+    share_out: bool,
+    learning_rate: float | None,
 ) -> None:
     """Raise UserErrors for what can be said before torch is loaded."""
     from pragnosia.data.specs import resolve
@@ -107,6 +116,7 @@ def _check_choice(
         raise ConfigError("--level needs a text to calibrate on: --data TEXT")
     if recover and not data:
         raise ConfigError("--recover needs a text to train on: --data TEXT")
+    check_rate(learning_rate, recover)
     for text in data or []:
         resolve(text)
 
@@ -169,9 +179,16 @@ def _counted(model: Cortex) -> str:
 
 
 def _prune(
-    source: Path, out: Path, name: str, data: list[str], tokens: int | None, recover: int, *, quiet: bool
+    source: Path,
+    out: Path,
+    name: str,
+    data: list[str],
+    tokens: int | None,
+    training: tuple[int, float | None],
+    *,
+    quiet: bool,
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Two of every four weights kept, with or without a training, and packed."""
+    """Two of every four weights kept, with or without a training (steps, their rate), and packed."""
     from dataclasses import asdict
 
     from pragnosia.checkpoints.blueprint import blueprint
@@ -181,6 +198,7 @@ def _prune(
     from pragnosia.quantisation.sizes import packing_format
     from pragnosia.training.recovery import BATCH_TOKENS
 
+    recover, _ = training
     print_ = blueprint(source)
     check_widths(print_, packing_format(name))
     found, before = None, 0.0
@@ -188,7 +206,7 @@ def _prune(
         found = _examples(print_, source, data, tokens or max(_TOKENS, recover * BATCH_TOKENS))
         before = examine(load_model(source), found.held_out).perplexity
     if recover and found is not None:
-        report = _recovered(print_, source, out, name, found, recover, quiet=quiet)
+        report = _recovered(print_, source, out, name, found, training, quiet=quiet)
     else:
         stays = f"what is done stays in {out.name}.partial, and the same command goes on from there"
         with told_at_ctrl_c(stays), bar("pruning", quiet=quiet) as progress:
@@ -215,7 +233,14 @@ def _prune(
 
 
 def _recovered(
-    print_: Blueprint, source: Path, out: Path, name: str, found: Examples, steps: int, *, quiet: bool
+    print_: Blueprint,
+    source: Path,
+    out: Path,
+    name: str,
+    found: Examples,
+    training: tuple[int, float | None],
+    *,
+    quiet: bool,
 ) -> PackReport:
     """A model trained while it is pruned, then packed: whole at `out` or not at all."""
     from dataclasses import replace
@@ -228,11 +253,12 @@ def _recovered(
     from pragnosia.checkpoints.travel import carry
     from pragnosia.inference.loading import load_model
     from pragnosia.quantisation.packing import pack_model
-    from pragnosia.training.recovery import recover
+    from pragnosia.training.recovery import LEARNING_RATE, recover
 
+    steps, rate = training
     model: Any = load_model(source, torch.float32)
     with bar("recovering", quiet=quiet, counts=True) as progress:
-        recover(model, found.seen, steps, progress=progress)
+        recover(model, found.seen, steps, learning_rate=rate or LEARNING_RATE, progress=progress)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         plain, packed = Path(scratch) / "plain", Path(scratch) / "packed"

@@ -23,7 +23,7 @@ class Passed(NamedTuple):
     """One layer, passed."""
 
     entered: Float[Tensor, "B T D"]
-    """What came in; in front of the first layer with the embedding's graph behind it, else a leaf."""
+    """What came in; in front of the first layer the embedding's graph may be behind it, else it is a leaf."""
     left: Float[Tensor, "B T D"]
     routing: Routing | None
 
@@ -37,10 +37,12 @@ def cortex_of(model: nn.Module, rule: str, exits: ExitLesson | None) -> Any:
     return model
 
 
-def walk(model: Any, tokens: Int[Tensor, "B T"]) -> Iterator[Passed]:
-    """Layer after layer; the graph of each ends where it begins."""
+def walk(model: Any, tokens: Int[Tensor, "B T"], *, to_embedding: bool = True) -> Iterator[Passed]:
+    """Layer after layer; the graph of each ends where it begins, the first one's at the embedding if `to_embedding`."""
     stack = model.model
     x = stack.embed_tokens(tokens)
+    if not to_embedding:
+        x = x.detach()
     moment = stack.moment(x, seen=0, setting=WHOLE)
     for layer in stack.layers:
         left, _, routing = layer(x, None, moment)

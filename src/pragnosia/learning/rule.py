@@ -29,6 +29,7 @@ RULES = {
     "maml": "pragnosia.learning.meta:SecondOrder",
     "dfa": "pragnosia.learning.feedback_alignment:FeedbackAlignment",
     "local": "pragnosia.learning.local_loss:LocalLoss",
+    "forward_forward": "pragnosia.learning.forward_forward:ForwardForward",
 }
 """Name -> class; `module:Class` names one outside the tree. Made by `Class(autocast=dtype or None, **told)`."""
 SPIKING_RULES = {
@@ -36,7 +37,11 @@ SPIKING_RULES = {
     "eprop": "pragnosia.learning.spiking:EProp",
     "factorised": "pragnosia.learning.spiking:Factorised",
     "three_factor": "pragnosia.learning.spiking:ThreeFactor",
-    "stdp": "pragnosia.learning.spiking:Pairs",
+    "dfa": "pragnosia.learning.spiking:DirectFeedback",
+    "stdp": "pragnosia.learning.spiking_synapses:Pairs",
+    "triplet": "pragnosia.learning.spiking_synapses:Triplets",
+    "hebb": "pragnosia.learning.spiking_synapses:Hebb",
+    "oja": "pragnosia.learning.spiking_synapses:Oja",
     "delta": "pragnosia.learning.spiking:Delta",
 }
 """The same for a spiking model."""

@@ -10,16 +10,16 @@ synapse from i to k, and the currents that tokens are, learn by what a sum at me
                    feedback: symmetric (the readout's weights) or random             doi:10.1038/s41467-020-17236-y
     factorised     G_k[t] = sum_{s >= t} leak^(s-t) sum_{u >= s} ...: psi and error  OTTT: Xiao et al. 2022,
                    of one moment, times what the source left behind, faded twice     arXiv 2210.04195, eq. 10
+    dfa            the same with a random matrix from the error to all neurons, read   Nøkland 2016, arXiv 1609.01596,
+                   or not, in the place of the readout and of what leads there         eq. 2
     three_factor   G_k = -filtered( (z_k - rho_k) dopamine ), rho the chance that a  Fremaux and Gerstner 2016,
                    noisy neuron fires there: nobody hears whose error it was         doi:10.3389/fncir.2015.00085
-    stdp           G_k = minus trace(z_k) - plus trace backwards(z_k); currents      Bi and Poo 1998; stdp.py
-                   stay as they are: no error, no reward
     delta          G = 0: synapses and currents stay
 
 Dopamine is what came better than expected, log p(next token) less its mean over the batch, and reaches synapses that
 were eligible up to a few tokens before. G is added up backwards over the window; a neuron that ran forwards would carry
-for it, beyond weights: surrogate all activations; e-prop two numbers for each synapse; factorised and stdp one or two
-for each neuron; three_factor one for each synapse.
+for it, beyond weights: surrogate all activations; e-prop two numbers for each synapse; factorised and dfa one or two
+for each neuron; three_factor one for each synapse. Rules that hear of no error: spiking_synapses.py.
 
 T tokens, K steps a token, S = T K, B rows, N neurons, F features of the readout, V vocabulary.
 """
@@ -38,7 +38,6 @@ from torch import Tensor, nn
 
 from pragnosia.errors import ConfigError, unknown_name
 from pragnosia.learning.rule import SPIKING_RULES, Lesson, Named
-from pragnosia.learning.stdp import Window
 from pragnosia.model.exits import ExitLesson
 from pragnosia.spiking.hearing import Heard
 from pragnosia.spiking.neurogen import NeuroGenForCausalLM
@@ -59,7 +58,7 @@ class Said:
     """Log p of each token's successor [nats]; of the last 0."""
 
 
-class _Rule:
+class SpikingRule:
     """What all rules share; each says itself what it changes and how it learns."""
 
     rate = 0.0
@@ -77,9 +76,14 @@ class _Rule:
                 weight.sub_(change, alpha=self.rate)
         self.pending.clear()
 
+    @staticmethod
+    def lesson(said: Said, heard: Heard) -> Lesson:
+        """What came of a window."""
+        return _lesson(said.loss, heard)
+
 
 @final
-class Surrogate(_Rule):
+class Surrogate(SpikingRule):
     """Back-propagation through time with a slope in each spike's place."""
 
     def changes(self, model: nn.Module) -> Iterable[Named]:
@@ -98,7 +102,7 @@ class Surrogate(_Rule):
 
 
 @final
-class EProp(_Rule):
+class EProp(SpikingRule):
     """Eligibility of each synapse times an error that its neuron hears."""
 
     def __init__(self, *, autocast: torch.dtype | None = None, feedback: str = "symmetric") -> None:
@@ -117,15 +121,17 @@ class EProp(_Rule):
         """The error comes by the readout's own weights, or by random ones that never change."""
         mind = spiking(model, "eprop", exits)
         heard = mind.hear(tokens, slopes=True, through_spikes=False)
-        said = _read(mind, heard, tokens, share)
+        said = taught(mind, heard, tokens, share)
         heard.traces.backward(
-            mind.read.back(said.error) if self.feedback == "symmetric" else said.error @ _random(mind)
+            mind.read.back(said.error)
+            if self.feedback == "symmetric"
+            else said.error @ _random(mind, mind.read.features)
         )
         return _lesson(said.loss, heard)
 
 
 @final
-class Factorised(_Rule):
+class Factorised(SpikingRule):
     """What the source remembers, times error and slope of the moment: nothing is kept for a synapse."""
 
     def changes(self, model: nn.Module) -> Iterable[Named]:
@@ -137,20 +143,43 @@ class Factorised(_Rule):
     ) -> Lesson:
         """No gradient goes through time."""
         mind = spiking(model, "factorised", exits)
-        heard, film = _watched(mind, tokens)
-        said = _read(mind, heard, tokens, share)
+        heard, film = watched(mind, tokens)
+        said = taught(mind, heard, tokens, share)
         parts = mind.read.back(said.error).detach().chunk(len(mind.kappas), -1)
         steps = len(film.spikes) // len(heard.traces)
         slopes = mind.read_of(film.slopes[steps - 1 :: steps])
-        worth = sum(_backwards(part * slopes, kappa) for part, kappa in zip(parts, mind.kappas, strict=True))
+        worth = sum(backwards(part * slopes, kappa) for part, kappa in zip(parts, mind.kappas, strict=True))
         at_ends = torch.zeros_like(film.spikes)
         at_ends[steps - 1 :: steps] = mind.spread_out(worth)  # type: ignore[arg-type]
-        _wish(mind, heard, film, _backwards(at_ends, mind.circuit.leak))
+        wished(mind, heard, film, backwards(at_ends, mind.circuit.leak))
         return _lesson(said.loss, heard)
 
 
 @final
-class ThreeFactor(_Rule):
+class DirectFeedback(SpikingRule):
+    """Every neuron of every region, read or not, hears the readout's error through random weights of its own."""
+
+    def changes(self, model: nn.Module) -> Iterable[Named]:
+        """Every parameter that asks for a gradient."""
+        return learners(model)
+
+    def learn(
+        self, model: nn.Module, tokens: Int[Tensor, "B T"], share: float, exits: ExitLesson | None = None
+    ) -> Lesson:
+        """As the factorised form, with the random matrix in the place of all that leads to the readout."""
+        mind = spiking(model, "dfa", exits)
+        heard, film = watched(mind, tokens)
+        said = taught(mind, heard, tokens, share)
+        neurons, steps = film.spikes.shape[-1], len(film.spikes) // len(heard.traces)
+        told = (said.error @ _random(mind, neurons)) * film.slopes[steps - 1 :: steps]
+        at_ends = torch.zeros_like(film.spikes)
+        at_ends[steps - 1 :: steps] = sum(backwards(told, kappa) for kappa in mind.kappas)
+        wished(mind, heard, film, backwards(at_ends, mind.circuit.leak))
+        return _lesson(said.loss, heard)
+
+
+@final
+class ThreeFactor(SpikingRule):
     """Before, behind, and dopamine: one number that all synapses hear says whether it went better than expected."""
 
     def __init__(
@@ -179,54 +208,22 @@ class ThreeFactor(_Rule):
     ) -> Lesson:
         """The readout hears its error, everyone else only dopamine."""
         mind = spiking(model, "three_factor", exits)
-        heard, film = _watched(mind, tokens)
-        said = _read(mind, heard, tokens, share)
+        heard, film = watched(mind, tokens)
+        said = taught(mind, heard, tokens, share)
         surprise = said.chances.clone()
         surprise[:-1] -= surprise[:-1].mean()
         surprise[-1] = 0
-        dopamine = _backwards(surprise, self.fading) * (share / max(surprise[:-1].numel(), 1))
+        dopamine = backwards(surprise, self.fading) * (share / max(surprise[:-1].numel(), 1))
         steps = len(film.spikes) // len(heard.traces)
         chance = (film.margins / (self.noise * mind.circuit.threshold)).sigmoid_()
         free = (film.slopes > 0) | (film.spikes > 0)  # neither refractory, nor held down, nor far from its threshold
         unusual = (film.spikes - chance) * free * dopamine.repeat_interleave(steps, 0)[..., None]
-        _wish(mind, heard, film, _backwards(-unusual, mind.circuit.leak), self.pending)
+        wished(mind, heard, film, backwards(-unusual, mind.circuit.leak), self.pending)
         return _lesson(said.loss, heard)
 
 
 @final
-class Pairs(_Rule):
-    """Pair STDP for synapses, the delta rule for the readout."""
-
-    def __init__(self, *, autocast: torch.dtype | None = None, rate: float = 1.0) -> None:
-        super().__init__(autocast=autocast)
-        if not rate > 0:
-            raise ConfigError(f"learning.rate is {rate}; it must be greater than 0")
-        self.rate, self.window = rate, Window()
-
-    def changes(self, model: nn.Module) -> Iterable[Named]:
-        """Synapses and readout."""
-        return [one for one in learners(model) if not one[0].startswith("enter.")]
-
-    def learn(
-        self, model: nn.Module, tokens: Int[Tensor, "B T"], share: float, exits: ExitLesson | None = None
-    ) -> Lesson:
-        """A source's spike before its target's strengthens, one after it weakens."""
-        mind = spiking(model, "stdp", exits)
-        heard, film = _watched(mind, tokens)
-        said = _read(mind, heard, tokens, share)
-        dt_ms, window = mind.brain.config.dt_ms, self.window
-        before = math.exp(-dt_ms / window.tau_plus_ms)
-        behind = math.exp(-dt_ms / window.tau_minus_ms)
-        # spikes of one moment do nothing to each other: each trace is that of before the step
-        stronger = _backwards(film.spikes, before) - film.spikes
-        weaker = _backwards(film.spikes.flip(0), behind).flip(0) - film.spikes
-        wish = (window.minus * weaker - window.plus * stronger) * (share / film.spikes[..., 0].numel())
-        _wish(mind, heard, film, wish, self.pending, currents=False)
-        return _lesson(said.loss, heard)
-
-
-@final
-class Delta(_Rule):
+class Delta(SpikingRule):
     """The readout alone: what a brain that stays as it was drawn is good for."""
 
     def changes(self, model: nn.Module) -> Iterable[Named]:
@@ -240,7 +237,7 @@ class Delta(_Rule):
         mind = spiking(model, "delta", exits)
         with torch.no_grad():
             heard = mind.hear(tokens)
-        return _lesson(_read(mind, heard, tokens, share).loss, heard)
+        return _lesson(taught(mind, heard, tokens, share).loss, heard)
 
 
 def spiking(model: nn.Module, rule: str, exits: ExitLesson | None) -> NeuroGenForCausalLM:
@@ -257,7 +254,7 @@ def learners(model: nn.Module) -> list[Named]:
     return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
 
 
-def _watched(mind: NeuroGenForCausalLM, tokens: Tensor) -> tuple[Heard, Film]:
+def watched(mind: NeuroGenForCausalLM, tokens: Tensor) -> tuple[Heard, Film]:
     """With what happened in every step; only currents lead back."""
     with torch.no_grad():
         heard = mind.hear(tokens, slopes=True)
@@ -265,7 +262,7 @@ def _watched(mind: NeuroGenForCausalLM, tokens: Tensor) -> tuple[Heard, Film]:
     return heard, heard.film
 
 
-def _read(mind: NeuroGenForCausalLM, heard: Heard, tokens: Int[Tensor, "B T"], share: float) -> Said:
+def taught(mind: NeuroGenForCausalLM, heard: Heard, tokens: Int[Tensor, "B T"], share: float) -> Said:
     """Let the readout learn by its own error, and tell it."""
     logits = mind.read(heard.traces.detach()) if heard.fires is None else mind.say(heard)[0]
     loss = _loss(logits, tokens)
@@ -285,7 +282,7 @@ def _loss(logits: Float[Tensor, "T B V"], tokens: Int[Tensor, "B T"]) -> Float[T
     return F.cross_entropy(logits[:-1].flatten(0, 1), tokens.T[1:].flatten())
 
 
-def _wish(
+def wished(
     mind: NeuroGenForCausalLM,
     heard: Heard,
     film: Film,
@@ -312,7 +309,7 @@ def _wish(
             weight.grad = change if weight.grad is None else weight.grad + change
 
 
-def _backwards(x: Float[Tensor, "T ..."], keep: Tensor | float) -> Float[Tensor, "T ..."]:
+def backwards(x: Float[Tensor, "T ..."], keep: Tensor | float) -> Float[Tensor, "T ..."]:
     """y[t] = keep y[t+1] + x[t]."""
     out, after = torch.empty_like(x), torch.zeros_like(x[0])
     for at in reversed(range(len(x))):
@@ -320,9 +317,8 @@ def _backwards(x: Float[Tensor, "T ..."], keep: Tensor | float) -> Float[Tensor,
     return out
 
 
-def _random(mind: NeuroGenForCausalLM) -> Float[Tensor, "V F"]:
+def _random(mind: NeuroGenForCausalLM, features: int) -> Float[Tensor, "V F"]:
     """Weights in place of the readout's, the same at every step and after every resumption."""
-    features = mind.read.features
     chance = torch.Generator().manual_seed(SEED)
     drawn = torch.randn(len(mind.read.up), features, generator=chance) * features**-0.5
     there: Tensor = drawn.to(mind.device)

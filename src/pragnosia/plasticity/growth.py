@@ -112,10 +112,13 @@ def add_units(
     count: int | Mapping[str, int],
     *,
     parents: Sequence[Sequence[int]] | None = None,
+    lobe: str | None = None,
     noise: float = NOISE,
     seed: int = 0,
 ) -> Change:
     """`count` more units in every sparse layer, in all or by lobe; each layer's start from its `parents`, or in turn.
+
+    With `lobe` they stand in a new lobe of this name: silent, the model is what it was, however long they learn alone.
 
     The function stays, and so does the work: the newborn sleep. `noise` is relative to the parent's own spread.
     Raises ConfigError.
@@ -123,8 +126,10 @@ def add_units(
     check_whole(model)
     config = model.config
     organ = units_of(config)
-    more = shared_out(organ, count)
+    more = shared_out(organ, count) if lobe is None else _new_lobe(organ, lobe, count)
     total = sum(more.values())
+    if lobe is not None and parents is None:
+        parents = [[number % organ.num_units for number in range(total)]] * len(config.sparse_layers)
     chosen = _parents(config, organ, more, parents)
     rows = [_with_newborns(organ, more, own) for own in chosen]
     router, quiet, even = organ.thalamus, {}, _even(organ, rows)
@@ -139,7 +144,7 @@ def add_units(
     exact = router.kind == "softmax" and even and not _indifferent(model, organ)
     if exact and not router.renormalise:
         quiet["scale"] = router.scale * copies
-    shape = grown_config(config, {label: size + more[label] for label, size in _lobes(organ).items()}, **quiet)
+    shape = grown_config(config, {label: _lobes(organ).get(label, 0) + born for label, born in more.items()}, **quiet)
     new = [torch.tensor(moved.source) == NEWBORN for moved in rows]
     amends: dict[str, list[Amend | None]] = {
         "bank.up": [_noisy(rows, noise) for rows in new],
@@ -233,6 +238,15 @@ def shared_out(organ: UnitsConfig, count: int | Mapping[str, int]) -> dict[str, 
     return more
 
 
+def _new_lobe(organ: UnitsConfig, lobe: str, count: int | Mapping[str, int]) -> dict[str, int]:
+    """How many more units each lobe gets where all stand in a new one. Raises ConfigError."""
+    if lobe in _lobes(organ):
+        raise ConfigError(f"there is a lobe {lobe!r} already; give the new one another name, or add to it by its name")
+    if not isinstance(count, int) or count < 1:
+        raise ConfigError(f"cannot add {count} units to the new lobe {lobe!r}; give a number, at least 1")
+    return dict.fromkeys(_lobes(organ), 0) | {lobe: count}
+
+
 def _lobes(organ: UnitsConfig) -> dict[str, int]:
     assert organ.lobes is not None
     return dict(organ.lobes)
@@ -272,7 +286,7 @@ def _with_newborns(organ: UnitsConfig, more: Mapping[str, int], parents: list[in
         source += own + [NEWBORN] * len(born)
         start += own + born
         first += size
-    return Rows(source, start)
+    return Rows(source + [NEWBORN] * len(waiting), start + waiting)  # who still waits stands in a new lobe
 
 
 def _even(organ: UnitsConfig, rows: Sequence[Rows]) -> bool:

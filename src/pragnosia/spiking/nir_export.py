@@ -48,14 +48,15 @@ def export_brain(brain: Brain, path: Path, *, drive: str) -> Graph:
     return graph
 
 
-def as_graph(brain: Brain, *, drive: str) -> Graph:
-    """The graph. Raises ConfigError for neurons or receptors that NIR has no primitive for."""
+def as_graph(brain: Brain, *, drive: str, ends: bool = True) -> Graph:
+    """The graph, with `ends` inputs and outputs. Raises ConfigError for what NIR has no primitive for."""
     making = _Making(brain)
     for region in brain.regions:
         making.population(region)
     for number, one in enumerate(brain.projections):
         making.projection(number, one)
-    making.ends()
+    if ends:
+        making.ends()
     metadata = {
         "made_by": "pragnosia",
         "dt": brain.config.dt_ms / 1000,
@@ -137,9 +138,7 @@ class _Making:
             self.edges += [(source, back), (back, name)]
 
     def _leaky(self, name: str, tau_ms: float, size: int) -> str:
-        """A leaky integrator to which a spike adds 1."""
-        values = {"tau": np.full(size, tau_ms / 1000), "r": np.full(size, 1 / _share(self.dt_ms, tau_ms))}
-        return self.add(name, Node("LI", values | {"v_leak": np.zeros(size)}))
+        return self.add(name, leaky(self.dt_ms, tau_ms, size))
 
     def projection(self, number: int, one: Projection) -> None:
         """A Delay and a Linear for each delay there is."""
@@ -181,6 +180,12 @@ class _Making:
                 "output" if len(last) == 1 else f"output_{name}", Node("Output", {"shape": np.array([size])})
             )
             self.edges.append((self.named[name], node))
+
+
+def leaky(dt_ms: float, tau_ms: float, size: int) -> Node:
+    """Leaky integrators to which a spike adds 1."""
+    values = {"tau": np.full(size, tau_ms / 1000), "r": np.full(size, 1 / _share(dt_ms, tau_ms))}
+    return Node("LI", values | {"v_leak": np.zeros(size)})
 
 
 def _share(dt_ms: float, tau_ms: float) -> float:

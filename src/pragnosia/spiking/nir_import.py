@@ -54,6 +54,11 @@ class Imported:
 def import_brain(path: Path, *, dt_ms: float | None = None) -> Imported:
     """Read a NIR file. Raises CheckpointError for a node or a wiring that a brain has no counterpart for."""
     graph = read_graph(path)
+    if "language_model" in graph.metadata:
+        raise CheckpointError(
+            f"{path} is a spiking language model, whose tokens and logits have no place in a brain; run the model"
+            " directory that it was written from"
+        )
     told = _told(graph)
     meant = _number(1000 * float(graph.metadata["dt"])) if "dt" in graph.metadata else None
     if dt_ms is not None and meant is not None and dt_ms != meant:

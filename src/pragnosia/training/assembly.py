@@ -40,7 +40,7 @@ from pragnosia.model.presets import PRESETS
 from pragnosia.spiking.neurogen_configuration import NeuroGenConfig
 from pragnosia.training.configuration import TrainConfig
 from pragnosia.training.curriculum import check_teacher, make_curriculum
-from pragnosia.training.growing import shape_at
+from pragnosia.training.growing import check_elders, shape_at
 from pragnosia.training.lobes import check_lobes, lobe_rule, mixture_of
 from pragnosia.training.minds import is_spiking, spiking_config, spiking_memory
 from pragnosia.training.progress import Reporter
@@ -89,6 +89,8 @@ def assemble(config: TrainConfig, out: Path, reporter: Reporter, checkpoint: Pat
     model = _made(shape)
     if config.start is not None and checkpoint is None:
         begin_with(model, config.start)
+    if checkpoint is None:
+        check_elders(config, model)
     model = model.to(device)
     if config.gradient_checkpointing:
         _checkpoint_activations(model)

@@ -156,6 +156,8 @@ class TrainConfig:
             check_stages(self.stages, self.num_steps, self.batch.sequence_length)
         if self.stages is not None and self.schedule.first_length is not None:
             raise ConfigError("stages and schedule.first_length both say how long rows are; leave one of them out")
+        if self.optimiser.elders < 1 and self.plasticity is not None and self.plasticity.gates is not None:
+            raise ConfigError("plasticity.gates press on all units, and optimiser.elders rest; leave one of them out")
 
     @property
     def num_steps(self) -> int:

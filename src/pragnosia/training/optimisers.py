@@ -54,6 +54,8 @@ class OptimiserConfig:
     """Largest norm of the whole gradient; None does not clip."""
     newborn_steps: int = 200
     """Over which the rate of what growth has made rises to that of the others (newborns.py)."""
+    elders: float = 1.0
+    """Once something has grown, the rate of what was there before, as a multiple; 0 freezes it."""
 
     def __post_init__(self) -> None:
         if self.name not in get_args(Name):
@@ -68,6 +70,8 @@ class OptimiserConfig:
             raise ConfigError(f"optimiser.weight_decay is {self.weight_decay}; it must not be negative")
         if self.newborn_steps < 0:
             raise ConfigError(f"optimiser.newborn_steps is {self.newborn_steps}; it must not be negative")
+        if not 0 <= self.elders <= 1:
+            raise ConfigError(f"optimiser.elders is {self.elders}; it must lie between 0 (frozen) and 1 (as newborns)")
         if self.clip is not None and not self.clip > 0:
             raise ConfigError(f"optimiser.clip is {self.clip}; it must be greater than 0, or null")
 
@@ -90,7 +94,7 @@ class Optimisers:
     def __init__(self, parameters: Iterable[Named], embedded: set[int], config: OptimiserConfig) -> None:
         self.clip = config.clip
         self.config = config
-        self.newborns = Newborns(config.newborn_steps)
+        self.newborns = Newborns(config.newborn_steps, config.elders)
         self._take(parameters, embedded)
 
     def _take(self, parameters: Iterable[Named], embedded: set[int]) -> None:
@@ -160,6 +164,7 @@ class Optimisers:
             if origin.name in moments and not origin.newborn:
                 part.state[weight] = _followed(moments[origin.name], old[origin.name].shape, origin)
         self.newborns.follow(change.origins, self.weights, set(old))
+        self.newborns.freeze(self.weights)
 
     def state(self) -> dict[str, Tensor]:
         """Moments of every parameter, as `<parameter>/<moment>`."""
@@ -182,6 +187,7 @@ class Optimisers:
             weight = self.weights[name]
             device = value.device if moment == "step" and weight.device.type == "cpu" else weight.device
             owner[id(weight)].state[weight][moment] = value.to(device)
+        self.newborns.freeze(self.weights)
 
 
 def embedded_in(model: Any) -> set[int]:

@@ -57,7 +57,14 @@ class TwoOfFour(nn.Module):
         return chosen
 
 
-def recover(model: Cortex, windows: Sequence[Tensor], steps: int, *, progress: Progress | None = None) -> None:
+def recover(
+    model: Cortex,
+    windows: Sequence[Tensor],
+    steps: int,
+    *,
+    learning_rate: float = LEARNING_RATE,
+    progress: Progress | None = None,
+) -> None:
     """Train a model's layers for `steps` on windows of tokens (T,), pruned 2:4 all the while and at the end.
 
     Table, head, routers, norms and biases stay. Raises ConfigError without a step, TrainingError where the loss is no
@@ -71,7 +78,7 @@ def recover(model: Cortex, windows: Sequence[Tensor], steps: int, *, progress: P
         owner.get_parameter(name).requires_grad_(True)
         parametrize.register_parametrization(owner, name, TwoOfFour())
     learns = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for _ in _descend(model, learns, windows, steps, LEARNING_RATE, progress):
+    for _ in _descend(model, learns, windows, steps, learning_rate, progress):
         pass
     for owner, name in matrices:
         parametrize.remove_parametrizations(owner, name, leave_parametrized=True)

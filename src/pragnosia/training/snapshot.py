@@ -21,6 +21,7 @@ from pragnosia.errors import CheckpointError
 from pragnosia.training.average import Average
 from pragnosia.training.checkpoint import random_state, restore_random
 from pragnosia.training.optimisers import Optimisers
+from pragnosia.training.processes import here
 from pragnosia.training.upbringing import Upbringing
 
 if TYPE_CHECKING:
@@ -91,7 +92,14 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folde
     try:
         tokenizer.save_pretrained(str(folder))
         model.config.tokenizer_digest = vocabulary_digest(folder)
-        model.save_pretrained(folder)
+        if here().rank == 0:
+            model.save_pretrained(folder)
+        else:  # of several processes transformers lets the first alone write
+            model.config.architectures = [type(model).__name__]
+            model.config.save_pretrained(folder)
+            tied = set(model.all_tied_weights_keys or ())
+            weights = {name: value for name, value in model.state_dict().items() if name not in tied}
+            save_file(_whole(weights), folder / "model.safetensors", metadata={"format": "pt"})
     finally:
         if shown:
             logging.enable_progress_bar()

@@ -34,13 +34,14 @@ from pragnosia.training.configuration import TrainConfig, read_config
 from pragnosia.training.curves import draw_run
 from pragnosia.training.events import Event
 from pragnosia.training.exits import lesson_at
-from pragnosia.training.growing import awaken, settle
+from pragnosia.training.growing import awaken, resting, settle
 from pragnosia.training.interruption import Interruption
 from pragnosia.training.lobes import Lobes
 from pragnosia.training.log import LOG, RunLog, read_log
 from pragnosia.training.optimisers import Optimisers, embedded_in
 from pragnosia.training.organism import Organism
 from pragnosia.training.page import PAGE, write_page
+from pragnosia.training.processes import here, share_gradients, share_lessons
 from pragnosia.training.progress import Bar, Reporter
 from pragnosia.training.rewiring import rewired
 from pragnosia.training.run_folder import CHECKPOINTS, REPORT, SETTINGS, clear_run, is_run, open_run
@@ -120,7 +121,9 @@ class Trainer:
         awaken(self.model, self.optimisers)
         self.average = Average(learners, config.ema) if config.ema else None
         self.batches = Batches(
-            self.corpus, batch.batch_size, batch.sequence_length, config.seed, curriculum=materials.curriculum
+            *(self.corpus, batch.batch_size, batch.sequence_length, config.seed),
+            place=here(),
+            curriculum=materials.curriculum,
         )
         self.lobes = Lobes(config, self.batches) if config.lobes is not None else None
         self.validation = Validation(self.corpus, config, autocast)
@@ -179,21 +182,25 @@ class Trainer:
         for _ in range(config.batch.accumulation):
             self.rows = shorten(next(self.batches), length).to(self.model.device)
             self.lessons.append(self._learn(self.rows, share))
+        share_gradients(self.optimisers.weights.values())
+        self.lessons = share_lessons(self.lessons)
         loss = sum(float(lesson.loss) for lesson in self.lessons) * share
         self._check_finite("loss", loss)
         norm = float(self.optimisers.step(rate_factor(config.schedule, course.step, config.num_steps)))
         self._check_finite("norm of the gradient", norm)
+        rested = resting(self.model, self.optimisers)
         self.rule.settle(self.model, self.lessons)
-        settle(self.model, self.optimisers)
+        settle(self.model, self.optimisers, rested)
         course.step += 1
         if self.average is not None:
             self.average.update(course.step)
         self.upbringing.learned(loss, self.lessons, length)
 
         seconds = time.perf_counter() - started
-        course.tokens += config.batch.tokens
+        tokens = config.batch.tokens * here().world_size
+        course.tokens += tokens
         course.seconds += seconds
-        self.window.add(loss, norm, config.batch.tokens, seconds)
+        self.window.add(loss, norm, tokens, seconds)
 
     def _rewired(self) -> Sequence[Event]:
         """Synapses that died and grew, where they do."""

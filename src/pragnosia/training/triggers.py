@@ -1,6 +1,7 @@
 """The triggers of a run: what it looks at between steps, and the change of structure that follows.
 
     floor       units that did less than a share of an even one, look after look  ->  they go
+    gates       learned gates: of units that have closed, or are mostly open      ->  they go, or newborns
     overload    a unit does many times an even share                              ->  newborns beside it
     plateau     the loss stands still                                             ->  layers, or units
 
@@ -23,6 +24,7 @@ from pragnosia.model.configuration import PragnosiaConfig
 from pragnosia.model.cortex import Cortex
 from pragnosia.model.thalamus import unit_load
 from pragnosia.plasticity.depth import deepen, deepened
+from pragnosia.plasticity.gates import Gates, GatesConfig
 from pragnosia.plasticity.growth import add_units, grown_config, units_of
 from pragnosia.plasticity.origin import Change
 from pragnosia.plasticity.pruning import keep_units
@@ -54,6 +56,8 @@ class PlasticityConfig:
     """Units that do less than this share of an even one go, ..."""
     patience: int = 3
     """... after so many looks in a row."""
+    gates: GatesConfig | None = None
+    """Learned gates: whose close goes, where most are open units are added."""
 
     def __post_init__(self) -> None:
         for key in ("max_parameters", "every", "layers", "units", "patience"):
@@ -67,12 +71,13 @@ class PlasticityConfig:
             raise ConfigError(f"plasticity.overload is {self.overload}; an even share is 1, so give more")
         if self.floor is not None and not 0 < self.floor < 1:
             raise ConfigError(f"plasticity.floor is {self.floor}; an even share is 1, so give less, and more than 0")
-        if self.plateau is None and self.overload is None and self.floor is None:
-            raise ConfigError("plasticity has nothing to act upon; give plateau, overload or floor")
+        if self.plateau is None and self.overload is None and self.floor is None and self.gates is None:
+            raise ConfigError("plasticity has nothing to act upon; give plateau, overload, floor or gates")
 
     def check(self, shape: PragnosiaConfig) -> None:
         """Raise ConfigError for a model whose units cannot change in number where they would have to."""
-        if self.overload is not None or self.floor is not None or (self.plateau is not None and self.grow == "units"):
+        asked = (self.overload, self.floor, self.gates, self.plateau if self.grow == "units" else None)
+        if any(one is not None for one in asked):
             units_of(shape)
 
 
@@ -97,6 +102,7 @@ class Triggers:
         self.config, self.seed = config, seed
         self.rest = newborn_steps if config.rest is None else config.rest
         self.plateau = None if config.plateau is None else Plateau(config.plateau)
+        self.gates = None if config.gates is None else Gates(config.gates)
         self.rested = 0
         """Steps since the last change."""
         self.loads: dict[int, Tensor] = {}
@@ -104,14 +110,16 @@ class Triggers:
         self.idle: dict[int, dict[int, int]] = {}
         """Of each sparse layer, the units that did too little, and for how many looks in a row."""
 
-    def learned(self, loss: float, lessons: Sequence[Lesson]) -> None:
-        """A step has been made."""
+    def learned(self, loss: float, lessons: Sequence[Lesson], model: Any = None) -> None:
+        """A step has been made; gates of `model` are pressed."""
         self.rested += 1
         if self.rested <= self.rest:
             return
+        if self.gates is not None:
+            self.gates.press(model)
         if self.plateau is not None:
             self.plateau.add(loss)
-        if self.config.overload is None and self.config.floor is None:
+        if self.config.overload is None and self.config.floor is None and self.gates is None:
             return
         for lesson in lessons:
             for layer, routing in enumerate(lesson.routings):
@@ -124,6 +132,8 @@ class Triggers:
         self.rested, self.loads, self.idle = 0, {}, {}
         if self.plateau is not None:
             self.plateau.clear()
+        if self.gates is not None:
+            self.gates.clear()
 
     def look(self, step: int, model: Any) -> list[Proposal]:
         """What calls for a change after so many steps, the most pressing first; mostly nothing.
@@ -132,7 +142,7 @@ class Triggers:
         """
         if self.rested <= self.rest or step % self.config.every:
             return []
-        found = [self._floor(model.config), self._overload(model), self._plateau(model)]
+        found = [self._floor(model.config), *self._gates(model), self._overload(model), self._plateau(model)]
         self.loads = {}
         return [proposal for proposal in found if proposal is not None]
 
@@ -143,6 +153,7 @@ class Triggers:
             "losses": [] if self.plateau is None else self.plateau.losses,
             "loads": {str(layer): load.tolist() for layer, load in self.loads.items()},
             "idle": {str(layer): sorted(looks.items()) for layer, looks in self.idle.items()},
+            "open": {} if self.gates is None else {str(layer): full for layer, full in self.gates.full.items()},
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -152,6 +163,8 @@ class Triggers:
         self.idle = {int(layer): {int(u): int(n) for u, n in looks} for layer, looks in state["idle"].items()}
         if self.plateau is not None:
             self.plateau.losses = [float(loss) for loss in state["losses"]]
+        if self.gates is not None:
+            self.gates.full = {int(layer): float(full) for layer, full in state.get("open", {}).items()}
 
     def _floor(self, shape: PragnosiaConfig) -> Proposal | None:
         """Units that are idle for long go; of every layer as many, for all have as many."""
@@ -161,35 +174,22 @@ class Triggers:
         for layer, units in idle(self.loads, share).items():
             before = self.idle.get(layer, {})
             self.idle[layer] = {unit: before.get(unit, 0) + 1 for unit in units}
-        organ = units_of(shape)
-        gone: dict[int, list[int]] = {layer: [] for layer in shape.sparse_layers}
-        spare = organ.num_units - (organ.thalamus.max_awake or organ.thalamus.num_awake)
-        for lobe in lobes_of(organ):
-            long = {
-                layer: [unit for unit, looks in self.idle.get(layer, {}).items() if looks >= self.config.patience]
-                for layer in gone
-            }
-            own = {layer: [unit for unit in units if unit in lobe] for layer, units in long.items()}
-            count = min(spare, len(lobe) - 1, *map(len, own.values()))
-            spare -= count
-            for layer in gone:
-                gone[layer] += own[layer][:count]
-        deaths = sum(map(len, gone.values()))
-        if not deaths:
-            return None
-        kept = [[unit for unit in range(organ.num_units) if unit not in gone[layer]] for layer in gone]
-        left = {
-            label: sum(unit in lobe for unit in kept[0])
-            for label, lobe in zip(organ.lobes or {}, lobes_of(organ), strict=True)
+        long = {
+            layer: [unit for unit, looks in units.items() if looks >= self.config.patience]
+            for layer, units in self.idle.items()
         }
-        return Proposal(
-            what="remove_units",
-            reason=f"floor: idle for {self.config.patience} looks, below {share:g} of an even share",
-            detail=f"{organ.num_units} -> {len(kept[0])} units a layer",
-            shape=grown_config(shape, left),
-            verb=lambda model: keep_units(model, kept),
-            deaths=deaths,
-        )
+        return _removal(shape, long, f"floor: idle for {self.config.patience} looks, below {share:g} of an even share")
+
+    def _gates(self, model: Any) -> list[Proposal]:
+        """Units whose gates have closed go; where most are open, newborns stand beside them."""
+        if self.gates is None or self.config.gates is None:
+            return []
+        reason = f"gates: closed, below {self.config.gates.closed:g}"
+        found = [_removal(model.config, self.gates.closed(model), reason)]
+        crowd = self.gates.crowd(model)
+        if crowd is not None:
+            found.append(self._units(model.config, crowd.reason, crowd.unit))
+        return [proposal for proposal in found if proposal is not None]
 
     def _overload(self, model: Any) -> Proposal | None:
         """Newborns begin as copies of the busiest units of the lobe that has an overloaded one."""
@@ -249,6 +249,35 @@ class Triggers:
             verb=lambda cortex: deepen(cortex, count, after=after, seed=self.seed),
             births=units * (len(now.sparse_layers) - len(shape.sparse_layers)),
         )
+
+
+def _removal(shape: PragnosiaConfig, long: Mapping[int, Sequence[int]], reason: str) -> Proposal | None:
+    """Of the units that may go in each layer, so many as may go in all: every layer has as many, in every lobe."""
+    organ = units_of(shape)
+    gone: dict[int, list[int]] = {layer: [] for layer in shape.sparse_layers}
+    spare = organ.num_units - (organ.thalamus.max_awake or organ.thalamus.num_awake)
+    for lobe in lobes_of(organ):
+        own = {layer: [unit for unit in long.get(layer, ()) if unit in lobe] for layer in gone}
+        count = min(spare, len(lobe) - 1, *map(len, own.values()))
+        spare -= count
+        for layer in gone:
+            gone[layer] += own[layer][:count]
+    deaths = sum(map(len, gone.values()))
+    if not deaths:
+        return None
+    kept = [[unit for unit in range(organ.num_units) if unit not in gone[layer]] for layer in gone]
+    left = {
+        label: sum(unit in lobe for unit in kept[0])
+        for label, lobe in zip(organ.lobes or {}, lobes_of(organ), strict=True)
+    }
+    return Proposal(
+        what="remove_units",
+        reason=reason,
+        detail=f"{organ.num_units} -> {len(kept[0])} units a layer",
+        shape=grown_config(shape, left),
+        verb=lambda model: keep_units(model, kept),
+        deaths=deaths,
+    )
 
 
 def lobes_of(organ: Any) -> list[range]:

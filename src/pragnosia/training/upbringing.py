@@ -21,6 +21,7 @@ from pragnosia.plasticity.development import awake_of, check_awake, check_growab
 from pragnosia.plasticity.triggers import Plateau
 from pragnosia.training.events import Event
 from pragnosia.training.organism import Costs, Organism, check_cortex
+from pragnosia.training.processes import here
 from pragnosia.training.schedules import length_at
 from pragnosia.training.stages import StageConfig, check_depth, default_stages, mix_of
 from pragnosia.training.triggers import Triggers
@@ -73,7 +74,7 @@ def check_budget(config: TrainConfig, adult: PragnosiaConfig) -> None:
     if plasticity is None:
         return
     stages = stages_of(config, adult)
-    costs, full, left = Costs(config.batch.tokens), config.batch.sequence_length, config.num_steps
+    costs, full, left = Costs(config.batch.tokens * here().world_size), config.batch.sequence_length, config.num_steps
     size = costs.account(adult, full).total_parameters
     if size > plasticity.max_parameters:
         raise BudgetError(
@@ -117,7 +118,7 @@ class Upbringing:
         self.active = bool(self.stages) or self.triggers is not None
         if self.active:
             check_cortex(organism.model)
-        self.costs = Costs(config.batch.tokens)
+        self.costs = Costs(config.batch.tokens * here().world_size)
         self.number, self.since = 0, 0
         self.operations = 0
         self.plateau = self._plateau()
@@ -149,7 +150,7 @@ class Upbringing:
         if self.plateau is not None:
             self.plateau.add(loss)
         if self.triggers is not None and self.adult_now:
-            self.triggers.learned(loss, lessons)
+            self.triggers.learned(loss, lessons, self.organism.model)
 
     def act(self, step: int, rows: Tensor | None) -> list[Event]:
         """What has to change after so many steps, done."""
