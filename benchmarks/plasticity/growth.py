@@ -5,7 +5,7 @@ layers where gradients are largest, within a budget of parameters; when and wher
 has the shape that came out, from the first step on, and as many operations. Each has its learning rate swept alike,
 over all steps, on the first seed.
 
-    python benchmarks/plasticity/growth.py [--seeds 3] [--steps 400] [--out runs/growth]
+    python benchmarks/plasticity/growth.py [--seeds 3] [--steps 800] [--out runs/growth]
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ START = {
 MOST_PARAMETERS = 350_000
 """A few more than 6 layers of 8 experts have."""
 
-RATES = (2e-3, 4e-3)
-"""For each arm; of a longer run 8e-3 was worse than these."""
+RATES = (2e-3, 4e-3, 8e-3)
+"""For each arm."""
 
 
 def plasticity(steps: int) -> dict[str, Any]:
-    """When it grows: paces in proportion to the run."""
+    """When it grows: paces in proportion to the run; found with a seed that is not told of here."""
     return {
         "max_parameters": MOST_PARAMETERS,
         "every": 5,
-        "plateau": {"window": max(1, steps // 13), "gain": 0.05},
+        "plateau": {"window": max(1, steps // 13), "gain": 0.03},
         "layers": 2,
     }
 
@@ -56,7 +56,7 @@ def main() -> None:
     """Train, compare, keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=400, help="of the grown run")
+    parser.add_argument("--steps", type=int, default=800, help="of the grown run")
     parser.add_argument("--out", type=Path, default=Path("runs/growth"))
     asked = parser.parse_args()
     values = base(asked.out)
@@ -64,12 +64,12 @@ def main() -> None:
         return
     values["model"] = values["model"] | START
     growing = values | {"plasticity": plasticity(asked.steps), "steps": asked.steps}
-    swept = {"grown": tuned(growing, asked.out, "grown", RATES, more=0)}
+    swept = {"grown": tuned(growing, asked.out, "grown", RATES)}
     rate = swept["grown"][0]
     places = [asked.out / f"grown-{seed}-{rate:g}" for seed in range(asked.seeds)]
     grown = [run(growing, place, seed=seed, rate=rate) for seed, place in enumerate(places)]
     arms = [from_scratch(values, one, place) for one, place in zip(grown, places, strict=True)]
-    swept["scratch"] = tuned(arms[0], asked.out, "scratch", RATES, more=0)
+    swept["scratch"] = tuned(arms[0], asked.out, "scratch", RATES)
     own = swept["scratch"][0]
     scratch = [run(arm, asked.out / f"scratch-{seed}-{own:g}", seed=seed, rate=own) for seed, arm in enumerate(arms)]
     tell(
