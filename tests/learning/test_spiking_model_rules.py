@@ -94,8 +94,9 @@ def wishes(name: str, model: NeuroGenForCausalLM, **told: Any) -> dict[str, Tens
     return {key: w.grad.clone() for key, w in model.named_parameters() if w.grad is not None and key[:4] != "read"}
 
 
-def test_local_rules_go_the_gradients_way() -> None:
-    model = mind()
+@pytest.mark.parametrize("lines", [1, 3])
+def test_local_rules_go_the_gradients_way(lines: int) -> None:
+    model = mind(lines=lines)
     exact = wishes("surrogate", model)
     for name, most in (("eprop", 45), ("factorised", 80)):
         assert angle(wishes(name, model).values(), exact.values()) < most, name

@@ -59,6 +59,63 @@ def test_events_and_products_fire_alike(
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("ranks", [{"rank": 5, "rank_in": 3}, {"rank": None}])
+@torch.no_grad()
+def test_delay_lines_bring_the_last_tokens(make_mind: MakeMind, tokens: Tensor, ranks: dict[str, Any]) -> None:
+    model = make_mind("two", lines=3, into=["mouth", "ear"], **ranks)
+    codes, spread = model.enter.codes, model.enter.spread
+    if spread is None:
+        weights = codes.unflatten(1, (3, -1))
+    else:
+        weights = torch.einsum("vr,drn->vdn", codes, spread.unflatten(0, (3, -1)))
+    for row, ids in enumerate(tokens.tolist()):
+        for at in range(len(ids)):
+            heard = sum(weights[ids[at - late], late] for late in range(3) if at >= late)
+            torch.testing.assert_close(model.currents(tokens)[at, row], heard)  # thresholds are 1 mV
+
+
+@compiled
+@pytest.mark.parametrize("steps", [1, 2])
+@torch.no_grad()
+def test_what_is_on_the_lines_is_carried(
+    make_mind: MakeMind, tokens: Tensor, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_mind("two", lines=4, vocab_size=12, steps_per_token=steps)
+    whole = model(tokens, output_counts=True)
+    assert not torch.equal(
+        whole.counts, make_mind("two", vocab_size=12, steps_per_token=steps)(tokens, output_counts=True).counts
+    )
+    state, said = None, []
+    for one in tokens.split(1, 1):
+        out = model(one, past_key_values=state)
+        state, said = out.past_key_values, [*said, out.logits]
+    torch.testing.assert_close(torch.cat(said, 1), whole.logits)
+    assert torch.equal(state.past.T, tokens[:, -3:])
+    how = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 11}
+    mask = torch.ones_like(tokens)
+    mask[1, :5] = 0
+    padded = model.generate(tokens, attention_mask=mask, **how)
+    assert torch.equal(padded[1, -8:], model.generate(tokens[1:2, 5:], **how)[0, -8:]), "padding is on no line"
+    beams = model.generate(tokens, num_beams=3, **how)
+    assert torch.equal(beams, model.generate(tokens, num_beams=3, use_cache=False, **how))
+    monkeypatch.setattr(neurogen, "takes_events", lambda _: False)
+    assert torch.equal(model(tokens, output_counts=True).counts, whole.counts)
+
+
+@torch.no_grad()
+def test_together_the_lines_begin_as_loud_as_one(make_mind: MakeMind) -> None:
+    for rank in (None, 64):
+        model = make_mind("one", vocab_size=400, lines=5, line_fading=0.5, rank=rank)
+        loudness = [
+            model.currents(torch.randint(0, 400, (40, 9))).square().mean().sqrt()
+            for model in (model, make_mind("one", vocab_size=400, rank=rank))
+        ]
+        assert float(loudness[0]) == pytest.approx(float(loudness[1]), rel=0.15)
+        parts = (model.enter.codes if model.enter.spread is None else model.enter.spread.T).unflatten(1, (5, -1))
+        heard = parts.square().mean((0, 2)).sqrt()
+        torch.testing.assert_close(heard[1:] / heard[:-1], torch.full((4,), 0.5), rtol=0.1, atol=0)
+
+
 def test_saved_and_loaded_it_is_the_same(make_mind: MakeMind, tokens: Tensor, tmp_path: Path) -> None:
     model = make_mind("two", plastic=True)
     with torch.no_grad():
@@ -106,6 +163,8 @@ def test_the_loss_is_that_of_the_next_token(make_mind: MakeMind, tokens: Tensor)
         ({"into": ["cortx"]}, "cortex"),
         ({"out": []}, "name one region or more"),
         ({"rank": 0}, "rank is 0"),
+        ({"lines": 0}, "lines is 0"),
+        ({"line_fading": 0.0}, "line_fading is 0"),
         ({"trace_tokens": [0.0]}, "trace_tokens"),
         ({"hidden_size": 64}, "hidden_size"),
         ({"brain": {"populations": {"a": {"size": 2, "neuron": {"kind": "izhikevich"}}}}}, "lif or lifa"),

@@ -112,7 +112,12 @@ TOKENS = torch.randint(WORDS, (60,), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize(
-    "others", [{}, {"rank": 5, "out": ["mouth", "hand"], "into": ["ear", "hand"], "trace_tokens": [1.5, 6.0]}]
+    "others",
+    [
+        {},
+        {"lines": 3, "current": 1.5},
+        {"rank": 5, "lines": 2, "out": ["mouth", "hand"], "into": ["ear", "hand"], "trace_tokens": [1.5, 6.0]},
+    ],
 )
 def test_another_simulator_says_the_same(tmp_path: Path, others: dict[str, Any]) -> None:
     model = small(**others)
@@ -129,7 +134,7 @@ def test_another_simulator_says_the_same(tmp_path: Path, others: dict[str, Any])
 
 
 def test_several_steps_a_token_end_in_spikes(tmp_path: Path) -> None:
-    model = small(steps_per_token=3, out=["mouth", "hand"], rank=4)
+    model = small(steps_per_token=3, out=["mouth", "hand"], rank=4, lines=2)
     export_model(model, tmp_path / "m.nir")
     graph = nir.read(tmp_path / "m.nir")
     simulator = Simulator(graph)

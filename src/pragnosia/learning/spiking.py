@@ -299,7 +299,8 @@ def wished(
         parts = torch.cat([worth[..., circuit.span(name)] for name in config.into], -1)
         each = parts.unflatten(0, (len(heard.traces), -1)).sum(1)
         entering = list(mind.enter.parameters())
-        wishes += zip(entering, torch.autograd.grad(mind.currents(heard.tokens), entering, each), strict=True)
+        drive = mind.currents(heard.tokens, heard.begun.past)
+        wishes += zip(entering, torch.autograd.grad(drive, entering, each), strict=True)
     for weight, change in wishes:
         if change is None:
             continue

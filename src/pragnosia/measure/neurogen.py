@@ -62,8 +62,9 @@ def token_cost(
     )
     step = spiking_cost(brain, activity, model)
     weights = [weight for part in (mind.read, mind.enter) for weight in part.parameters()]
-    # of the table of codes a row is read, of everything else all
-    read = sum(weight.numel() for weight in weights) - mind.enter.codes.numel() + mind.enter.codes.shape[1]
+    # of the table of codes a row is read for each line, of everything else all
+    codes, lines = mind.enter.codes, mind.enter.lines if mind.enter.spread is not None else 1
+    read = sum(weight.numel() for weight in weights) - codes.numel() + lines * codes.shape[1]
     ends = 2 * (read + mind.read.features)
     num_bytes = steps * step.num_bytes + 4 * (read + 2 * mind.read.features)
     operations = steps * step.operations + ends

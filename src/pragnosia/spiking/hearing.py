@@ -1,6 +1,6 @@
 """What a spiking model carries from token to token, and what its brain made of a window of them.
 
-B rows, T tokens, N neurons, J traces, F = J N features, R numbers of a code.
+B rows, T tokens, D delay lines, N neurons, J traces, F = J N features, R numbers of a code.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ class NeuroGenState:
 
     brain: BrainState
     traces: Float[Tensor, "J B N"]
+    past: Int[Tensor, "D-1 B"]
+    """Tokens that are still on the delay lines, the oldest first; SILENT where there was none."""
     length: int = 0
     """Tokens read."""
     codes: Float[Tensor, "J B R"] | None = None
@@ -32,7 +34,8 @@ class NeuroGenState:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self.brain.nbytes + self.traces.nbytes + (0 if self.codes is None else self.codes.nbytes)
+        own = (self.traces, self.past, self.codes)
+        return self.brain.nbytes + sum(part.nbytes for part in own if part is not None)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens read, under the name transformers asks for."""
@@ -45,16 +48,18 @@ class NeuroGenState:
     def rows(self, which: Int[Tensor, " R"]) -> NeuroGenState:
         """These rows."""
         picked = self.brain.each(lambda part: part.index_select(0, which.to(part.device)))
-        traces, codes = (
-            None if part is None else part.index_select(1, which.to(part.device)) for part in (self.traces, self.codes)
+        traces, past, codes = (
+            None if part is None else part.index_select(1, which.to(part.device))
+            for part in (self.traces, self.past, self.codes)
         )
         assert traces is not None
-        return replace(self, brain=picked, traces=traces, codes=codes)
+        assert past is not None
+        return replace(self, brain=picked, traces=traces, past=past, codes=codes)
 
     def reorder_cache(self, beam_idx: Int[Tensor, " R"]) -> None:
         """Beam search goes on with these rows."""
         chosen = self.rows(beam_idx)
-        self.brain, self.traces, self.codes = chosen.brain, chosen.traces, chosen.codes
+        self.brain, self.traces, self.past, self.codes = chosen.brain, chosen.traces, chosen.past, chosen.codes
 
 
 @dataclass(frozen=True)

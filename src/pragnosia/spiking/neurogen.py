@@ -1,6 +1,6 @@
 """NeuroGen: a language model of spiking neurons, as a citizen of transformers. Read it top to bottom.
 
-    tokens -> currents into the first regions -> K steps of the brain a token -> traces of spikes -> logits
+    the last tokens -> currents into the first regions -> K steps of the brain a token -> traces of spikes -> logits
 
 Everything it remembers is a NeuroGenState that goes in and comes out (`past_key_values` for transformers). Two ways
 lead through the brain, with the same spikes: where slopes are wanted or many rows go through matrices, by products
@@ -34,7 +34,7 @@ from pragnosia.spiking.regions import Brain
 from pragnosia.spiking.state import BrainState
 from pragnosia.spiking.synapses import Synapses
 from pragnosia.spiking.unrolled import Slope, unroll
-from pragnosia.spiking.voice import Entrance, Readout, traced
+from pragnosia.spiking.voice import SILENT, Entrance, Readout, traced
 from pragnosia.spiking.wiring import drawn
 
 IGNORED = -100
@@ -101,7 +101,7 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
         self.sizes = {name: one.size for name, one in brain.populations.items()}
         into, out = (sum(self.sizes[name] for name in names or ()) for names in (config.into, config.out))
         self.kappas = [math.exp(-1 / tau) for tau in config.trace_tokens or ()]
-        self.enter = Entrance(config.vocab_size, into, config.rank)
+        self.enter = Entrance(config.vocab_size, into, config.rank_in, config.lines)
         self.wires = nn.ModuleList(Wires(config, number) for number in range(len(brain.projections)))
         self.read = Readout(config.vocab_size, out * len(self.kappas), config.rank)
         self._laid: tuple[Any, Brain, Circuit] | None = None
@@ -113,18 +113,22 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
 
         | tensor                  | starts as                                             |
         |-------------------------|-------------------------------------------------------|
-        | codes, without a spread | N(0, current^2)                                       |
-        | codes, with one         | N(0, 1), spread N(0, current^2 / rank)                |
+        | codes, without a spread | N(0, current^2), parted between the lines             |
+        | codes, with one         | N(0, 1), spread N(0, current^2 / rank), parted alike  |
         | down                    | N(0, 1 / features), over the gain                     |
         | up                      | N(0, 1 / what it sums over), over the gain without down |
         | bias                    | 0                                                     |
         | weight, starts, slots   | as the brain is drawn by its seed                     |
         """
         if isinstance(module, Entrance):
-            current = float(self.config.current)
-            module.codes.normal_(std=current if module.spread is None else 1.0)
-            if module.spread is not None:
-                module.spread.normal_(std=current * module.spread.shape[0] ** -0.5)
+            strengths = float(self.config.line_fading) ** torch.arange(module.lines)
+            strengths *= float(self.config.current) / strengths.norm()  # together they are `current`
+            if module.spread is None:
+                module.codes.normal_().unflatten(1, (module.lines, -1)).mul_(strengths[:, None])
+            else:
+                module.codes.normal_()
+                module.spread.normal_(std=module.codes.shape[1] ** -0.5)
+                module.spread.unflatten(0, (module.lines, -1)).mul_(strengths[:, None, None])
         elif isinstance(module, Readout):
             over = 1.0 if module.down is not None else module.gain
             module.up.normal_(std=module.up.shape[1] ** -0.5 / over)
@@ -181,13 +185,13 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
         config: Any = self.config
         brain, circuit = self.brain, self.circuit
         state = self.begin(len(ids)) if state is None else state
-        drive = self.currents(ids)
-        length = state.length + ids.shape[1]
+        drive, length = self.currents(ids, state.past), state.length + ids.shape[1]
+        past = torch.cat([state.past, ids.T])[ids.shape[1] :]
         if not slopes and self._by_events(state):
             fires, brain_after = by_events(brain, config.into, drive, state.brain, steps=config.steps_per_token)
             read = self.read_among(fires)
             last = [read.faded(kappa).add_(one, alpha=kappa ** len(drive)) for kappa, one in self._tracing(state)]
-            after = NeuroGenState(brain_after, torch.stack(last), length)
+            after = NeuroGenState(brain_after, torch.stack(last), past, length)
             return Heard(ids, after, state, fires=fires)
         window = unroll(
             *(circuit, [weight.float() for weight in self.synapses], drive),
@@ -197,7 +201,7 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
             through_spikes=through_spikes,
         )
         traces, after_traces = traced(self.read_of(window.counts), state.traces, self.kappas)
-        after = NeuroGenState(window.state, after_traces, length)
+        after = NeuroGenState(window.state, after_traces, past, length)
         return Heard(ids, after, state, whole=(window.counts, traces), film=window.film)
 
     def say(self, heard: Heard, keep: int = 0) -> tuple[Float[Tensor, "T B V"], NeuroGenState]:
@@ -237,10 +241,10 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
         assert down is not None
         return down.data_ptr(), 0 if down.is_inference() else down._version
 
-    def currents(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "T B I"]:
-        """What tokens add to the membranes they enter, in each of their steps [mV]."""
+    def currents(self, ids: Int[Tensor, "B T"], past: Int[Tensor, "D-1 B"] | None = None) -> Float[Tensor, "T B I"]:
+        """What tokens add to the membranes they enter, in each of their steps [mV]; `past` is on the lines before."""
         config: Any = self.config
-        entering: Tensor = self.enter(ids.T)
+        entering: Tensor = self.enter(torch.cat([self._silence(len(ids)) if past is None else past, ids.T]))
         return entering * self.circuit.thresholds(config.into)
 
     def read_of(self, counts: Float[Tensor, "... N"]) -> Float[Tensor, "... n"]:
@@ -273,7 +277,10 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
         config: Any = self.config
         features = sum(self.sizes[name] for name in config.out)
         traces = torch.zeros(len(self.kappas), batch, features, device=self.device)
-        return NeuroGenState(brain, traces)
+        return NeuroGenState(brain, traces, self._silence(batch))
+
+    def _silence(self, batch: int) -> Int[Tensor, "D-1 B"]:
+        return torch.full((self.enter.lines - 1, batch), SILENT, device=self.device)
 
     @property
     def _wires(self) -> list[Any]:
@@ -327,6 +334,7 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
         state = NeuroGenState(
             BrainState.joined([one.state.brain for one in heard]),
             torch.cat([one.state.traces for one in heard], 1),
+            torch.cat([one.state.past for one in heard], 1),
             max(one.state.length for one in heard),
         )
         return Heard(ids, state, state, whole=(counts, traces))

@@ -36,8 +36,14 @@ class NeuroGenConfig(PreTrainedConfig):
     steps_per_token: int = 1
     trace_tokens: list[float] | None = None
     """Time constants with which spikes fade for the readout, in tokens; None: 1.5."""
+    lines: int = 1
+    """Delay lines: so many tokens, the last ones, are currents at once, each line with weights of its own."""
+    line_fading: float = 1.0
+    """How much weaker each later line begins; below 1 where lines stay as they were drawn."""
     rank: int | None = None
     """Width of the codes through which tokens enter and leave; None: every token has its weight to every neuron."""
+    rank_in: int | None = None
+    """Of the codes through which they enter; None: `rank`."""
     plastic: bool = True
     """Whether synapses are parameters that rules may change; else they stay as they were drawn."""
     slope_damp: float = 0.5
@@ -64,16 +70,18 @@ class NeuroGenConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
     def _check_numbers(self) -> None:
-        for name in ("vocab_size", "steps_per_token", "rank"):
+        for name in ("vocab_size", "steps_per_token", "lines", "rank", "rank_in"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name} is {value!r}; it must be 1 or more, and whole")
-        for name in ("current", "slope_damp", "slope_width"):
+        for name in ("current", "line_fading", "slope_damp", "slope_width"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be greater than 0")
         self.trace_tokens = [1.5] if self.trace_tokens is None else list(self.trace_tokens)
         if not self.trace_tokens or not all(tau > 0 for tau in self.trace_tokens):
             raise ConfigError(f"trace_tokens is {self.trace_tokens}; name one time constant or more, greater than 0")
+        if self.rank_in is None:
+            self.rank_in = self.rank
         if self.tie_word_embeddings:
             raise ConfigError("tie_word_embeddings: a spiking model enters by currents and leaves by spikes; use rank")
 

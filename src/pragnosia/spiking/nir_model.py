@@ -2,7 +2,8 @@
 
     ours                              NIR
     a token's current into region r   Input (V,), 1 at the token, held for its steps; a Linear to each region it enters,
-                                      by way of the codes where the model has a rank
+                                      by way of the codes where the model has a rank, and of a Delay for each
+                                      delay line but the first
     y = kappa y + spikes              LI with r = 1 / (1 - kappa) for each region and time constant
     logits = up (gain down y) + bias  a Linear of each, whose sum is, with the bias, what Output (V,) is
 
@@ -75,14 +76,21 @@ def _enter(
     if model.enter.spread is not None:
         nodes["token_codes"] = Node("Linear", {}, _matrix(codes.T))
         edges.append(("input", "token_codes"))
-        codes, before = _array(model.enter.spread), "token_codes"
-    currents = codes * _array(model.circuit.thresholds(config.into))
-    first = 0
-    for region in config.into:
-        last = first + model.sizes[region]
-        nodes[f"currents_{named[region]}"] = Node("Linear", {}, _matrix(currents[:, first:last].T))
-        edges += [(before, f"currents_{named[region]}"), (f"currents_{named[region]}", named[region])]
-        first = last
+        lines, before = np.split(_array(model.enter.spread), config.lines), "token_codes"
+    else:
+        lines = np.split(codes, config.lines, 1)
+    thresholds, sizes = _array(model.circuit.thresholds(config.into)), [model.sizes[name] for name in config.into]
+    token = config.steps_per_token * config.wired.dt_ms / 1000
+    for late, line in enumerate(lines):
+        source, mark = before, f"_line_{late}" if late else ""
+        if late:
+            source = f"line_{late}"
+            nodes[source] = Node("Delay", {"delay": np.full(len(line), late * token)})
+            edges.append((before, source))
+        for region, part in zip(config.into, np.split(line * thresholds, np.cumsum(sizes)[:-1], 1), strict=True):
+            name = f"currents_{named[region]}{mark}"
+            nodes[name] = Node("Linear", {}, _matrix(part.T))
+            edges += [(source, name), (name, named[region])]
 
 
 def _leave(

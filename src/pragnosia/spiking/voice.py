@@ -1,6 +1,6 @@
 """Where tokens enter a brain and leave it: currents in, traces of spikes out.
 
-    drive    = threshold * codes[token] (@ spread)                    what a token adds to a membrane in a step [mV]
+    drive    = threshold * sum_d codes[token d ago] (@ spread_d)      what tokens add to a membrane in a step [mV]
     y_j[t]   = kappa_j y_j[t-1] + counts[t]                           kappa = exp(-1 / trace_tokens), for each of J
     codes    = gain down [y_1 .. y_J]                                 gain = 1, or 1,024 / F where F is more
     logits   = up codes + bias                                        linear in the spikes
@@ -8,11 +8,14 @@
 A step of Adam moves every weight by the learning rate, and codes by its sum over all features: the gain keeps that sum
 what it is in a small brain, so that one rate fits both (Yang et al. 2022, arXiv 2203.03466, table 3).
 
+Behind delay lines neurons hear the last D tokens, each line with weights of its own, so that what came before need not
+be kept in spikes (Waibel et al. 1989, doi:10.1109/29.21701). A line before the text's beginning is silent.
+
 Traces are linear in spikes and codes in traces, so that codes may fade in the place of traces: `events` reads the rows
 of neurons that fired, and makes of every token R numbers instead of F.
 
-V vocabulary, R rank, I neurons that tokens enter, N neurons that are read, J traces, F = J N features, T tokens,
-B rows.
+V vocabulary, D lines, R rank, I neurons that tokens enter, N neurons that are read, J traces, F = J N features,
+T tokens, B rows.
 """
 
 from __future__ import annotations
@@ -29,17 +32,34 @@ FEATURES = 1024
 """Of more of them each is heard less."""
 
 
+SILENT = -1
+"""In the place of a token where there was none."""
+
+
 class Entrance(nn.Module):
-    """Each token's own current into each neuron, or through codes of `rank` numbers; in multiples of the threshold."""
+    """Each token's own current into each neuron, or through codes of `rank` numbers; in multiples of the threshold.
 
-    def __init__(self, vocabulary: int, neurons: int, rank: int | None) -> None:
+    Lines lie side by side, the latest token's first: in `codes` (V, D I), or with a rank in `spread` (D R, I).
+    """
+
+    def __init__(self, vocabulary: int, neurons: int, rank: int | None, lines: int = 1) -> None:
         super().__init__()
-        self.codes = nn.Parameter(torch.empty(vocabulary, rank or neurons))
-        self.spread = None if rank is None else nn.Parameter(torch.empty(rank, neurons))
+        self.lines = lines
+        self.codes = nn.Parameter(torch.empty(vocabulary, rank or lines * neurons))
+        self.spread = None if rank is None else nn.Parameter(torch.empty(lines * rank, neurons))
 
-    def forward(self, tokens: Int[Tensor, "T B"]) -> Float[Tensor, "T B I"]:
-        codes = nn.functional.embedding(tokens, self.codes)
-        return codes if self.spread is None else codes @ self.spread
+    def forward(self, tokens: Int[Tensor, "D-1+T B"]) -> Float[Tensor, "T B I"]:
+        """Of the tokens behind the first D - 1, which those hear that are on the later lines."""
+        codes = nn.functional.embedding(tokens.clamp(min=0), self.codes)
+        if self.lines == 1:
+            return codes if self.spread is None else codes @ self.spread
+        codes = codes * (tokens != SILENT)[..., None]
+        count = len(tokens) - self.lines + 1
+        begins = range(self.lines - 1, -1, -1)
+        if self.spread is None:
+            each = codes.unflatten(-1, (self.lines, -1))
+            return torch.stack([each[begin : begin + count, :, d] for d, begin in enumerate(begins)]).sum(0)
+        return torch.cat([codes[begin : begin + count] for begin in begins], -1) @ self.spread
 
 
 class Readout(nn.Module):

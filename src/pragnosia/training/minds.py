@@ -95,9 +95,8 @@ def spiking_parameters(config: NeuroGenConfig) -> int:
     brain: BrainConfig = config.wired
     sizes = {name: one.size for name, one in brain.populations.items()}
     into, out = (sum(sizes[name] for name in names or ()) for names in (config.into, config.out))
-    traces, rank = len(config.trace_tokens or ()), config.rank
-    ends = [into, traces * out]
-    around = sum(config.vocab_size * (rank or end) + (rank or 0) * end for end in ends) + config.vocab_size
+    ends = [(config.rank_in, config.lines * into), (config.rank, len(config.trace_tokens or ()) * out)]
+    around = sum(config.vocab_size * (rank or end) + (rank or 0) * end for rank, end in ends) + config.vocab_size
     return around + sum(
         sizes[one.target] * (sizes[one.source] if one.fan_in == "all" else one.fan_in)
         if config.plastic or one.spread or one.mixed or one.plasticity or one.fan_in == "all"
