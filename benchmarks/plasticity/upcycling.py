@@ -6,11 +6,13 @@ own going on takes (fewer steps where a token costs more; steps x operations per
     dense      the parent itself
     copies     8 experts, each a copy of the feed-forward, 2 awake: twice the feed-forward's work per token
     one-awake  the same, 1 awake: the work per token of the parent, but for the router
+    dropped    the same, and half of each copy's neurons drawn anew (drop-upcycling)
+    halves     16 experts, each half of a copy, 2 awake: the work per token of the parent, but for the router
 
 All that goes on tries the same learning rates with seed 0, each arm then runs at its best with every seed. Differences
 to `dense` are taken seed by seed. JSON beside this file. What is done is kept in --out.
 
-    python benchmarks/plasticity/upcycling.py [--seeds 3] [--steps 120] [--out runs/upcycling]
+    python benchmarks/plasticity/upcycling.py [--seeds 3] [--steps 1000] [--out runs/upcycling]
 """
 
 from __future__ import annotations
@@ -39,9 +41,11 @@ PLANS: dict[str, dict[str, Any] | None] = {
     "dense": None,
     "copies": {"experts": 8, "awake": 2},
     "one-awake": {"experts": 8, "awake": 1},
+    "dropped": {"experts": 8, "awake": 1, "drop": 0.5},
+    "halves": {"experts": 16, "awake": 2, "split": 2},
 }
 TEXT = "text_en/fairytale_stories.train.txt.xz"
-RATES = (1e-3, 3e-3)
+RATES = (3e-3, 6e-3, 1.2e-2)
 SWEPT = 0.5
 """Of the steps, in the search for a rate."""
 
@@ -108,7 +112,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=Path("runs/upcycling"))
     asked = parser.parse_args()
     text = stories()
