@@ -124,6 +124,22 @@ def test_broken_weights_are_one_line(run: Run, mind: Path, tmp_path: Path) -> No
     assert "truncated or corrupt" in answer.err
 
 
+def test_it_is_packed(run: Run, mind: Path, tmp_path: Path) -> None:
+    small, text = tmp_path / "small", tmp_path / "text.txt"
+    text.write_text("The lazy dog jumps over the quick brown fox. " * 20)
+    run("pack", mind, small, "--no-quality").refused("packed to int8 alone", "say --format int8")
+    told = run("pack", mind, small, "--format", "int8", "--data", text, "--json").values
+    assert told["num_bytes"] < 0.4 * told["source_bytes"]
+    assert abs(told["packed_bits_per_byte"] - told["source_bits_per_byte"]) < 0.05
+    assert run("inspect", small, "--json").values["weights"] == "int8"
+    scored, before = (run("eval", one, "--data", text, "--json").values for one in (small, mind))
+    assert scored["bits_per_byte"] == pytest.approx(told["packed_bits_per_byte"], abs=1e-6)
+    assert scored["joules_per_token"] < before["joules_per_token"]
+    assert run("generate", small, "The quick", "--max-new-tokens", "5").out.strip()
+    run("pack", small, tmp_path / "smaller", "--format", "int8", "--no-quality").refused("int8 already")
+    assert not (tmp_path / "smaller").exists()
+
+
 def test_it_leaves_as_a_graph(run: Run, mind: Path, tmp_path: Path) -> None:
     pytest.importorskip("nir", reason="NIR files need the extra nir")
     out = tmp_path / "mind.nir"

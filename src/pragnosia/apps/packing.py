@@ -10,10 +10,11 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pragnosia.apps import spikes
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering, told_at_ctrl_c
 from pragnosia.apps.budgeting import PACKED, bar, check_memory
 from pragnosia.apps.dialling import left_behind, left_behind_rows
-from pragnosia.errors import UserError
+from pragnosia.errors import CheckpointError, ConfigError, UserError
 from pragnosia.units import GIB, KIB, format_bytes
 
 if TYPE_CHECKING:
@@ -62,24 +63,17 @@ def pack(
     With --calibrate the model first reads a text, and the rounding of each matrix is chosen for the inputs it had
     there. In the end the packed model is compared with the source on a text: perplexity of both, and the mean KL
     divergence. Without --data and --memory that text is short, and both are read from disk within 1 GiB and a shard.
+    A spiking language model is packed to int8, uncalibrated.
     """
-    from pragnosia.checkpoints.admission import check_vacant
-    from pragnosia.errors import CheckpointError, ConfigError
-    from pragnosia.inference.directory import check_weights, is_foreign, require_tokenizer
-    from pragnosia.quantisation.index import is_packed
-
-    check_memory(memory)
     if memory is not None and calibrate is None and not data:
         raise ConfigError("--memory is for --calibrate and --data; packing itself holds one unit at a time")
     if no_quality and data:
         raise ConfigError("--no-quality measures nothing, --data is what to measure on; leave one of them out")
-    is_foreign(source)
-    if is_packed(source):
-        raise CheckpointError(f"{source} is packed already; pack the model it was made from")
-    check_weights(source)
-    check_vacant(out)
-    if calibrate is not None:
-        require_tokenizer(source)
+    if spikes.is_spiking(source):
+        spikes.refuse(calibrate=calibrate, memory=memory)
+        return spikes.pack(source, out, format, data, measured=not no_quality)
+    check_memory(memory)
+    _check(source, out, tokenized=calibrate is not None)
     from pragnosia.checkpoints.blueprint import blueprint
     from pragnosia.quantisation.packing import check_calibrated, pack_model
 
@@ -118,6 +112,21 @@ def pack(
             ("measured on", _measured_on(lost, data or [_TEXT])),
         ]
     return Answer(values | lost, aligned([*rows, *left_behind_rows(left, source, out)]))
+
+
+def _check(source: Path, out: Path, *, tokenized: bool) -> None:
+    """That a model can be packed. Raises CheckpointError."""
+    from pragnosia.checkpoints.admission import check_vacant
+    from pragnosia.inference.directory import check_weights, is_foreign, require_tokenizer
+    from pragnosia.quantisation.index import is_packed
+
+    is_foreign(source)
+    if is_packed(source):
+        raise CheckpointError(f"{source} is packed already; pack the model it was made from")
+    check_weights(source)
+    check_vacant(out)
+    if tokenized:
+        require_tokenizer(source)
 
 
 def _measured_on(lost: dict[str, Any], data: Sequence[str]) -> str:

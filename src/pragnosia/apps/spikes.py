@@ -14,9 +14,10 @@ import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
 from pragnosia.errors import ConfigError
-from pragnosia.units import format_bytes, format_count, format_duration, format_joules
+from pragnosia.units import KIB, format_bytes, format_count, format_duration, format_joules
 
 if TYPE_CHECKING:
+    from pragnosia.data import Joined
     from pragnosia.inference.sampling import Sampling
     from pragnosia.inference.spikes import SpikingSpeaker
     from pragnosia.measure.neurogen import TokenCost
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pragnosia.spiking.regions import Brain, Currents
 
 FAMILY = "neurogen"
+PACKED = "int8"
 
 
 def is_spiking(model: Path | str) -> bool:
@@ -82,25 +84,12 @@ def chat(model: Path, max_new_tokens: int, sampling: Sampling, system: str | Non
 
 def evaluate(model: Path, data: list[str], max_bytes: int | None) -> Answer:
     """Bits per byte of a text, read in parts side by side; each but the first hears 256 tokens before it is scored."""
-    import torch
-
     from pragnosia.data import Joined, resolve
     from pragnosia.measure.neurogen import predict, token_cost
 
     sources = Joined(tuple(resolve(source) for source in data))
     speaker = _speaker(model)
-
-    def documents() -> Iterator[tuple[Any, int]]:
-        left = max_bytes
-        for text in sources.documents():
-            part = text if left is None else text.encode()[:left].decode(errors="ignore")
-            size = len(part.encode())
-            yield torch.tensor([int(speaker.tokenizer.eos_token_id), *speaker.encode(part)]), size
-            left = None if left is None else left - size
-            if left is not None and left < 1:
-                return
-
-    found = predict(speaker.model, documents())
+    found = predict(speaker.model, _documents(speaker, sources, max_bytes))
     cost = token_cost(speaker.model, found.fired, found.read)
     values = {
         "model": str(model),
@@ -121,6 +110,50 @@ def evaluate(model: Path, data: list[str], max_bytes: int | None) -> Answer:
         ("speed", f"{values['tokens_per_second']:.0f} tokens/s, {format_duration(found.seconds)}"),
         ("cost per token", _told(cost)),
     ]
+    return Answer(values, aligned(rows))
+
+
+def _documents(speaker: SpikingSpeaker, sources: Joined, max_bytes: int | None) -> Iterator[tuple[Any, int]]:
+    """Ids of each text, behind the token that documents end with, and its bytes; no more than so many in all."""
+    import torch
+
+    left = max_bytes
+    for text in sources.documents():
+        part = text if left is None else text.encode()[:left].decode(errors="ignore")
+        size = len(part.encode())
+        yield torch.tensor([int(speaker.tokenizer.eos_token_id), *speaker.encode(part)]), size
+        left = None if left is None else left - size
+        if left is not None and left < 1:
+            return
+
+
+def pack(source: Path, out: Path, form: str, data: list[str] | None, *, measured: bool) -> Answer:
+    """The same model with int8 weights, and what that cost on a text: 64 KiB of `data`, else a little of `default`."""
+    from pragnosia.checkpoints.admission import check_vacant
+
+    if form != PACKED:
+        raise ConfigError(f"{source} is a spiking model, which is packed to {PACKED} alone; say --format {PACKED}")
+    check_vacant(out)
+    from pragnosia.data import Joined, resolve
+    from pragnosia.measure.neurogen import predict
+    from pragnosia.quantisation.spikes import pack_directory, weight_bytes
+
+    text = Joined(tuple(resolve(name) for name in data or ["default"])) if measured else None
+    speaker = _speaker(source)
+    made = pack_directory(speaker.model, source, out)
+    values: dict[str, Any] = {"source": str(source), "format": form}
+    values |= {"num_bytes": weight_bytes(out), "source_bytes": weight_bytes(source)}
+    rows = [
+        ("packed", f"{source} to {out} as {form}"),
+        ("weights", f"{format_bytes(values['num_bytes'])} of {format_bytes(values['source_bytes'])}"),
+    ]
+    if text is not None:
+        most = (64 if data else 4) * KIB
+        found = [predict(mind, _documents(speaker, text, most)) for mind in (speaker.model, made)]
+        values |= {"source_bits_per_byte": found[0].bits_per_byte, "packed_bits_per_byte": found[1].bits_per_byte}
+        values["text_bytes"] = found[0].bytes
+        told = f"{found[1].bits_per_byte:.4f}, of the source {found[0].bits_per_byte:.4f}"
+        rows.append(("bits per byte", f"{told}, on {format_bytes(found[0].bytes)} of {', '.join(data or ['default'])}"))
     return Answer(values, aligned(rows))
 
 
@@ -197,10 +230,10 @@ def reading(model: Path, text: str | None) -> tuple[Brain, int, Callable[[int], 
 
 
 def _described(name: str, mind: NeuroGenForCausalLM) -> Answer:
+    from pragnosia.spiking.int8 import weights_of
+
     brain, config = mind.brain, mind.config
-    parts = {
-        part: sum(weight.numel() for weight in getattr(mind, part).parameters()) for part in ("enter", "wires", "read")
-    }
+    parts = {part: sum(one.numel() for one in weights_of(getattr(mind, part))) for part in ("enter", "wires", "read")}
     learned = sum(weight.numel() for weight in mind.parameters() if weight.requires_grad)
     state = mind.begin().nbytes
     regions = {region.name: region.config.size for region in brain.regions}
@@ -210,6 +243,7 @@ def _described(name: str, mind: NeuroGenForCausalLM) -> Answer:
         "total_parameters": sum(parts.values()),
         "learned_parameters": learned,
         "parameters": parts,
+        "weights": config.weights,
         "neurons": brain.num_neurons,
         "synapses": brain.num_synapses,
         "regions": regions,
@@ -226,7 +260,7 @@ def _described(name: str, mind: NeuroGenForCausalLM) -> Answer:
             "parameters",
             f"{format_count(values['total_parameters'])}, of which rules may change {format_count(learned)}",
         ),
-        ("", ", ".join(f"{format_count(count)} {what}" for what, count in parts.items())),
+        ("", ", ".join(f"{format_count(count)} {what}" for what, count in parts.items()) + f", as {config.weights}"),
         ("neurons", f"{brain.num_neurons:,}, {brain.num_synapses:,} synapses"),
         ("regions", ", ".join(f"{region} {size:,}" for region, size in regions.items())),
         (
@@ -251,11 +285,13 @@ def _cost(speaker: SpikingSpeaker) -> TokenCost:
 
 
 def _told(cost: TokenCost) -> str:
-    return (
+    told = (
         f"{cost.spikes_per_token:.0f} spikes, {format_count(cost.synaptic_operations_per_token)} synaptic operations, "
-        f"{format_joules(cost.joules_per_token)} by model "
-        f"(every synapse in every step: {format_joules(cost.dense_joules_per_token)})"
+        f"{format_joules(cost.joules_per_token)} by model"
     )
+    if cost.dense_joules_per_token == cost.joules_per_token:  # there are no synapses
+        return told
+    return f"{told} (every synapse in every step: {format_joules(cost.dense_joules_per_token)})"
 
 
 def _lines(interactive: bool) -> Iterator[str]:

@@ -40,7 +40,7 @@ class _Projection(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("source", "target", "is_bf16", "same")),
-        *((name, ctypes.c_void_p) for name in ("starts", "slots", "weights")),
+        *((name, ctypes.c_void_p) for name in ("starts", "slots", "weights", "scales")),
     )
 
 
@@ -73,7 +73,9 @@ class Wires:
     starts: Tensor
     slots: Tensor
     weights: Tensor
-    """One for each, or one for all."""
+    """One for each, or one for all; int8 with `scales`."""
+    scales: Tensor | None = None
+    """One for each source neuron."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,7 @@ def advance(
             _Projection(
                 *(one.source, one.target, one.weights.dtype is torch.bfloat16, len(one.weights) == 1),
                 *(tensor.data_ptr() for tensor in (one.starts, one.slots, one.weights)),
+                None if one.scales is None else one.scales.data_ptr(),
             )
             for one in wires
         )

@@ -246,6 +246,8 @@ def spiking(model: nn.Module, rule: str, exits: ExitLesson | None) -> NeuroGenFo
         named = ", ".join(SPIKING_RULES)
         raise ConfigError(f"the rules {named} are defined for a spiking model, this is a {type(model).__name__}")
     assert exits is None, f"{rule}: a spiking model has no exits"
+    if model.config.is_int8:
+        raise ConfigError("this model's weights are int8, which cannot learn; train the model it was packed from")
     return model
 
 

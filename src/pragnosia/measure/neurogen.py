@@ -23,6 +23,7 @@ from torch import Tensor
 from pragnosia.errors import DataError
 from pragnosia.measure.energy import EnergyModel, energy_model
 from pragnosia.measure.spiking import PRECISION, spiking_cost
+from pragnosia.spiking.int8 import weights_of
 from pragnosia.spiking.neurogen import NeuroGenForCausalLM
 from pragnosia.spiking.running import Activity
 
@@ -61,15 +62,16 @@ def token_cost(
         counts=torch.zeros(1, moments, 0, dtype=torch.int32), delivered=torch.tensor([delivered]), tally={}
     )
     step = spiking_cost(brain, activity, model)
-    weights = [weight for part in (mind.read, mind.enter) for weight in part.parameters()]
+    weights = [weight for part in (mind.read, mind.enter) for weight in weights_of(part)]
     # of the table of codes a row is read for each line, of everything else all
     codes, lines = mind.enter.codes, mind.enter.lines if mind.enter.spread is not None else 1
-    read = sum(weight.numel() for weight in weights) - codes.numel() + lines * codes.shape[1]
-    ends = 2 * (read + mind.read.features)
-    num_bytes = steps * step.num_bytes + 4 * (read + 2 * mind.read.features)
+    left_out = codes.numel() - lines * codes.shape[1]
+    ends = 2 * (sum(weight.numel() for weight in weights) - left_out + mind.read.features)
+    end_bytes = sum(weight.nbytes for weight in weights) - left_out * codes.element_size() + 8 * mind.read.features
+    num_bytes = steps * step.num_bytes + end_bytes
     operations = steps * step.operations + ends
     dense_operations = steps * step.dense_operations + ends
-    dense_bytes = steps * step.dense_bytes + 4 * (read + 2 * mind.read.features)
+    dense_bytes = steps * step.dense_bytes + end_bytes
     return TokenCost(
         spikes_per_token=float(fired.sum()) / max(tokens, 1),
         neuron_updates_per_token=steps * brain.num_neurons,

@@ -22,8 +22,9 @@ import torch
 from pragnosia.errors import ConfigError
 from pragnosia.model.bank import NEWBORN
 from pragnosia.plasticity.origin import Axis, Change, Origin
-from pragnosia.spiking.neurogen import NeuroGenForCausalLM, is_matrix
+from pragnosia.spiking.neurogen import NeuroGenForCausalLM
 from pragnosia.spiking.neurogen_configuration import NeuroGenConfig
+from pragnosia.spiking.wires import is_matrix
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,9 +75,19 @@ class Fires:
         """With the silent, as zeros."""
         return self.part(0, self.tokens * self.rows).view(self.tokens, self.rows, self.neurons)
 
-    def through(self, weights: Float[Tensor, "N R"]) -> Float[Tensor, "T B R"]:
-        """The sum of who fired; rows of the silent are not read."""
-        told: Tensor = _Summed.apply(self, weights)  # type: ignore[no-untyped-call]
+    def through(self, weights: Tensor, scale: Float[Tensor, " N"] | None = None) -> Float[Tensor, "T B R"]:
+        """The sum of who fired, times weights (N, R), which are int8 with a scale; rows of the silent are not read."""
+        if scale is not None:
+            told: Tensor = F.embedding_bag(
+                torch.arange(len(self.who), device=self.who.device),
+                weights[self.who].float(),
+                self.starts,
+                mode="sum",
+                per_sample_weights=self.times * scale[self.who],
+                include_last_offset=True,
+            )
+        else:
+            told = _Summed.apply(self, weights)  # type: ignore[no-untyped-call]
         return told.view(self.tokens, self.rows, -1)
 
     def part(self, begin: int, end: int) -> Float[Tensor, "M N"]:

@@ -50,7 +50,7 @@ def _why(brain: Brain, activity: Activity, number: int) -> str:
     if not isinstance(neuron, Leaky) or not isinstance(region.config.receptor, Pulses | Currents):
         return drive
     sent = sum(
-        float(one.synapses.weights.mean()) * float(activity.delivered[:, at].sum())
+        float(one.synapses.strengths.mean()) * float(activity.delivered[:, at].sum())
         for at, one in enumerate(brain.projections)
         if one.config.target == region.name
     )

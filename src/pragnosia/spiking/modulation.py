@@ -110,4 +110,4 @@ def _projection(projection: Projection, levels: Levels) -> Projection:
         factor = levels.factor("acetylcholine")
     else:
         return projection
-    return replace(projection, synapses=Synapses(synapses.starts, synapses.slots, factor * synapses.weights))
+    return replace(projection, synapses=Synapses(synapses.starts, synapses.slots, factor * synapses.strengths))

@@ -25,17 +25,16 @@ from transformers.utils.generic import ModelOutput
 
 from pragnosia.errors import ConfigError
 from pragnosia.spiking.circuit import Circuit
-from pragnosia.spiking.configuration import ProjectionConfig
 from pragnosia.spiking.events import by_events, takes_events
 from pragnosia.spiking.fires import Fires
 from pragnosia.spiking.hearing import Heard, NeuroGenState
+from pragnosia.spiking.int8 import through
 from pragnosia.spiking.neurogen_configuration import NeuroGenConfig
 from pragnosia.spiking.regions import Brain
 from pragnosia.spiking.state import BrainState
-from pragnosia.spiking.synapses import Synapses
 from pragnosia.spiking.unrolled import Slope, unroll
 from pragnosia.spiking.voice import SILENT, Entrance, Readout, traced
-from pragnosia.spiking.wiring import drawn
+from pragnosia.spiking.wires import Wires
 
 IGNORED = -100
 _FEW_ROWS = 4
@@ -54,38 +53,6 @@ class NeuroGenOutput(ModelOutput):
     routings: tuple[None, ...] | None = None
 
 
-class Wires(nn.Module):
-    """The synapses of one projection; who is wired to whom is saved with them."""
-
-    def __init__(self, config: NeuroGenConfig, number: int) -> None:
-        super().__init__()
-        self.number, brain = number, config.wired
-        one = brain.projections[number]
-        source, target = (brain.populations[name].size for name in (one.source, one.target))
-        self.is_matrix = is_matrix(one)
-        count = source * target if one.fan_in == "all" else target * one.fan_in
-        if self.is_matrix:
-            weight = torch.empty(source, target)
-        else:
-            same = not (config.plastic or one.spread or one.mixed or one.plasticity)
-            weight = torch.empty(1 if same else count)
-            self.register_buffer("starts", torch.empty(source + 1, dtype=torch.int32))
-            self.register_buffer("slots", torch.empty(count, dtype=torch.int32))
-        self.weight = nn.Parameter(weight, requires_grad=config.plastic)
-
-    @torch.no_grad()
-    def draw(self, config: NeuroGenConfig) -> None:
-        """As the brain's own seed has it."""
-        made = drawn(config.wired, self.number)
-        if self.is_matrix:
-            self.weight.copy_(made.weights.expand(made.count).view_as(self.weight))
-            return
-        own: Any = self
-        own.starts.copy_(made.starts)
-        own.slots.copy_(made.slots)
-        self.weight.copy_(made.weights if len(self.weight) == len(made.weights) else made.weights.expand(made.count))
-
-
 class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
     """Token ids to the logits of the next token."""
 
@@ -101,9 +68,9 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
         self.sizes = {name: one.size for name, one in brain.populations.items()}
         into, out = (sum(self.sizes[name] for name in names or ()) for names in (config.into, config.out))
         self.kappas = [math.exp(-1 / tau) for tau in config.trace_tokens or ()]
-        self.enter = Entrance(config.vocab_size, into, config.rank_in, config.lines)
+        self.enter = Entrance(config.vocab_size, into, config.rank_in, config.lines, int8=config.is_int8)
         self.wires = nn.ModuleList(Wires(config, number) for number in range(len(brain.projections)))
-        self.read = Readout(config.vocab_size, out * len(self.kappas), config.rank)
+        self.read = Readout(config.vocab_size, out * len(self.kappas), config.rank, int8=config.is_int8)
         self._laid: tuple[Any, Brain, Circuit] | None = None
         self.post_init()  # type: ignore[no-untyped-call]
 
@@ -120,6 +87,8 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
         | bias                    | 0                                                     |
         | weight, starts, slots   | as the brain is drawn by its seed                     |
         """
+        if self.config.is_int8:  # weights come from a model that learned
+            return
         if isinstance(module, Entrance):
             strengths = float(self.config.line_fading) ** torch.arange(module.lines)
             strengths *= float(self.config.current) / strengths.norm()  # together they are `current`
@@ -184,6 +153,7 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
         """The brain reads tokens. With `slopes` gradients lead back, and the film of all steps is kept."""
         config: Any = self.config
         brain, circuit = self.brain, self.circuit
+        slopes = slopes and not config.is_int8  # eight bits have none
         state = self.begin(len(ids)) if state is None else state
         drive, length = self.currents(ids, state.past), state.length + ids.shape[1]
         past = torch.cat([state.past, ids.T])[ids.shape[1] :]
@@ -194,7 +164,7 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
             after = NeuroGenState(brain_after, torch.stack(last), past, length)
             return Heard(ids, after, state, fires=fires)
         window = unroll(
-            *(circuit, [weight.float() for weight in self.synapses], drive),
+            *(circuit, [one.strengths() for one in self._wires], drive),
             *([circuit.span(name) for name in config.into], state.brain),
             steps=config.steps_per_token,
             slope=Slope(damp=config.slope_damp, width=config.slope_width) if slopes else None,
@@ -229,10 +199,10 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
         if state.codes is not None and state.codes_by == self._weights_now:
             return state.codes
         assert self.read.down is not None
-        parts = self.read.down.detach().split(state.traces.shape[-1])
         if not state.length:  # nothing was heard
-            return state.traces.new_zeros(len(parts), state.traces.shape[1], self.read.down.shape[1])
-        return torch.stack([self.read.gain * (one @ rows) for one, rows in zip(state.traces, parts, strict=True)])
+            return state.traces.new_zeros(*state.traces.shape[:2], self.read.down.shape[1])
+        each = zip(state.traces, self.read.parts(len(self.kappas)), strict=True)
+        return torch.stack([self.read.gain * through(one, *part) for one, part in each]).detach()
 
     @property
     def _weights_now(self) -> tuple[int, int]:
@@ -287,7 +257,7 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
         return list(self.wires)
 
     @property
-    def synapses(self) -> list[nn.Parameter]:
+    def synapses(self) -> list[Tensor]:
         """Weights of the projections, in their order."""
         return [one.weight for one in self._wires]
 
@@ -311,12 +281,14 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
         if self._laid is None or self._laid[0] != key:
             config: Any = self.config
             wired = config.wired
-            brain = Brain.wired(wired, (_synapses(one, wired, self.sizes) for one in wires))
+            delays = [wired.delay_steps(one)[0] for one in wired.projections]
+            brain = Brain.wired(wired, (one.synapses(delay) for one, delay in zip(wires, delays, strict=True)))
             self._laid = key, brain, Circuit.of(brain, self.device)
         return self._laid[1:]
 
     def _by_events(self, state: NeuroGenState) -> bool:
-        few = state.brain.rows <= _FEW_ROWS or not all(one.is_matrix for one in self._wires)
+        config: Any = self.config
+        few = state.brain.rows <= _FEW_ROWS or config.is_int8 or not all(one.is_matrix for one in self._wires)
         return few and takes_events(state.brain)
 
     def _row_by_row(self, ids: Tensor, there: Tensor, past: NeuroGenState | None) -> Heard:
@@ -349,24 +321,6 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self) -> None:
         """There are none: logits are read off spikes."""
-
-
-def is_matrix(projection: ProjectionConfig) -> bool:
-    """Whether every pair is wired, with one delay."""
-    low, high = projection.delays_ms
-    return projection.fan_in == "all" and low == high
-
-
-def _synapses(one: Any, wired: Any, sizes: dict[str, int]) -> Synapses:
-    """A projection's wires as the compiled step reads them; the memory is shared."""
-    if not one.is_matrix:
-        return Synapses(one.starts, one.slots, one.weight.detach())
-    projection = wired.projections[one.number]
-    source, target = sizes[projection.source], sizes[projection.target]
-    device = one.weight.device
-    starts = torch.arange(0, source * target + 1, target, dtype=torch.int32, device=device)
-    slots = torch.arange(target, dtype=torch.int32, device=device) + wired.delay_steps(projection)[0] * target
-    return Synapses(starts, slots.repeat(source), one.weight.detach().flatten())
 
 
 def _spread(part: Float[Tensor, "t 1 N"], there: Tensor) -> Float[Tensor, "T 1 N"]:

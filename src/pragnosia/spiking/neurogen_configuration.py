@@ -15,6 +15,7 @@ from pragnosia.model.configuration import BORDER_KEYS
 from pragnosia.spiking.configuration import BrainConfig, read_brain
 
 KIND = "neurogen"
+WEIGHTS = ("fp32", "int8")
 _THEIRS = {"architectures", "dtype", "transformers_version", "problem_type", "output_hidden_states", "return_dict"}
 _THEIRS |= {"id2label", "label2id", "is_encoder_decoder", "chunk_size_feed_forward"}
 
@@ -44,6 +45,8 @@ class NeuroGenConfig(PreTrainedConfig):
     """Width of the codes through which tokens enter and leave; None: every token has its weight to every neuron."""
     rank_in: int | None = None
     """Of the codes through which they enter; None: `rank`."""
+    weights: str = "fp32"
+    """What weights are kept in: fp32, or int8 of a model that learned (`pragnosia pack`)."""
     plastic: bool = True
     """Whether synapses are parameters that rules may change; else they stay as they were drawn."""
     slope_damp: float = 0.5
@@ -63,6 +66,9 @@ class NeuroGenConfig(PreTrainedConfig):
             if key not in BORDER_KEYS | _THEIRS:
                 raise ConfigError(unknown_name("configuration key", str(key), known))
         self._check_numbers()
+        if isinstance(self.brain, Mapping) and isinstance(self.brain.get("populations"), list):
+            named = [dict(one) for one in self.brain["populations"]]  # as `to_dict` writes them
+            self.brain = {**self.brain, "populations": {one.pop("name"): one for one in named}}
         if self.brain is not None:  # transformers makes an empty configuration to compare others with
             populations = self.wired.populations
             self.into = _regions("into", [next(iter(populations))] if self.into is None else self.into, populations)
@@ -80,10 +86,21 @@ class NeuroGenConfig(PreTrainedConfig):
         self.trace_tokens = [1.5] if self.trace_tokens is None else list(self.trace_tokens)
         if not self.trace_tokens or not all(tau > 0 for tau in self.trace_tokens):
             raise ConfigError(f"trace_tokens is {self.trace_tokens}; name one time constant or more, greater than 0")
+        if self.weights not in WEIGHTS:
+            raise ConfigError(unknown_name("weights", str(self.weights), WEIGHTS))
         if self.rank_in is None:
             self.rank_in = self.rank
         if self.tie_word_embeddings:
             raise ConfigError("tie_word_embeddings: a spiking model enters by currents and leaves by spikes; use rank")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Populations as a list: transformers sorts keys, and the order of regions would be lost."""
+        values: dict[str, Any] = super().to_dict()
+        brain = values.get("brain")
+        if isinstance(brain, Mapping) and isinstance(brain.get("populations"), Mapping):
+            each = [{"name": name, **one} for name, one in brain["populations"].items()]
+            values["brain"] = {**brain, "populations": each}
+        return values
 
     @property
     def wired(self) -> BrainConfig:
@@ -95,6 +112,11 @@ class NeuroGenConfig(PreTrainedConfig):
         if self.brain.get("synapses") is not None:
             raise ConfigError("brain.synapses: a language model keeps its synapses itself; leave the key out")
         return _wired(json.dumps(self.brain))
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether weights have eight bits."""
+        return self.weights == "int8"
 
     @property
     def exits(self) -> None:

@@ -147,7 +147,7 @@ class _Making:
         synapses = one.synapses
         slots = synapses.slots.long().numpy()
         delay, row = slots // target.size, slots % target.size
-        column, weight = synapses.sources.numpy(), synapses.weights.expand(synapses.count).numpy()
+        column, weight = synapses.sources.numpy(), synapses.strengths.expand(synapses.count).numpy()
         for steps in np.unique(delay).tolist():
             of = delay == steps
             held = self.add(

@@ -105,6 +105,7 @@ def _compiled(
             starts=one.synapses.starts,
             slots=one.synapses.slots,
             weights=one.synapses.weights,
+            scales=one.synapses.scales,
         )
         for one in brain.projections
     ]

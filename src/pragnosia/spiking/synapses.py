@@ -35,7 +35,9 @@ class Synapses:
     slots: Int32[Tensor, " S"]
     """delay [steps] * size of a step of the target's ring + channel and neuron in it."""
     weights: Float[Tensor, " S"]
-    """Of each; or a single one, which is that of all."""
+    """Of each; or a single one, which is that of all. int8 with `scales`."""
+    scales: Float[Tensor, " N"] | None = None
+    """What the int8 weights of each source neuron are multiplied with (int8.py)."""
 
     @property
     def count(self) -> int:
@@ -45,7 +47,15 @@ class Synapses:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self.starts.nbytes + self.slots.nbytes + self.weights.nbytes
+        parts = (self.starts, self.slots, self.weights, self.scales)
+        return sum(part.nbytes for part in parts if part is not None)
+
+    @property
+    def strengths(self) -> Float[Tensor, " S"]:
+        """The weights as numbers; of one for all a single one."""
+        if self.scales is None:
+            return self.weights
+        return self.weights * torch.repeat_interleave(self.scales, self.starts.diff())
 
     @property
     def sources(self) -> Tensor:
@@ -58,7 +68,7 @@ def deliver(
     synapses: Synapses, spikes: Float[Tensor, "B N"], ring: Float[Tensor, "B D C M"], clock: int
 ) -> Float[Tensor, "B D C M"]:
     """The ring with what the spikes of step `clock` sent; every synapse is read."""
-    sent = spikes[:, synapses.sources] * synapses.weights
+    sent = spikes[:, synapses.sources] * synapses.strengths
     return (ring.flatten(1).index_add(1, _places(synapses.slots, ring, clock), sent.to(ring.dtype))).view_as(ring)
 
 
@@ -73,6 +83,8 @@ def deliver_woken(
     one = torch.arange(int(counts.sum()), device=ring.device) + torch.repeat_interleave(begin - before, counts)
     places = _places(synapses.slots[one], ring, clock) + torch.repeat_interleave(row, counts) * ring[0].numel()
     sent = synapses.weights.expand(synapses.count)[one].to(ring.dtype)
+    if synapses.scales is not None:
+        sent = sent * torch.repeat_interleave(synapses.scales[neuron], counts)
     return ring.flatten().index_add(0, places, sent).view_as(ring)
 
 

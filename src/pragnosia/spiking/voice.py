@@ -27,6 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pragnosia.spiking.fires import Fires
+from pragnosia.spiking.int8 import across, hold, scale_of, through
 
 FEATURES = 1024
 """Of more of them each is heard less."""
@@ -42,35 +43,53 @@ class Entrance(nn.Module):
     Lines lie side by side, the latest token's first: in `codes` (V, D I), or with a rank in `spread` (D R, I).
     """
 
-    def __init__(self, vocabulary: int, neurons: int, rank: int | None, lines: int = 1) -> None:
+    codes: Tensor
+    spread: Tensor | None
+
+    def __init__(self, vocabulary: int, neurons: int, rank: int | None, lines: int = 1, *, int8: bool = False) -> None:
         super().__init__()
         self.lines = lines
-        self.codes = nn.Parameter(torch.empty(vocabulary, rank or lines * neurons))
-        self.spread = None if rank is None else nn.Parameter(torch.empty(lines * rank, neurons))
+        hold(self, "codes", (vocabulary, rank or lines * neurons), int8=int8)
+        if rank is None:
+            self.spread = None
+        else:
+            hold(self, "spread", (lines * rank, neurons), int8=int8)
 
     def forward(self, tokens: Int[Tensor, "D-1+T B"]) -> Float[Tensor, "T B I"]:
         """Of the tokens behind the first D - 1, which those hear that are on the later lines."""
-        codes = nn.functional.embedding(tokens.clamp(min=0), self.codes)
+        codes, scale = nn.functional.embedding(tokens.clamp(min=0), self.codes), scale_of(self, "codes")
+        if scale is not None:
+            codes = codes * scale[tokens.clamp(min=0)][..., None]
         if self.lines == 1:
-            return codes if self.spread is None else codes @ self.spread
+            return codes if self.spread is None else self._spread(codes)
         codes = codes * (tokens != SILENT)[..., None]
         count = len(tokens) - self.lines + 1
         begins = range(self.lines - 1, -1, -1)
         if self.spread is None:
             each = codes.unflatten(-1, (self.lines, -1))
             return torch.stack([each[begin : begin + count, :, d] for d, begin in enumerate(begins)]).sum(0)
-        return torch.cat([codes[begin : begin + count] for begin in begins], -1) @ self.spread
+        return self._spread(torch.cat([codes[begin : begin + count] for begin in begins], -1))
+
+    def _spread(self, codes: Float[Tensor, "T B R"]) -> Float[Tensor, "T B I"]:
+        assert self.spread is not None
+        return through(codes, self.spread, scale_of(self, "spread"))
 
 
 class Readout(nn.Module):
     """Linear neurons over traces of spikes."""
 
-    def __init__(self, vocabulary: int, features: int, rank: int | None) -> None:
+    down: Tensor | None
+    up: Tensor
+
+    def __init__(self, vocabulary: int, features: int, rank: int | None, *, int8: bool = False) -> None:
         super().__init__()
-        self.down = None if rank is None else nn.Parameter(torch.empty(features, rank))
+        if rank is None:
+            self.down = None
+        else:
+            hold(self, "down", (features, rank), int8=int8)
         self.features = features
         self.gain = min(1.0, FEATURES / features)
-        self.up = nn.Parameter(torch.empty(vocabulary, rank or features))
+        hold(self, "up", (vocabulary, rank or features), int8=int8)
         self.bias = nn.Parameter(torch.empty(vocabulary))
 
     def forward(self, traces: Float[Tensor, "... F"]) -> Float[Tensor, "... V"]:
@@ -78,20 +97,26 @@ class Readout(nn.Module):
 
     def codes(self, traces: Float[Tensor, "... F"]) -> Float[Tensor, "... R"]:
         """What the tokens' weights are multiplied with."""
-        return self.gain * (traces if self.down is None else traces @ self.down)
+        return self.gain * (traces if self.down is None else through(traces, self.down, scale_of(self, "down")))
 
     def say(self, codes: Float[Tensor, "... R"]) -> Float[Tensor, "... V"]:
         """Logits."""
-        return codes @ self.up.T + self.bias
+        return across(codes, self.up, scale_of(self, "up")) + self.bias
+
+    def parts(self, traces: int) -> list[tuple[Tensor, Tensor | None]]:
+        """Of `down`, the rows (N, R) of each trace and what they are scaled by."""
+        assert self.down is not None
+        neurons, scale = self.features // traces, scale_of(self, "down")
+        scales = [None] * traces if scale is None else scale.split(neurons)
+        return list(zip(self.down.split(neurons), scales, strict=True))
 
     def events(
         self, fires: Fires, before: Float[Tensor, "J B R"], kappas: list[float]
     ) -> tuple[Float[Tensor, "T B R"], Float[Tensor, "J B R"]]:
         """Codes after each token, and what each trace has of them after the last."""
-        assert self.down is not None
         parts = [
-            _Fading.apply(self.gain * fires.through(rows), begun, kappa)  # type: ignore[no-untyped-call]
-            for rows, begun, kappa in zip(self.down.split(fires.neurons), before, kappas, strict=True)
+            _Fading.apply(self.gain * fires.through(*part), begun, kappa)  # type: ignore[no-untyped-call]
+            for part, begun, kappa in zip(self.parts(len(kappas)), before, kappas, strict=True)
         ]
         codes: Tensor = sum(parts)
         return codes, torch.stack([part[-1].detach() for part in parts])

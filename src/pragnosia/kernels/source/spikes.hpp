@@ -8,6 +8,7 @@
 #include <atomic>
 #include <memory>
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "membranes.hpp"
@@ -17,6 +18,7 @@ struct Projection {
     int64_t source, target, is_bf16, same;  // whether one weight is that of all
     const int32_t *starts, *slots;
     const void* weights;
+    const float* scales;  // of each source neuron, where weights are int8; else null
 };
 
 // As kernels/spikes.py packs it. `counts` is (rows, steps, populations), `delivered` (rows, projections).
@@ -36,6 +38,8 @@ struct Spiked {
     std::unique_ptr<int32_t[]> neurons;
     std::vector<int64_t> bounds;
 };
+
+inline float widen(int8_t value) { return value; }
 
 // Add what neurons send to what is under way; rows are fetched well before they are read.
 template <class W, bool SAME>
@@ -59,9 +63,10 @@ inline int64_t deliver(const Projection& projection, const int32_t* from, const 
         }
         const int32_t begin = starts[*neuron], end = starts[*neuron + 1];
         count += end - begin;
+        const float by = std::is_same_v<W, int8_t> ? projection.scales[*neuron] : 1.f;
         for (int32_t s = begin; s < end; ++s) {
             const int64_t slot = slots[s];
-            (slot < turn ? here : past)[slot] += SAME ? same : widen(weights[s]);
+            (slot < turn ? here : past)[slot] += SAME ? same : std::is_same_v<W, int8_t> ? by * widen(weights[s]) : widen(weights[s]);
         }
     }
     return count;
@@ -159,7 +164,7 @@ class Spikes {
             return projection.same ? deliver<W, true>(projection, from, to, ring, base, size)
                                    : deliver<W, false>(projection, from, to, ring, base, size);
         };
-        call.delivered[row * call.num_projections + j] += projection.is_bf16 ? of(bf16()) : of(float());
+        call.delivered[row * call.num_projections + j] += projection.scales ? of(int8_t()) : projection.is_bf16 ? of(bf16()) : of(float());
     }
 
     // A step: who fires is listed from `out` on, in order.
