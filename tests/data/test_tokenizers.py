@@ -210,3 +210,18 @@ def test_real_english_and_korean(shared_data: Path, tmp_path: Path) -> None:
     assert korean.held_out
     assert english.bytes_per_token > 3.0
     assert korean.bytes_per_token > 2.4
+
+
+def test_a_token_of_characters_holds_one(tmp_path: Path) -> None:
+    text = "나는 밥을 먹었다.\nThe café — naïve? 🙂\n" * 50 + "뷁 once"
+    (tmp_path / "text.txt").write_text(text)
+    train_tokenizer([tmp_path / "text.txt"], 400, tmp_path / "out", kind="characters")
+    tokenizer = load_tokenizer(tmp_path / "out")
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    assert all(len(tokenizer.decode([token])) <= 1 for token in set(ids))
+    frequent = tokenizer("나는 밥을 The café 🙂", add_special_tokens=False)["input_ids"]
+    assert len(frequent) == len("나는 밥을 The café 🙂"), "each has a token of its own"
+    assert len(tokenizer("뷁", add_special_tokens=False)["input_ids"]) == len("뷁".encode()), "a rare one is bytes"
+    with pytest.raises(DataError, match="kind of tokenizer 'letters'"):
+        train_tokenizer([tmp_path / "text.txt"], 400, tmp_path / "other", kind="letters")

@@ -117,11 +117,14 @@ def train_tokenizer(
         float | None,
         typer.Option(help="FILES give text by size^(1/T): 1 is in proportion, more is more alike; default equal."),
     ] = None,
+    characters: Annotated[
+        bool, typer.Option("--characters", help="A token is a character, no more; rare ones are bytes.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the tokenizer that OUT holds.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
-    """Train a byte-level BPE tokenizer."""
+    """Train a tokenizer: byte-level BPE, or with --characters one of characters; of bytes with --vocab-size 260."""
     from pragnosia.data.specs import resolve
     from pragnosia.errors import DataError
 
@@ -131,7 +134,7 @@ def train_tokenizer(
         resolve(file)
     from pragnosia.data.tokenizer_training import train_tokenizer as learn
 
-    report = learn(files, vocab_size, out, temperature=temperature)
+    report = learn(files, vocab_size, out, kind="characters" if characters else "bpe", temperature=temperature)
     rows = [
         ("tokenizer", report.out),
         ("vocabulary", f"{report.vocab_size} of {report.requested_vocab_size} asked for"),

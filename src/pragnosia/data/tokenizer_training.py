@@ -3,6 +3,9 @@
 Unicode is normalised (NFC), cut into words, and written in bytes, so that any text has tokens and comes back;
 then the most frequent pairs are merged. Sennrich et al. 2016, arXiv:1508.07909; bytes: Radford et al. 2019 (GPT-2).
 
+A tokenizer of characters cuts the text into those instead: no token holds more than one, the frequent ones have a token
+of their own and rare ones are bytes. With 256 tokens beside the special ones either kind is one of bytes.
+
 Pairs are counted, so whoever brings more text gets more of the vocabulary. With a temperature T each source gives
 
     b_i  ~  n_i^(1/T)          b_i bytes of the n_i it has (counted up to a GiB)
@@ -18,19 +21,21 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from pragnosia.data.sources import Source
 from pragnosia.data.specs import Spec, resolve
 from pragnosia.data.splitting import by_document
 from pragnosia.data.tokenizers import count_tokens, plain_encoder, save_tokenizer
-from pragnosia.errors import DataError
+from pragnosia.errors import DataError, unknown_name
 from pragnosia.units import GIB, MIB
 
 END, USER, ASSISTANT, PAD = "<|endoftext|>", "<|user|>", "<|assistant|>", "<|pad|>"
 SPECIAL_TOKENS = (END, USER, ASSISTANT, PAD)
+KINDS = ("bpe", "characters")
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 # A turn is its speaker and what is said; the assistant's ends, so that generation knows where to stop.
 # A system message is what the user says first.
@@ -134,6 +139,7 @@ def train_tokenizer(
     vocab_size: int,
     out_dir: Path | str,
     *,
+    kind: str = "bpe",
     min_frequency: int = 2,
     max_bytes: int = GIB,
     temperature: float | None = None,
@@ -144,16 +150,18 @@ def train_tokenizer(
     how much they hold.
 
     Raises:
-        DataError: an impossible vocabulary size or temperature, sources that cannot be read, a place that cannot be
+        DataError: an impossible kind, size or temperature, sources that cannot be read, a place that cannot be
             written.
     """
     check_vocab_size(vocab_size)
+    if kind not in KINDS:
+        raise DataError(unknown_name("kind of tokenizer", kind, KINDS))
     specs: Sequence[Spec] = [sources] if isinstance(sources, (str, Path, Source)) else sources
     if not specs:
         raise DataError("no files to train a tokenizer on; give at least one")
     started = time.monotonic()
     readers = _readers([resolve(spec) for spec in specs], max_bytes, temperature)
-    engine = _train(readers, vocab_size, min_frequency)
+    engine = _train(readers, vocab_size, min_frequency, by_character=kind == "characters")
     tokenizer = _wrap(engine)
     save_tokenizer(tokenizer, out_dir)
     return TokenizerReport(
@@ -206,10 +214,15 @@ def check_vocab_size(vocab_size: int) -> None:
         )
 
 
-def _train(readers: Sequence[_Reader], vocab_size: int, min_frequency: int) -> Tokenizer:
+def _train(readers: Sequence[_Reader], vocab_size: int, min_frequency: int, *, by_character: bool) -> Tokenizer:
     engine = Tokenizer(models.BPE())
     engine.normalizer = normalizers.NFC()
-    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if by_character:
+        apart: list[Any] = [pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")]
+        apart.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+        engine.pre_tokenizer = pre_tokenizers.Sequence(apart)
+    else:
+        engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     engine.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

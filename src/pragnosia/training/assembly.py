@@ -178,7 +178,12 @@ def prepare_tokenizer(config: TrainConfig, out: Path, reporter: Reporter) -> Pre
     reporter.note(f"training a tokenizer of {wanted.vocab_size} tokens")
     sources = mixture_of(config).parts
     report = train_tokenizer(
-        sources, wanted.vocab_size, out, max_bytes=wanted.max_bytes, temperature=wanted.temperature
+        sources,
+        wanted.vocab_size,
+        out,
+        kind=wanted.kind,
+        max_bytes=wanted.max_bytes,
+        temperature=wanted.temperature,
     )
     reporter.note(f"tokenizer: {report.vocab_size} tokens, {report.bytes_per_token:.2f} bytes per token")
     return load_tokenizer(out)

@@ -36,6 +36,8 @@ class TokenizerConfig:
     """Where the tokenizer comes from: a folder, or trained on the run's own data."""
 
     path: str | None = None
+    kind: Literal["bpe", "characters"] = "bpe"
+    """What tokens are: byte pairs that were merged, or single characters; of rare ones bytes."""
     vocab_size: int = 4096
     max_bytes: int = 100_000_000
     """At most so much text is read to train it."""
