@@ -12,6 +12,7 @@ from torch import Tensor
 from pragnosia.errors import ConfigError
 from pragnosia.learning import RULES, SPIKING_RULES, learning_rule
 from pragnosia.learning.feedback_alignment import angle
+from pragnosia.learning.spiking import silenced
 from pragnosia.spiking.neurogen import NeuroGenForCausalLM
 from pragnosia.spiking.neurogen_configuration import NeuroGenConfig
 
@@ -82,6 +83,44 @@ def test_the_loss_falls(name: str, told: dict[str, Any]) -> None:
     optimiser = torch.optim.Adam([weight for _, weight in rule.changes(model)], 0.02)
     losses = [step(rule, model, optimiser, circles()) for _ in range(60)]
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("plastic", [True, False])
+def test_what_the_readout_hears_may_be_silenced(plastic: bool) -> None:
+    """By events and by products: a share is gone, the rest is louder, and only while it learns."""
+    model = mind(dropout=0.25, plastic=plastic)
+    heard = model.hear(circles(), slopes=plastic)
+    part = silenced(model, heard)
+    if plastic:
+        traces, left = heard.traces, part.traces
+    else:
+        traces, left = (one.fires.dense() for one in (heard, part))
+    gone = (left == 0) & (traces != 0)
+    assert 0.15 < float(gone.sum() / (traces != 0).sum()) < 0.35
+    torch.testing.assert_close(left[~gone], traces[~gone] / 0.75)
+    assert torch.equal(part.counts, heard.counts) == plastic, "spikes stay, of a list the readout's are all there is"
+    model.eval()
+    assert silenced(model, heard) is heard
+    with pytest.raises(ConfigError, match="dropout is 1"):
+        mind(dropout=1.0)
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_products_may_be_in_bfloat16(name: str) -> None:
+    model = mind(lines=2)
+    plain, mixed = (learning_rule(name, mind="spiking model", autocast=dtype) for dtype in (None, torch.bfloat16))
+    gradients = []
+    for rule in (plain, mixed):
+        model.zero_grad()
+        lesson = rule.learn(model, circles(), 1.0)
+        getattr(rule, "pending", []).clear()
+        assert lesson.loss.dtype is torch.float32
+        gradients.append([weight.grad.clone() for weight in model.parameters() if weight.grad is not None])
+    assert all(one.dtype is torch.float32 for one in gradients[1])
+    assert angle(*gradients) < 25, "a neuron at its threshold may fire in one and not in the other"
+    optimiser = torch.optim.Adam([weight for _, weight in mixed.changes(model)], 0.02)
+    losses = [step(mixed, model, optimiser, circles()) for _ in range(40)]
+    assert losses[-1] < 0.6 * losses[0]
 
 
 def wishes(name: str, model: NeuroGenForCausalLM, **told: Any) -> dict[str, Tensor]:
@@ -224,7 +263,6 @@ def test_dopamine_that_is_as_expected_teaches_nothing() -> None:
         ("eprop", {}, "not defined for a cortex; it learns by backprop"),
         ("surogate", {"mind": "spiking model"}, "surrogate"),
         ("eprop", {"mind": "spiking model", "told": {"feedback": "none"}}, "symmetric"),
-        ("surrogate", {"mind": "spiking model", "autocast": torch.bfloat16}, "fp32"),
     ],
 )
 def test_a_rule_that_is_not_defined_is_one_line(name: str, how: dict[str, Any], said: str) -> None:

@@ -27,8 +27,9 @@ T tokens, K steps a token, S = T K, B rows, N neurons, F features of the readout
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -58,16 +59,29 @@ class Said:
     """Log p of each token's successor [nats]; of the last 0."""
 
 
-class SpikingRule:
+class SpikingRule(ABC):
     """What all rules share; each says itself what it changes and how it learns."""
 
     rate = 0.0
 
     def __init__(self, *, autocast: torch.dtype | None = None) -> None:
-        if autocast is not None:
-            raise ConfigError("a spiking model learns in single precision; set precision: fp32")
+        self.autocast = autocast
+        """What products are computed in: tokens' currents, the readout, what synapses wish. Membranes stay fp32."""
         self.pending: list[tuple[Tensor, Tensor]] = []
         """Weights and what they change by, of rules that have a rate of their own, within a step."""
+
+    def learn(
+        self, model: nn.Module, tokens: Int[Tensor, "B T"], share: float, exits: ExitLesson | None = None
+    ) -> Lesson:
+        """One window of text; gradients are added to `.grad`, times `share`."""
+        with torch.autocast(tokens.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            return self.teach(model, tokens, share, exits)
+
+    @abstractmethod
+    def teach(
+        self, model: nn.Module, tokens: Int[Tensor, "B T"], share: float, exits: ExitLesson | None = None
+    ) -> Lesson:
+        """The rule itself."""
 
     def settle(self, model: nn.Module, lessons: Sequence[Lesson]) -> None:
         """What needs no optimiser: it would make full steps of what is mostly chance."""
@@ -90,12 +104,12 @@ class Surrogate(SpikingRule):
         """Every parameter that asks for a gradient."""
         return learners(model)
 
-    def learn(
+    def teach(
         self, model: nn.Module, tokens: Int[Tensor, "B T"], share: float, exits: ExitLesson | None = None
     ) -> Lesson:
         """One forward and one backward pass."""
         mind = spiking(model, "surrogate", exits)
-        heard = mind.hear(tokens, slopes=True)
+        heard = silenced(mind, mind.hear(tokens, slopes=True))
         loss = _loss(mind.read(heard.traces), tokens)
         (loss * share).backward()
         return _lesson(loss, heard)
@@ -115,12 +129,12 @@ class EProp(SpikingRule):
         """Every parameter that asks for a gradient."""
         return learners(model)
 
-    def learn(
+    def teach(
         self, model: nn.Module, tokens: Int[Tensor, "B T"], share: float, exits: ExitLesson | None = None
     ) -> Lesson:
         """The error comes by the readout's own weights, or by random ones that never change."""
         mind = spiking(model, "eprop", exits)
-        heard = mind.hear(tokens, slopes=True, through_spikes=False)
+        heard = silenced(mind, mind.hear(tokens, slopes=True, through_spikes=False))
         said = taught(mind, heard, tokens, share)
         heard.traces.backward(
             mind.read.back(said.error)
@@ -138,7 +152,7 @@ class Factorised(SpikingRule):
         """Every parameter that asks for a gradient."""
         return learners(model)
 
-    def learn(
+    def teach(
         self, model: nn.Module, tokens: Int[Tensor, "B T"], share: float, exits: ExitLesson | None = None
     ) -> Lesson:
         """No gradient goes through time."""
@@ -163,7 +177,7 @@ class DirectFeedback(SpikingRule):
         """Every parameter that asks for a gradient."""
         return learners(model)
 
-    def learn(
+    def teach(
         self, model: nn.Module, tokens: Int[Tensor, "B T"], share: float, exits: ExitLesson | None = None
     ) -> Lesson:
         """As the factorised form, with the random matrix in the place of all that leads to the readout."""
@@ -203,7 +217,7 @@ class ThreeFactor(SpikingRule):
         """Every parameter that asks for a gradient."""
         return learners(model)
 
-    def learn(
+    def teach(
         self, model: nn.Module, tokens: Int[Tensor, "B T"], share: float, exits: ExitLesson | None = None
     ) -> Lesson:
         """The readout hears its error, everyone else only dopamine."""
@@ -230,13 +244,13 @@ class Delta(SpikingRule):
         """The readout."""
         return [one for one in learners(model) if one[0].startswith("read.")]
 
-    def learn(
+    def teach(
         self, model: nn.Module, tokens: Int[Tensor, "B T"], share: float, exits: ExitLesson | None = None
     ) -> Lesson:
         """The brain runs by events where it can: nothing of its steps is needed."""
         mind = spiking(model, "delta", exits)
         with torch.no_grad():
-            heard = mind.hear(tokens)
+            heard = silenced(mind, mind.hear(tokens))
         return _lesson(taught(mind, heard, tokens, share).loss, heard)
 
 
@@ -259,9 +273,19 @@ def learners(model: nn.Module) -> list[Named]:
 def watched(mind: NeuroGenForCausalLM, tokens: Tensor) -> tuple[Heard, Film]:
     """With what happened in every step; only currents lead back."""
     with torch.no_grad():
-        heard = mind.hear(tokens, slopes=True)
+        heard = silenced(mind, mind.hear(tokens, slopes=True))
     assert heard.film is not None
     return heard, heard.film
+
+
+def silenced(mind: NeuroGenForCausalLM, heard: Heard) -> Heard:
+    """What the readout hears, of which a share is silent while the model learns (`dropout`)."""
+    share = float(mind.config.dropout)
+    if not share or not mind.training:
+        return heard
+    if heard.fires is not None:
+        return replace(heard, fires=replace(heard.fires, times=F.dropout(heard.fires.times, share)))
+    return replace(heard, whole=(heard.counts, F.dropout(heard.traces, share)))
 
 
 def taught(mind: NeuroGenForCausalLM, heard: Heard, tokens: Int[Tensor, "B T"], share: float) -> Said:
@@ -271,7 +295,7 @@ def taught(mind: NeuroGenForCausalLM, heard: Heard, tokens: Int[Tensor, "B T"], 
     (loss * share).backward()
     with torch.no_grad():
         after = tokens.T.roll(-1, 0)[..., None]
-        chances = logits.log_softmax(-1)
+        chances = logits.float().log_softmax(-1)
         error = chances.exp()
         error.scatter_add_(-1, after, -torch.ones_like(error[..., :1]))
         error[-1] = 0
@@ -281,7 +305,7 @@ def taught(mind: NeuroGenForCausalLM, heard: Heard, tokens: Int[Tensor, "B T"], 
 
 
 def _loss(logits: Float[Tensor, "T B V"], tokens: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
-    return F.cross_entropy(logits[:-1].flatten(0, 1), tokens.T[1:].flatten())
+    return F.cross_entropy(logits[:-1].flatten(0, 1).float(), tokens.T[1:].flatten())
 
 
 def wished(
@@ -306,6 +330,7 @@ def wished(
     for weight, change in wishes:
         if change is None:
             continue
+        change = change.to(weight.dtype)
         if pending is not None:
             pending.append((weight, change))
         else:

@@ -50,7 +50,7 @@ class _TwoFactors(SpikingRule):
         """Synapses and readout."""
         return [one for one in learners(model) if not one[0].startswith("enter.")]
 
-    def learn(
+    def teach(
         self, model: nn.Module, tokens: Int[Tensor, "B T"], share: float, exits: ExitLesson | None = None
     ) -> Lesson:
         """What each synapse wants by who fired before and behind it."""

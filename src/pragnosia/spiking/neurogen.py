@@ -215,7 +215,7 @@ class NeuroGenForCausalLM(PreTrainedModel, GenerationMixin):
         """What tokens add to the membranes they enter, in each of their steps [mV]; `past` is on the lines before."""
         config: Any = self.config
         entering: Tensor = self.enter(torch.cat([self._silence(len(ids)) if past is None else past, ids.T]))
-        return entering * self.circuit.thresholds(config.into)
+        return entering.float() * self.circuit.thresholds(config.into)
 
     def read_of(self, counts: Float[Tensor, "... N"]) -> Float[Tensor, "... n"]:
         """Of all neurons those that are read."""

@@ -49,6 +49,8 @@ class NeuroGenConfig(PreTrainedConfig):
     """What weights are kept in: fp32, or int8 of a model that learned (`pragnosia pack`)."""
     plastic: bool = True
     """Whether synapses are parameters that rules may change; else they stay as they were drawn."""
+    dropout: float = 0.0
+    """Share of what the readout hears that is silenced at random while the model learns."""
     slope_damp: float = 0.5
     """Height of what stands for a spike's derivative."""
     slope_width: float = 1.0
@@ -86,6 +88,8 @@ class NeuroGenConfig(PreTrainedConfig):
         self.trace_tokens = [1.5] if self.trace_tokens is None else list(self.trace_tokens)
         if not self.trace_tokens or not all(tau > 0 for tau in self.trace_tokens):
             raise ConfigError(f"trace_tokens is {self.trace_tokens}; name one time constant or more, greater than 0")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if self.weights not in WEIGHTS:
             raise ConfigError(unknown_name("weights", str(self.weights), WEIGHTS))
         if self.rank_in is None:
