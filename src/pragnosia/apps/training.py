@@ -67,7 +67,7 @@ def train(
     rows = [
         ("model", values["out"]),
         ("trained", f"{values['steps']} steps, {format_count(values['tokens'])} tokens"),
-        ("bits per byte", f"{values['bits_per_byte']:.4f} on held-out text"),
+        ("bits per byte", f"{values['bits_per_byte']:.4f} on {_scored_on(folder)}"),
         ("speed", f"{values['tokens_per_second']:.0f} tokens/s, {format_duration(values['seconds'])}"),
     ]
     return Answer(values, aligned(rows))
@@ -82,6 +82,14 @@ def _check_input(configs: list[str], data: list[str] | None, settings: list[str]
     if data:
         labelled = any(values.get("lobes") is not None for values in read)
         read_domains(data) if labelled else Mixture.parse(data)
+
+
+def _scored_on(folder: Path) -> str:
+    """What a run's last figure is of: held-out text, or where none was held out what it learned from."""
+    from pragnosia.training.log import LOG, read_log
+
+    held = any("validation_bits_per_byte" in record for record in read_log(folder / LOG))
+    return "held-out text" if held else "the text it learned from: nothing was held out"
 
 
 @answering
