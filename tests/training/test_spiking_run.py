@@ -97,7 +97,6 @@ def test_a_brain_may_stand_in_a_file_of_its_own(spikes: Callable[..., dict[str, 
         ({"model": {"kind": "neurogn"}}, "neurogen"),
         ({"model": {"hidden_size": 3}}, "hidden_size"),
         ({"model": {"brain": None}}, "model.brain is missing"),
-        ({"precision": "bf16"}, "precision: fp32"),
         ({"learning": {"feedback": "random"}}, "takes nothing of its own"),
     ],
 )
