@@ -55,3 +55,31 @@ def test_what_means_nothing_here_is_refused(run: Run, once: Path, story: Path, m
     run("train", CONFIG, *out, "--resume").refused("--resume")
     run("train", CONFIG, *out, "--watch").refused("--watch", "coincidence")
     assert not (tmp_path / "new").exists()
+
+
+def test_it_sits_beside_another_model(run: Run, once: Path, story: Path, model: Path, tmp_path: Path) -> None:
+    """One of byte pairs that knows nothing: what it makes of the story becomes much likelier."""
+    before = {path: path.read_bytes() for path in once.rglob("*") if path.is_file()}
+    alone = run("eval", model, "--data", story, "--json").values
+    both = run("eval", model, "--data", story, "--beside", once, "--json").values
+    assert both["bits_per_byte"] < alone["bits_per_byte"] - 0.05
+    assert both["tokens"] == alone["tokens"]
+    news = tmp_path / "news.txt"
+    news.write_text("A quick red fox jumps over the lazy dogs of the town. " * 20)
+    still, learning = (
+        run("eval", model, "--data", news, "--beside", once, "--json", *more).values["bits_per_byte"]
+        for more in ((), ("--learn",))
+    )
+    assert learning < still
+    said = [
+        run("generate", model, "Once upon a", "--max-new-tokens", "8", "--json", *more).values["text"]
+        for more in ((), ("--beside", once))
+    ]
+    assert said[0] != said[1]
+    assert {path: path.read_bytes() for path in once.rglob("*") if path.is_file()} == before
+    run("generate", model, "Once", "--beside", model).refused("no one-pass learner", "coincidence.yaml")
+    run("eval", model, "--data", story, "--beside", tmp_path / "nowhere").refused("no one-pass learner")
+    run("generate", once, "Once", "--beside", once).refused("--beside")
+    run("eval", once, "--data", story, "--beside", once).refused("--beside")
+    run("generate", model, "Once", "--beside", once, "--cache").refused("exclude each other")
+    run("generate", model, "Once", "--beside", once, "--exact").refused("exact")

@@ -43,6 +43,20 @@ def test_it_speaks(run: Run, mind: Path) -> None:
     assert drawn[0] == drawn[1]
 
 
+def test_a_one_pass_learner_sits_beside_it(run: Run, mind: Path, tmp_path: Path) -> None:
+    text, once = tmp_path / "more.txt", tmp_path / "once"
+    text.write_text("A lazy dog jumps over the quick brown fox. " * 30)
+    small = [word for name in ("bucket", "history", "match") for word in ("--set", f"model.{name}_bits=12")]
+    config = CONFIG.with_name("coincidence.yaml")
+    assert run("train", config, "--data", text, "--out", once, *small, "--json").code == 0
+    alone = run("eval", mind, "--data", text, "--json").values["bits_per_byte"]
+    both = run("eval", mind, "--data", text, "--beside", once, "--json").values["bits_per_byte"]
+    assert both < alone / 2
+    said = run("generate", mind, "A lazy dog", "--beside", once, "--max-new-tokens", "12", "--json").values
+    assert said["text"] == " jumps over "
+    run("eval", mind, "--data", text, "--beside", mind).refused("no one-pass learner")
+
+
 def test_it_is_measured(run: Run, mind: Path, tmp_path: Path) -> None:
     (tmp_path / "more.txt").write_text("The quick brown fox jumps over the lazy dog. " * 30)
     found = run("eval", mind, "--data", tmp_path / "more.txt", "--json").values
@@ -99,7 +113,7 @@ def test_a_talk_goes_on(run: Run, mind: Path, monkeypatch: pytest.MonkeyPatch) -
     [
         (("generate", "MIND", "x", "--energy", "0.5"), "--energy means nothing"),
         (("chat", "MIND", "--memory", "1GiB"), "--memory means nothing"),
-        (("eval", "MIND", "--data", CONFIG, "--learn"), "--learn means nothing"),
+        (("eval", "MIND", "--data", CONFIG, "--learn"), "--learn is for a coincidence learner"),
         (("raster", "MIND"), "say what it is to read"),
         (("energy", CONFIG, "x"), "is no spiking model"),
         (("train", CONFIG, "--rule", "local"), "not defined for a spiking model; it learns by surrogate"),

@@ -34,9 +34,10 @@ from pragnosia.apps.dialling import (
     set_to,
 )
 from pragnosia.apps.leaving import ExitConfidence, ExitMemory
-from pragnosia.apps.remembering import Cache, NoMemory, Store, chosen_store
+from pragnosia.apps.remembering import Beside, Cache, NoMemory, Store, chosen_store
 from pragnosia.apps.speaking import Model
 from pragnosia.errors import ConfigError
+from pragnosia.inference.one_pass import check_learner, is_one_pass
 from pragnosia.model.setting import WHOLE
 from pragnosia.units import format_bytes, format_count, format_duration, format_joules
 
@@ -78,6 +79,7 @@ def evaluate(
     store: Store = None,
     no_memory: NoMemory = False,
     cache: Cache = False,
+    beside: Beside = None,
     learn: Annotated[
         bool, typer.Option("--learn", help="A coincidence learner goes on learning while it reads; nothing is saved.")
     ] = False,
@@ -90,18 +92,25 @@ def evaluate(
     Several energies, as in 1,0.5,0.2, are set side by side: quality, cost and speed of decoding at each. A token that
     may leave early is read as if it had been spoken.
     """
-    if spikes.is_spiking(model):
-        spikes.refuse(
-            context=context, stride=stride, awake=awake, plot=plot, memory=memory, adapter=adapter, learn=learn
-        )
-        return spikes.evaluate(model, data, _limit(max_bytes))
-    if one_pass.is_one_pass(model):
+    if is_one_pass(model):
         one_pass.refuse(
-            context=context, stride=stride, awake=awake, plot=plot, memory=memory, adapter=adapter, vram=vram
+            context=context,
+            stride=stride,
+            awake=awake,
+            plot=plot,
+            memory=memory,
+            adapter=adapter,
+            vram=vram,
+            beside=beside,
         )
         return one_pass.evaluate(model, data, _limit(max_bytes), learn=learn)
-    if learn:
-        raise ConfigError("--learn is for a coincidence learner (configs/coincidence.yaml); this model reads only")
+    if beside is not None:
+        check_learner(beside)
+    elif learn:
+        raise ConfigError("--learn is for a coincidence learner, by itself or --beside; this model reads only")
+    if spikes.is_spiking(model):
+        spikes.refuse(context=context, stride=stride, awake=awake, plot=plot, memory=memory, adapter=adapter)
+        return spikes.evaluate(model, data, _limit(max_bytes), beside, learn=learn)
     energies = [as_wish(part) for part in energy.split(",")]
     _check_input(model, data, max_bytes)
     check_memory(memory)
@@ -119,6 +128,8 @@ def evaluate(
         cache=cache,
     )
     text = _Text(model, data, reading, wishes, adapter, quiet=as_json)
+    if beside is not None:
+        text.speaker.accompany(beside, learn=learn)
     settings = [set_to(text.speaker, wishes, wish) for wish in energies]
     first = text.measured(settings[0])
     values = {"model": str(model), "data": data, **first.to_dict()}
@@ -166,8 +177,6 @@ def _frontier(
 
 def _check_plot(path: Path, energies: list[Wish]) -> None:
     """Raise ConfigError for a picture that cannot be drawn."""
-    from pragnosia.errors import ConfigError
-
     if len(energies) < 2:
         raise ConfigError("--plot draws a frontier, which takes several energies: --energy 1,0.5,0.2")
     from pragnosia.measure.pictures import FORMATS

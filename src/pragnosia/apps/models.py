@@ -13,6 +13,7 @@ from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
 from pragnosia.apps.dialling import left_behind, left_behind_rows
 from pragnosia.checkpoints.gguf_header import gguf_in
 from pragnosia.errors import ConfigError
+from pragnosia.inference.one_pass import is_one_pass
 from pragnosia.units import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def inspect(
     Nothing is loaded: the model is built without storage, so 450b works on any machine. With --text it is loaded, and
     its workspace is read out: awareness, attention, memory, intention.
     """
-    if one_pass.is_one_pass(model):
+    if is_one_pass(model):
         one_pass.refuse(text=text)
         return one_pass.inspect(Path(model))
     if spikes.is_spiking(model):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect as inspection
-import json
 import math
 import sys
 import time
@@ -15,16 +14,15 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 from pragnosia.apps import spikes
 from pragnosia.apps.answer import Answer, aligned
-from pragnosia.errors import CheckpointError, ConfigError
+from pragnosia.errors import ConfigError
+from pragnosia.inference.one_pass import check, check_learner, is_one_pass, load
 from pragnosia.units import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
     from pragnosia.inference.sampling import Sampling
     from pragnosia.model.coincidence import CoincidenceForCausalLM
 
-FAMILY, KIND = "pragnosia-coincidence", "coincidence"
+KIND = "coincidence"
 P = ParamSpec("P")
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 _SPEAKING = {
@@ -37,17 +35,9 @@ _SPEAKING = {
     "as_json",
     "debug",
     "no_memory",
+    "beside",
     "system",
 }
-
-
-def is_one_pass(model: Path | str) -> bool:
-    """Whether a directory holds such a model; torch is not loaded."""
-    try:
-        values = json.loads((Path(model) / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(values, dict) and values.get("model_type") == FAMILY
 
 
 def trains_once(values: Mapping[str, Any]) -> bool:
@@ -126,6 +116,10 @@ def speaks_for_itself(command: Callable[P, Answer]) -> Callable[P, Answer]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> Answer:
         given: Any = kwargs
+        if (beside := given.get("beside")) is not None:
+            if is_one_pass(given["model"]):
+                refuse(beside=beside)
+            check_learner(beside)
         fires = spikes.is_spiking(given["model"])
         if not fires and ("prompt" not in given or not is_one_pass(given["model"])):
             return command(*args, **kwargs)
@@ -141,7 +135,7 @@ def speaks_for_itself(command: Callable[P, Answer]) -> Callable[P, Answer]:
         if "prompt" not in given:
             return spikes.chat(how[0], how[2], sampling, given["system"], quiet=given["as_json"])
         if fires:
-            return spikes.generate(*how, quiet=given["as_json"])
+            return spikes.generate(*how, beside, quiet=given["as_json"])
         check(given["model"])
         return generate(given["model"], given["prompt"], given["max_new_tokens"], sampling, quiet=given["as_json"])
 
@@ -217,35 +211,3 @@ def inspect(model: Path) -> Answer:
         ("memory", format_bytes(size)),
     ]
     return Answer(values, aligned(rows))
-
-
-def check(model: Path) -> None:
-    """What can be said of a directory before torch is loaded. Raises CheckpointError."""
-    from pragnosia.inference.directory import check_vocabulary, check_weights, require_tokenizer
-
-    check_weights(model)
-    require_tokenizer(model)
-    check_vocabulary(model, json.loads((model / "config.json").read_text("utf-8")).get("tokenizer_digest"))
-
-
-def load(model: Path) -> tuple[CoincidenceForCausalLM, PreTrainedTokenizerFast]:
-    """Model and tokenizer. Raises CheckpointError in one line for what is broken."""
-    check(model)
-    from safetensors import SafetensorError
-    from transformers.utils import logging
-
-    from pragnosia.data import load_tokenizer
-    from pragnosia.inference.directory import first_line
-    from pragnosia.model.coincidence import CoincidenceForCausalLM
-
-    logging.disable_progress_bar()
-    try:
-        loaded: Any = CoincidenceForCausalLM.from_pretrained(model, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"cannot load {model}: {first_line(error)}") from error
-    finally:
-        logging.enable_progress_bar()
-    mind, info = loaded
-    if missing := sorted(map(str, info["missing_keys"])):
-        raise CheckpointError(f"the weights in {model} lack {missing[0]}; train it again")
-    return mind.eval(), load_tokenizer(model)

@@ -22,6 +22,9 @@ Model = Annotated[Path, typer.Argument(help="A model directory or a GGUF file.",
 Store = Annotated[Path | None, typer.Option(help="A folder with what was taught; default MODEL/episodes.")]
 NoMemory = Annotated[bool, typer.Option("--no-memory", help="Leave out what was taught.")]
 Cache = Annotated[bool, typer.Option("--cache", help="Also recall what was read or said earlier in this text.")]
+Beside = Annotated[
+    Path | None, typer.Option(help="A coincidence learner (configs/coincidence.yaml) that shares in every token.")
+]
 _SHOWN = 60  # characters of a lesson
 
 

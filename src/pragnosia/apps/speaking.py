@@ -44,7 +44,7 @@ from pragnosia.apps.dialling import (
     tell,
 )
 from pragnosia.apps.leaving import ExitConfidence, ExitMemory, Speculate, early_line, early_values, tell_stuck
-from pragnosia.apps.remembering import Cache, NoMemory, Store, chosen_store, teach_in_talk
+from pragnosia.apps.remembering import Beside, Cache, NoMemory, Store, chosen_store, teach_in_talk
 from pragnosia.errors import CheckpointError, ConfigError, PromptError
 from pragnosia.units import format_bytes, format_count, format_duration, format_joules, plural
 
@@ -92,6 +92,7 @@ def generate(
     store: Store = None,
     no_memory: NoMemory = False,
     cache: Cache = False,
+    beside: Beside = None,
     stats: Stats = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -131,6 +132,8 @@ def generate(
         model, memory, context, adapter, quiet=as_json, exact=exact, vram=vram, store=kept, **wishes.early
     )
     tell_stuck(speaker, wishes.early)
+    if beside is not None:
+        speaker.accompany(beside)
     trace = Trace()
     ids = speaker.encode(prompt)
     decoder = speaker.decoder(len(ids) + max_new_tokens, set_to(speaker, wishes), trace, cache=cache)

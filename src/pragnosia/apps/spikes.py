@@ -18,6 +18,7 @@ from pragnosia.units import KIB, format_bytes, format_count, format_duration, fo
 
 if TYPE_CHECKING:
     from pragnosia.data import Joined
+    from pragnosia.inference.companion import Companion
     from pragnosia.inference.sampling import Sampling
     from pragnosia.inference.spikes import SpikingSpeaker
     from pragnosia.measure.neurogen import TokenCost
@@ -45,9 +46,12 @@ def refuse(**options: object) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} means nothing to a spiking model; leave it out")
 
 
-def generate(model: Path, prompt: str, max_new_tokens: int, sampling: Sampling, *, quiet: bool) -> Answer:
+def generate(
+    model: Path, prompt: str, max_new_tokens: int, sampling: Sampling, beside: Path | None, *, quiet: bool
+) -> Answer:
     """Continue a text."""
     speaker = _speaker(model)
+    speaker.companion = _companion(speaker, beside, learn=False)
     began = time.perf_counter()
     text = "".join(_shown(piece, quiet) for piece in speaker.speak(prompt, sampling, max_new_tokens))
     seconds = time.perf_counter() - began
@@ -82,14 +86,18 @@ def chat(model: Path, max_new_tokens: int, sampling: Sampling, system: str | Non
     return Answer(values, aside=f"[{speaker.tokens} tokens, {_told(_cost(speaker))}]" if speaker.tokens else "")
 
 
-def evaluate(model: Path, data: list[str], max_bytes: int | None) -> Answer:
-    """Bits per byte of a text, read in parts side by side; each but the first hears 256 tokens before it is scored."""
+def evaluate(model: Path, data: list[str], max_bytes: int | None, beside: Path | None, *, learn: bool) -> Answer:
+    """Bits per byte of a text, read in parts side by side; each but the first hears 256 tokens before it is scored.
+
+    With a one-pass learner beside it a text is read from end to end.
+    """
     from pragnosia.data import Joined, resolve
     from pragnosia.measure.neurogen import predict, token_cost
 
     sources = Joined(tuple(resolve(source) for source in data))
     speaker = _speaker(model)
-    found = predict(speaker.model, _documents(speaker, sources, max_bytes))
+    companion = _companion(speaker, beside, learn=learn)
+    found = predict(speaker.model, _documents(speaker, sources, max_bytes), companion=companion)
     cost = token_cost(speaker.model, found.fired, found.read)
     values = {
         "model": str(model),
@@ -105,7 +113,10 @@ def evaluate(model: Path, data: list[str], max_bytes: int | None) -> Answer:
     }
     rows = [
         ("bits per byte", f"{found.bits_per_byte:.4f}"),
-        ("next token", f"{values['next_token_accuracy']:.1%} were held likeliest"),
+        (
+            "next token",
+            f"{values['next_token_accuracy']:.1%} were held likeliest{' by the model alone' * bool(beside)}",
+        ),
         ("text", f"{format_bytes(found.bytes)}, {format_count(found.tokens)} tokens"),
         ("speed", f"{values['tokens_per_second']:.0f} tokens/s, {format_duration(found.seconds)}"),
         ("cost per token", _told(cost)),
@@ -276,6 +287,12 @@ def _speaker(model: Path) -> SpikingSpeaker:
     from pragnosia.inference.spikes import SpikingSpeaker
 
     return SpikingSpeaker.from_pretrained(model)
+
+
+def _companion(speaker: SpikingSpeaker, folder: Path | None, *, learn: bool) -> Companion | None:
+    from pragnosia.inference.companion import Companion
+
+    return None if folder is None else Companion.open(folder, speaker.tokenizer, learn=learn)
 
 
 def _cost(speaker: SpikingSpeaker) -> TokenCost:

@@ -17,7 +17,7 @@ from pragnosia.inference.early import EarlyProgram, Tally, early_program
 from pragnosia.inference.effort import Effort
 from pragnosia.inference.exits import Draft, check_layers
 from pragnosia.inference.ladder import Climb, climbable
-from pragnosia.inference.mixing import Mixing
+from pragnosia.inference.mixing import Mixes
 from pragnosia.inference.program import Program, writable
 from pragnosia.inference.prompt import read_by_layers
 from pragnosia.inference.sampler import Sampler, Sampling
@@ -65,7 +65,7 @@ class Decoder:
     """The exit that drafts, where a program can be written and no token may leave early; the words are the same."""
     planned: int | None = None
     """Tokens that a plan has room for; more would take more memory than it says."""
-    mixing: Mixing | None = None
+    mixing: Mixes | None = None
     """What a store, or the text so far, brings to mind of each next token; all layers then read every token."""
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -33,6 +33,32 @@ _LESSON = 256  # states of a piece of a prompt that neighbours are judged by
 _FLOOR = 1e-30
 _TRUSTED = 4.0
 """C"""
+
+
+class Mixes(Protocol):
+    """What a decoder and a scorer of text ask of who shares in the next token. `ids` are a text's tokens so far."""
+
+    asked: bool
+
+    def heard(self, ids: Sequence[int], states: Float[Tensor, "N D"], start: int, head: Head) -> None:
+        """Given text, whose states are those of ids[start : start + N]."""
+
+    def mix(self, ids: Sequence[int], state: Float[Tensor, " D"], logits: Float[Tensor, "1 V"]) -> Float[Tensor, "1 V"]:
+        """Log-probabilities of the token behind `ids`."""
+
+    def follows(self, state: Float[Tensor, " D"], token: int) -> None:
+        """The model's own word."""
+
+    def score(
+        self, ids: Sequence[int], states: Float[Tensor, "N D"], logits: Float[Tensor, "N V"]
+    ) -> NDArray[np.float64]:
+        """ln p of the last N of `ids`."""
+
+    def cut(self, length: int) -> None:
+        """The text goes on differently from there."""
+
+    def effort(self) -> Effort:
+        """Since this was last asked."""
 
 
 @dataclass(eq=False)

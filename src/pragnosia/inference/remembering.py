@@ -16,9 +16,10 @@ import torch
 from pragnosia.checkpoints.gguf_header import gguf_in
 from pragnosia.data import vocabulary_digest
 from pragnosia.errors import ConfigError, StoreError
+from pragnosia.inference.companion import Companion
 from pragnosia.inference.dial import model_print
 from pragnosia.inference.lessons import FEATURES, HELD
-from pragnosia.inference.mixing import Memories, Mixing
+from pragnosia.inference.mixing import Memories, Mixes, Mixing
 from pragnosia.inference.recollection import weighed
 from pragnosia.inference.teaching import Piece, Teacher
 from pragnosia.model.cortex import Cortex
@@ -78,6 +79,8 @@ class Remembering:
     tokenizer: Any
     folder: Path | None
     header: Header | None = None
+    companion: Companion | None = None
+    """A one-pass learner in the place of memory."""
     _memories: Memories | None = field(default=None, init=False)
     _directory: Path | None = field(default=None, init=False)
     _exact: bool = field(default=False, init=False)
@@ -118,8 +121,10 @@ class Remembering:
             self._memories = Memories(store, self.tokenizer, self.header.width)
         return self._memories
 
-    def mixing(self, *, cache: bool = False, leaving: bool = False) -> Mixing | None:
+    def mixing(self, *, cache: bool = False, leaving: bool = False) -> Mixes | None:
         """For a new text; None where nothing was taught. Raises ConfigError for tokens that are to leave early."""
+        if self.companion is not None:
+            return self._accompanied(cache=cache, leaving=leaving)
         if cache and self._exact:
             raise ConfigError("exact mode gives another library's logits bit for bit: leave the cache out, or exact")
         there = self.folder is not None and holds_store(self.folder)
@@ -133,6 +138,29 @@ class Remembering:
                 "(--no-memory, store=False)"
             )
         return mixing
+
+    def accompany(self, learner: str | Path, *, learn: bool = False) -> None:
+        """From now on a one-pass learner shares in the next token. Raises ConfigError, CheckpointError."""
+        if self._exact:
+            raise ConfigError("exact mode gives another library's logits bit for bit: leave the learner out, or exact")
+        if self.tokenizer is None:
+            raise ConfigError("a one-pass learner reads text, and this model came without a tokenizer")
+        self.companion = Companion.open(learner, self.tokenizer, learn=learn)
+
+    def _accompanied(self, *, cache: bool, leaving: bool) -> Companion:
+        if cache or (self.folder is not None and holds_store(self.folder)):
+            raise ConfigError(
+                "a learner beside the model and its memory exclude each other: leave the cache out, and "
+                "the store (--no-memory, store=False)"
+            )
+        if leaving:
+            raise ConfigError(
+                "a token that leaves early is nobody's to share; leave the exit confidence out, or the "
+                "learner beside the model"
+            )
+        assert self.companion is not None
+        self.companion.cut(0)
+        return self.companion
 
     def teach(
         self, texts: Iterable[str], source: str = "", *, limit: int | None = None, told: Tell | None = None

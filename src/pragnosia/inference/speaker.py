@@ -280,6 +280,10 @@ class Pragnosia:
         mixing = self.remembering.mixing(cache=cache, leaving=bool(at.leave))
         return Decoder(self.model, room, at, trace, draft=self.draft, planned=planned, mixing=mixing)
 
+    def accompany(self, learner: str | Path, *, learn: bool = False) -> None:
+        """A one-pass learner shares in every next token from now on (companion.py). Raises ConfigError."""
+        self.remembering.accompany(learner, learn=learn)
+
     def teach(self, text: str, source: str = "") -> Taught:
         """Keep what a text says, in one shot: the model reads it once, nothing in it changes. Raises StoreError."""
         return self.remembering.teach([text], source)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pragnosia.data import load_tokenizer
 from pragnosia.errors import CheckpointError, PromptError
+from pragnosia.inference.companion import Companion
 from pragnosia.inference.directory import check_vocabulary, check_weights, first_line, require_tokenizer
 from pragnosia.inference.sampler import Sampler
 from pragnosia.inference.sampling import Sampling
@@ -42,6 +43,8 @@ class SpikingSpeaker:
         self.tokens = 0
         """That passed, read or said."""
         self.ids: list[int] = []
+        self.companion: Companion | None = None
+        """A one-pass learner that shares in what is said."""
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> SpikingSpeaker:
@@ -86,7 +89,7 @@ class SpikingSpeaker:
         self.ids += ids
         self.tokens += len(ids)
         last: Tensor = said[-1]
-        return last
+        return last if self.companion is None else self.companion.mix(self.ids, last[0], last)
 
     def forget(self) -> None:
         """Begin anew; what was counted stays."""

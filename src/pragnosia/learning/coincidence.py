@@ -35,7 +35,7 @@ class Bytes:
         vocabulary = tokenizer.get_vocab()
         self.num_tokens = max(vocabulary.values()) + 1
         self.ids = np.full(256, -1, np.int64)
-        for value, piece in enumerate(_pieces()):
+        for value, piece in enumerate(byte_pieces()):
             self.ids[value] = vocabulary.get(piece, -1)
         special = set(tokenizer.all_special_ids)
         if (self.ids < 0).any() or set(vocabulary.values()) - set(self.ids.tolist()) - special:
@@ -103,7 +103,7 @@ def score_text(model: CoincidenceForCausalLM, ids: Int[Tensor, " T"]) -> Float[T
     return model.read(ids, model.opening())[0]
 
 
-def _pieces() -> list[str]:
+def byte_pieces() -> list[str]:
     """The character by which a byte-level vocabulary writes each byte."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     odd = [value for value in range(256) if value not in plain]

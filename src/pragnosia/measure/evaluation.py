@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from pragnosia.data.sources import Source
 from pragnosia.errors import CheckpointError, ConfigError, DataError
 from pragnosia.inference.exits import check_layers
-from pragnosia.inference.mixing import Mixing
+from pragnosia.inference.mixing import Mixes
 from pragnosia.measure.accounting import DEFAULT_CONTEXT, account, stored
 from pragnosia.measure.activity import ActivityMeter
 from pragnosia.measure.energy import EnergyModel, energy_model
@@ -60,8 +60,8 @@ class EvaluationOptions:
     """How much wakes, and where tokens leave: each as if it had been spoken."""
     max_bytes: int | None = None
     """Of text; None: all there is."""
-    mixing: Mixing | None = None
-    """What memory brings to mind; windows are then read one by one, in order."""
+    mixing: Mixes | None = None
+    """Memory, or a learner beside the model (companion.py); windows are then read one by one, in order."""
 
     def __post_init__(self) -> None:
         for name in ("context", "stride", "batch_size", "max_bytes"):
@@ -259,7 +259,7 @@ class _Reader:
             return scores
         return replace(scores, log_probabilities=self._recalled(self.mixing, rows[0].tolist(), hidden))
 
-    def _recalled(self, mixing: Mixing, ids: list[int], hidden: Tensor) -> Float[Tensor, " N"]:
+    def _recalled(self, mixing: Mixes, ids: list[int], hidden: Tensor) -> Float[Tensor, " N"]:
         """Log-probabilities of the last of `ids`, one for each state (N, D), with what memory says of each."""
         first = len(ids) - len(hidden)
         if first == 1:  # a document begins

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pragnosia.errors import DataError
+from pragnosia.inference.companion import Companion
 from pragnosia.measure.energy import EnergyModel, energy_model
 from pragnosia.measure.spiking import PRECISION, spiking_cost
 from pragnosia.spiking.int8 import weights_of
@@ -106,12 +107,21 @@ class Prediction:
 
 
 def predict(
-    mind: NeuroGenForCausalLM, documents: Iterable[tuple[Int[Tensor, " T"], int]], rows: int = ROWS
+    mind: NeuroGenForCausalLM,
+    documents: Iterable[tuple[Int[Tensor, " T"], int]],
+    rows: int = ROWS,
+    companion: Companion | None = None,
 ) -> Prediction:
-    """Score (ids, bytes of the text) of documents, each in parts side by side. Raises DataError where there is none."""
-    tally, num_bytes = _Tally(mind), 0
+    """Score (ids, bytes of the text) of documents, each in parts side by side; with a companion from end to end.
+
+    Raises DataError where there is none.
+    """
+    tally, num_bytes = _Tally(mind, companion), 0
+    rows = rows if companion is None else 1
     began = time.perf_counter()
     for ids, size in documents:
+        if companion is not None:
+            companion.cut(0)
         scored = len(ids) - 1
         for group in _groups(scored, max(BEFORE, -(-scored // rows))) if scored > 0 else ():
             tally.score(ids, group)
@@ -132,7 +142,8 @@ def predict(
 class _Tally:
     """What has been scored so far."""
 
-    def __init__(self, mind: NeuroGenForCausalLM) -> None:
+    def __init__(self, mind: NeuroGenForCausalLM, companion: Companion | None = None) -> None:
+        self.companion = companion
         self.mind, self.nats, self.tokens, self.hits, self.read = mind, 0.0, 0, 0, 0
         self.fired = torch.zeros(mind.brain.num_neurons, dtype=torch.float64)
 
@@ -152,11 +163,14 @@ class _Tally:
             for row, (start, (begin, end)) in enumerate(zip(starts, group, strict=True)):
                 low, high = max(at, begin - start), min(at + len(chances), end - start)
                 if low < high:
-                    self._add(chances[low - at : high - at, row], ids[start + low + 1 : start + high + 1])
+                    self._add(chances[low - at : high - at, row], ids[start + low : start + high + 1])
 
-    def _add(self, chances: Float[Tensor, "t V"], after: Int[Tensor, " t"]) -> None:
-        after = after.to(chances.device)
-        self.nats -= float(chances.gather(-1, after[:, None]).double().sum())
+    def _add(self, chances: Float[Tensor, "t V"], ids: Int[Tensor, " t+1"]) -> None:
+        after = ids[1:].to(chances.device)
+        if self.companion is not None:
+            self.nats -= float(self.companion.score(ids.tolist(), chances, chances).sum())
+        else:
+            self.nats -= float(chances.gather(-1, after[:, None]).double().sum())
         self.hits += int((chances.argmax(-1) == after).sum())
         self.tokens += len(after)
 

@@ -1,0 +1,204 @@
+"""A one-pass learner beside a model, as a fast hippocampus: what both say of the next token, as one distribution.
+
+    log p(t) = w_1 log p_1(t) + w_2 log p_2(t) - log Z            p_1 the model's, p_2 the learner's
+    dw_i     = rate (log p_i(token) - E_p[log p_i]) / sqrt(n)     while given text is heard, n tokens at a time
+
+The learner (model/coincidence.py) reads bytes, the model tokens of any tokenizer: p_2 of a token is that of its bytes.
+Only the model's 64 likeliest tokens are weighed, all where a token is a byte; they share what the model gave them
+together, and the rest keeps what it has. There is a pair of weights for each of eight degrees of how sure the learner
+is of its likeliest token, as it is to be believed where it has seen a text before. Mixing in logarithms with weights
+that learn online: Mattern 2012, arXiv 1203.4853.
+
+N tokens, V vocabulary, K candidates.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pragnosia.errors import ConfigError
+from pragnosia.inference.effort import Effort
+from pragnosia.inference.one_pass import check_learner, load
+from pragnosia.learning.coincidence import Bytes, byte_pieces
+from pragnosia.model.coincidence import CoincidenceForCausalLM
+
+DEGREES, CANDIDATES = 8, 64
+TOGETHER = 32
+"""Tokens by whose slopes weights move at once."""
+RATE = 0.2
+FLOOR = -12.0
+"""Of log p: beyond it a token that came after all would throw the weights about."""
+BOUNDS = 0.0, 2.0
+"""Of weights."""
+
+
+@dataclass(eq=False)
+class Companion:
+    """Of one text at a time; mixes as inference/mixing.py does, in its place.
+
+    The weights and, with `learn`, what the learner took in stay from text to text, in memory only. What a model itself
+    says teaches nobody.
+    """
+
+    learner: CoincidenceForCausalLM
+    alphabet: Bytes
+    """The learner's ids of bytes."""
+    tokenizer: Any
+    """The model's."""
+    learn: bool = False
+    rate: float = RATE
+    asked: bool = field(default=False, init=False)
+
+    @classmethod
+    def open(cls, folder: str | Path, tokenizer: Any, *, learn: bool = False) -> Companion:
+        """The learner that lies in a folder. Raises ConfigError, CheckpointError."""
+        check_learner(folder)
+        learner, own = load(Path(folder))
+        return cls(learner, Bytes(own), tokenizer, learn)
+
+    def __post_init__(self) -> None:
+        self.weights = torch.full((DEGREES, 2), 0.5)
+        """Of the model and of the learner."""
+        self._spelled = [None if one is None else self._ids(one) for one in token_bytes(self.tokenizer)]
+        self._first = torch.tensor([-1 if one is None or not len(one) else int(one[0]) for one in self._spelled])
+        self._single = torch.tensor([one is not None and len(one) == 1 for one in self._spelled])
+        self._known = self._first >= 0
+        if not self._known.any():
+            raise ConfigError("no token of the model stands for bytes: a one-pass learner cannot be beside it")
+        self.cut(0)
+
+    def _ids(self, spelled: bytes) -> Tensor:
+        return torch.from_numpy(self.alphabet.ids[np.frombuffer(spelled, np.uint8)])
+
+    def cut(self, length: int) -> None:
+        """The text goes on differently from there: it is heard again."""
+        del length
+        self._seen: list[int] = []
+        self._state = self.learner.opening()
+        _, self._behind, _ = self.learner.read(torch.zeros(0, dtype=torch.int64), self._state, rows=1)
+
+    def heard(
+        self, ids: Sequence[int], states: Float[Tensor, "N D"], start: int, head: Callable[[Tensor], Tensor]
+    ) -> None:
+        """A given text's states, those of ids[start : start + N]: weights move by what followed."""
+        after = list(ids[start + 1 : start + 1 + len(states)])
+        self._catch_up(ids[: start + 1])
+        if after:
+            self._judged(after, head(states[: len(after)]))
+
+    def mix(self, ids: Sequence[int], state: Float[Tensor, " D"], logits: Float[Tensor, "1 V"]) -> Float[Tensor, "1 V"]:
+        """Log-probabilities of the token behind `ids`."""
+        del state
+        self._catch_up(ids)
+        ours = logits[0].float().log_softmax(-1).cpu()
+        candidates = self._candidates(ours)
+        mixed, _ = self._mixed(self._both(ours, candidates))
+        ours[candidates] = mixed + ours[candidates].logsumexp(0)
+        return ours[None].to(logits.device)
+
+    def follows(self, state: Float[Tensor, " D"], token: int) -> None:
+        """The model's own word: nothing is learned of it."""
+
+    def score(
+        self, ids: Sequence[int], states: Float[Tensor, "N D"], logits: Float[Tensor, "N V"]
+    ) -> NDArray[np.float64]:
+        """ln p of the last N of `ids`, each by what was before it; those before them were heard."""
+        first = len(ids) - len(states)
+        if not self._seen:
+            self._catch_up(ids[:first])
+        return self._judged(list(ids[first:]), logits)
+
+    def effort(self) -> Effort:
+        """Not counted: the learner multiplies no matrices."""
+        return Effort()
+
+    def _catch_up(self, ids: Sequence[int]) -> None:
+        """Hear what is new of a text, from its beginning where it is another."""
+        known = len(self._seen)
+        if known > len(ids) or list(ids[:known]) != self._seen:
+            self.cut(0)
+        self._listen(ids[len(self._seen) :], learn=False)
+
+    def _listen(self, tokens: Sequence[int], *, learn: bool) -> None:
+        spelled = [one for token in tokens if (one := self._spelled[token]) is not None]
+        self._seen += tokens
+        if spelled and len(read := torch.cat(spelled)):
+            _, self._behind, self._state = self.learner.read(read, self._state, learn=learn, rows=1)
+
+    def _candidates(self, ours: Float[Tensor, " V"]) -> Tensor:
+        if bool(self._single[self._known].all()):
+            return self._known.nonzero()[:, 0]
+        # an output may have rows for which there is no token
+        there = ours[: len(self._known)].masked_fill(~self._known[: len(ours)], -torch.inf)
+        return there.topk(min(CANDIDATES, int(self._known.sum()))).indices
+
+    def _theirs(self, candidates: Tensor) -> Float[Tensor, " K"]:
+        """Log p of each by the learner: of all its bytes."""
+        said = self._behind[0, self._first[candidates]].float()
+        for at in (~self._single[candidates]).nonzero()[:, 0].tolist():
+            if (spelled := self._spelled[int(candidates[at])]) is not None:
+                said[at] = float(self.learner.read(spelled, self._state)[0].sum())
+        return said
+
+    def _both(self, ours: Float[Tensor, " V"], candidates: Tensor) -> Float[Tensor, "K 2"]:
+        """Log p of the model's and the learner's, among candidates."""
+        return torch.stack([ours[candidates], self._theirs(candidates)], 1).log_softmax(0).clamp(min=FLOOR)
+
+    def _mixed(self, both: Float[Tensor, "K 2"]) -> tuple[Float[Tensor, " K"], int]:
+        """Log p among candidates, and the degree."""
+        degree = min(int(both[:, 1].max().exp() * DEGREES), DEGREES - 1)
+        return (both @ self.weights[degree]).log_softmax(0), degree
+
+    @torch.inference_mode()
+    def _judged(self, tokens: Sequence[int], logits: Float[Tensor, "N V"]) -> NDArray[np.float64]:
+        """ln p of each token, which is then heard; weights move after every few."""
+        chances = logits.float().log_softmax(-1).cpu()
+        scores = np.zeros(len(tokens))
+        for begin in range(0, len(tokens), TOGETHER):
+            slope, count = torch.zeros(DEGREES, 2), torch.zeros(DEGREES)
+            for at in range(begin, min(begin + TOGETHER, len(tokens))):
+                token, ours = tokens[at], chances[at]
+                candidates = self._candidates(ours)
+                both = self._both(ours, candidates)
+                mixed, degree = self._mixed(both)
+                there = (candidates == token).nonzero()
+                if len(there):
+                    place = int(there[0, 0])
+                    scores[at] = float(mixed[place] + ours[candidates].logsumexp(0))
+                    slope[degree] += both[place] - mixed.exp() @ both
+                    count[degree] += 1
+                else:
+                    scores[at] = float(ours[token])
+                self._listen([token], learn=self.learn)
+            self.weights += self.rate * slope / (TOGETHER * count.clamp(min=1).sqrt()[:, None])
+            self.weights.clamp_(*BOUNDS)
+        return scores
+
+
+def token_bytes(tokenizer: Any) -> list[bytes | None]:
+    """What each token stands for; None for special ones. Of byte-level and of SentencePiece-like vocabularies."""
+    decoder = json.dumps(json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder"))
+    table = {piece: value for value, piece in enumerate(byte_pieces())} if "ByteLevel" in decoder else None
+    special = set(tokenizer.all_special_ids)
+    return [
+        None if number in special or piece is None else _spelled(piece, table)
+        for number, piece in enumerate(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
+    ]
+
+
+def _spelled(piece: str, table: dict[str, int] | None) -> bytes:
+    if table is not None:  # an added token is written as it is
+        return bytes(table[letter] for letter in piece) if all(map(table.__contains__, piece)) else piece.encode()
+    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+        return bytes([int(piece[3:5], 16)])
+    return piece.replace("▁", " ").encode()
