@@ -1,4 +1,7 @@
-"""Sampling: from logits to the next token. The warpers are transformers' own, in transformers' order."""
+"""Sampling: from logits to the next token. The warpers are transformers' own, in transformers' order.
+
+On a GPU all but the repetition penalty, the draw included, is one program (kernels/triton_sampling.py).
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from transformers import (
 )
 
 from pragnosia.inference.sampling import Sampling
+from pragnosia.kernels import triton_sampling
 
 __all__ = ["Sampler", "Sampling"]
 
@@ -24,6 +28,12 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, device: torch.device) -> None:
         self.greedy = sampling.temperature == 0
+        self.options = {
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            "min_p": sampling.min_p,
+        }
         self.generator = torch.Generator(device)
         if sampling.seed is None:
             self.generator.seed()
@@ -55,6 +65,10 @@ class Sampler:
 
     def __call__(self, seen: Int[Tensor, "1 S"], logits: Float[Tensor, "1 V"]) -> Int[Tensor, "1 1"]:
         """The next token, after the tokens seen so far."""
+        if not self.greedy and triton_sampling.takes(logits):
+            if self.reads_text:
+                logits = self.warpers[0](seen, logits.float())
+            return triton_sampling.draw(logits, self.generator, **self.options)  # type: ignore[arg-type]
         if self.warpers:
             logits = self.warpers(seen, logits.float())  # type: ignore[arg-type]
         if self.greedy:
