@@ -31,7 +31,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "neurogen-lines.yaml"
 RULES = {
     "surrogate": ["steps=9800"],
     "eprop": ["steps=3920", "model.dropout=0.1"],
-    "delta": ["steps=1960", "model.dropout=0"],
+    "delta": ["steps=1960", "model.dropout=0", "model.line_fading=0.5"],
 }
 """What is set beside the file: 1,960 steps of 512 bytes are a pass."""
 

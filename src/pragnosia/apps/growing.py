@@ -162,4 +162,6 @@ def _amount(option: str, text: str, example: str) -> tuple[float | None, int | N
         return None, int(text)
     if re.fullmatch(r"\d+(\.\d+)?x", text) and float(text[:-1]) > 1:
         return float(text[:-1]), None
-    raise ConfigError(f"{option} is {text!r}; expected {example}")
+    raise ConfigError(
+        f"{option} is {text!r}; expected {example}: a model only grows here (pragnosia prune takes units away)"
+    )

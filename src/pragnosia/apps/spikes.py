@@ -14,7 +14,7 @@ import typer
 
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
 from pragnosia.errors import ConfigError
-from pragnosia.units import KIB, format_bytes, format_count, format_duration, format_joules
+from pragnosia.units import KIB, format_bytes, format_count, format_duration, format_joules, plural
 
 if TYPE_CHECKING:
     from pragnosia.data import Joined
@@ -264,6 +264,7 @@ def _described(name: str, mind: NeuroGenForCausalLM) -> Answer:
         "vocabulary": config.vocab_size,
         "state_bytes": state,
     }
+    held = plural(int(config.steps_per_token), "step")
     rows = [
         ("model", name),
         ("kind", "spiking language model"),
@@ -274,10 +275,7 @@ def _described(name: str, mind: NeuroGenForCausalLM) -> Answer:
         ("", ", ".join(f"{format_count(count)} {what}" for what, count in parts.items()) + f", as {config.weights}"),
         ("neurons", f"{brain.num_neurons:,}, {brain.num_synapses:,} synapses"),
         ("regions", ", ".join(f"{region} {size:,}" for region, size in regions.items())),
-        (
-            "a token",
-            f"{config.steps_per_token} steps of {brain.config.dt_ms:g} ms, into {', '.join(config.into or ())}",
-        ),
+        ("a token", f"{held} of {brain.config.dt_ms:g} ms, into {', '.join(config.into or ())}"),
         ("state", f"{format_bytes(state)}, however long the text"),
     ]
     return Answer(values, aligned(rows))

@@ -9,7 +9,7 @@ together, and the rest keeps what it has. There is a pair of weights for each of
 is of its likeliest token, as it is to be believed where it has seen a text before. Mixing in logarithms with weights
 that learn online: Mattern 2012, arXiv 1203.4853.
 
-N tokens, V vocabulary, K candidates.
+N or T tokens, V vocabulary, K candidates.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -73,6 +73,7 @@ class Companion:
         self._first = torch.tensor([-1 if one is None or not len(one) else int(one[0]) for one in self._spelled])
         self._single = torch.tensor([one is not None and len(one) == 1 for one in self._spelled])
         self._known = self._first >= 0
+        self._bytewise = bool(self._single[self._known].all())
         if not self._known.any():
             raise ConfigError("no token of the model stands for bytes: a one-pass learner cannot be beside it")
         self.cut(0)
@@ -100,11 +101,12 @@ class Companion:
         """Log-probabilities of the token behind `ids`."""
         del state
         self._catch_up(ids)
-        ours = logits[0].float().log_softmax(-1).cpu()
-        candidates = self._candidates(ours)
-        mixed, _ = self._mixed(self._both(ours, candidates))
-        ours[candidates] = mixed + ours[candidates].logsumexp(0)
-        return ours[None].to(logits.device)
+        ours = logits.float().log_softmax(-1).cpu()
+        candidates = self._candidates(ours[0])
+        mass = ours[:, candidates].logsumexp(-1)
+        mixed, _ = self._mixed(_likened(ours[:, candidates], self._theirs(candidates)[None]))
+        ours[:, candidates] = mixed + mass
+        return ours.to(logits.device)
 
     def follows(self, state: Float[Tensor, " D"], token: int) -> None:
         """The model's own word: nothing is learned of it."""
@@ -135,14 +137,14 @@ class Companion:
         if spelled and len(read := torch.cat(spelled)):
             _, self._behind, self._state = self.learner.read(read, self._state, learn=learn, rows=1)
 
-    def _candidates(self, ours: Float[Tensor, " V"]) -> Tensor:
-        if bool(self._single[self._known].all()):
+    def _candidates(self, ours: Float[Tensor, " V"]) -> Int[Tensor, " K"]:
+        if self._bytewise:
             return self._known.nonzero()[:, 0]
         # an output may have rows for which there is no token
         there = ours[: len(self._known)].masked_fill(~self._known[: len(ours)], -torch.inf)
         return there.topk(min(CANDIDATES, int(self._known.sum()))).indices
 
-    def _theirs(self, candidates: Tensor) -> Float[Tensor, " K"]:
+    def _theirs(self, candidates: Int[Tensor, " K"]) -> Float[Tensor, " K"]:
         """Log p of each by the learner: of all its bytes."""
         said = self._behind[0, self._first[candidates]].float()
         for at in (~self._single[candidates]).nonzero()[:, 0].tolist():
@@ -150,39 +152,55 @@ class Companion:
                 said[at] = float(self.learner.read(spelled, self._state)[0].sum())
         return said
 
-    def _both(self, ours: Float[Tensor, " V"], candidates: Tensor) -> Float[Tensor, "K 2"]:
-        """Log p of the model's and the learner's, among candidates."""
-        return torch.stack([ours[candidates], self._theirs(candidates)], 1).log_softmax(0).clamp(min=FLOOR)
+    def _hear(
+        self, tokens: Sequence[int], chances: Float[Tensor, "T V"]
+    ) -> tuple[Int[Tensor, "T K"], Float[Tensor, "T K"]]:
+        """Candidates for each of some tokens that follow, the learner's log p of each; then the tokens are heard."""
+        if self._bytewise and bool(self._known[list(tokens)].all()):  # all at once
+            read = self._first[list(tokens)]
+            _, behind, self._state = self.learner.read(read, self._state, learn=self.learn, rows=len(read))
+            before, self._behind = torch.cat([self._behind, behind[:-1]]), behind[-1:]
+            self._seen += tokens
+            candidates = self._candidates(chances[0])
+            return candidates.expand(len(tokens), -1), before[:, self._first[candidates]].float()
+        among, said = [], []
+        for token, ours in zip(tokens, chances, strict=True):
+            among.append(self._candidates(ours))
+            said.append(self._theirs(among[-1]))
+            self._listen([token], learn=self.learn)
+        return torch.stack(among), torch.stack(said)
 
-    def _mixed(self, both: Float[Tensor, "K 2"]) -> tuple[Float[Tensor, " K"], int]:
-        """Log p among candidates, and the degree."""
-        degree = min(int(both[:, 1].max().exp() * DEGREES), DEGREES - 1)
-        return (both @ self.weights[degree]).log_softmax(0), degree
+    def _mixed(self, both: Float[Tensor, "T K 2"]) -> tuple[Float[Tensor, "T K"], Int[Tensor, " T"]]:
+        """Log p among candidates, and degrees."""
+        degrees = (both[..., 1].amax(-1).exp() * DEGREES).long().clamp(max=DEGREES - 1)
+        return (both * self.weights[degrees][:, None]).sum(-1).log_softmax(-1), degrees
 
     @torch.inference_mode()
     def _judged(self, tokens: Sequence[int], logits: Float[Tensor, "N V"]) -> NDArray[np.float64]:
         """ln p of each token, which is then heard; weights move after every few."""
-        chances = logits.float().log_softmax(-1).cpu()
-        scores = np.zeros(len(tokens))
+        scores = []
         for begin in range(0, len(tokens), TOGETHER):
-            slope, count = torch.zeros(DEGREES, 2), torch.zeros(DEGREES)
-            for at in range(begin, min(begin + TOGETHER, len(tokens))):
-                token, ours = tokens[at], chances[at]
-                candidates = self._candidates(ours)
-                both = self._both(ours, candidates)
-                mixed, degree = self._mixed(both)
-                there = (candidates == token).nonzero()
-                if len(there):
-                    place = int(there[0, 0])
-                    scores[at] = float(mixed[place] + ours[candidates].logsumexp(0))
-                    slope[degree] += both[place] - mixed.exp() @ both
-                    count[degree] += 1
-                else:
-                    scores[at] = float(ours[token])
-                self._listen([token], learn=self.learn)
-            self.weights += self.rate * slope / (TOGETHER * count.clamp(min=1).sqrt()[:, None])
-            self.weights.clamp_(*BOUNDS)
-        return scores
+            some = tokens[begin : begin + TOGETHER]
+            chances = logits[begin : begin + TOGETHER].float().log_softmax(-1).cpu()
+            came = torch.tensor(some)[:, None]
+            candidates, theirs = self._hear(some, chances)
+            ours = chances.gather(1, candidates)
+            both = _likened(ours, theirs)
+            mixed, degrees = self._mixed(both)
+            there = candidates == came
+            weighed, place = there.any(1), there.long().argmax(1, keepdim=True)
+            said = mixed.gather(1, place)[:, 0] + ours.logsumexp(1)
+            scores.append(torch.where(weighed, said, chances.gather(1, came)[:, 0]).double().numpy())
+            wish = both.gather(1, place[..., None].expand(-1, -1, 2))[:, 0] - (mixed.exp()[..., None] * both).sum(1)
+            slopes = torch.zeros(DEGREES, 2).index_add_(0, degrees[weighed], wish[weighed])
+            counts = torch.bincount(degrees[weighed], minlength=DEGREES).clamp(min=1)
+            self.weights = (self.weights + self.rate * slopes / (TOGETHER * counts.sqrt()[:, None])).clamp(*BOUNDS)
+        return np.concatenate(scores)
+
+
+def _likened(ours: Float[Tensor, "T K"], theirs: Float[Tensor, "T K"]) -> Float[Tensor, "T K 2"]:
+    """Log p of both among candidates, of which nothing is too unlikely."""
+    return torch.stack([ours, theirs], -1).log_softmax(1).clamp(min=FLOOR)
 
 
 def token_bytes(tokenizer: Any) -> list[bytes | None]:
