@@ -90,3 +90,18 @@ def test_damage_is_told(alphabet: Bytes) -> None:
         CoincidenceConfig(bucket_bits=40)
     with pytest.raises(ConfigError, match="reads bytes"):
         CoincidenceConfig(vocab_size=50257)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_pieces_are_weighed_as_if_they_were_read(
+    alphabet: Bytes, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = learned(alphabet, STORY * 3)
+    _, _, state = model.read(alphabet.encode("Once upon a "), model.opening())
+    before, pieces = state.clone(), [alphabet.encode(text) for text in ("time", "t", "small brain", "")]
+    if not native:
+        monkeypatch.setattr("pragnosia.kernels.coincidence.native_library", lambda: None)
+    wanted = torch.stack([model.read(piece, state)[0].sum() for piece in pieces])
+    torch.testing.assert_close(model.weigh(pieces, state), wanted)
+    assert torch.equal(state, before)
+    assert model.weigh([], state).tolist() == []

@@ -147,9 +147,9 @@ class Companion:
     def _theirs(self, candidates: Int[Tensor, " K"]) -> Float[Tensor, " K"]:
         """Log p of each by the learner: of all its bytes."""
         said = self._behind[0, self._first[candidates]].float()
-        for at in (~self._single[candidates]).nonzero()[:, 0].tolist():
-            if (spelled := self._spelled[int(candidates[at])]) is not None:
-                said[at] = float(self.learner.read(spelled, self._state)[0].sum())
+        longer = (~self._single[candidates]).nonzero()[:, 0]
+        pieces = [one for token in candidates[longer].tolist() if (one := self._spelled[token]) is not None]
+        said[longer] = self.learner.weigh(pieces, self._state)
         return said
 
     def _hear(

@@ -14,6 +14,7 @@ V tokens, N = V - 1 decisions, T tokens read.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -138,26 +139,65 @@ def read(
     counts as in a word. Raises ValueError for a token that is none.
     """
     num_tokens = len(tree.start) - 1
-    if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < num_tokens:
-        raise ValueError(f"tokens reach {tokens.min()} to {tokens.max()}, expected 0 to {num_tokens - 1}")
+    _check(tokens, num_tokens)
     if native_library() is None:
         from pragnosia.kernels.coincidence_reference import read_reference
 
         return read_reference(memory, tree, kinds, rates, tokens, state, learn=learn, rows=rows)
     said, all_said = torch.empty(len(tokens)), torch.empty(rows, num_tokens)
     tokens = tokens.to(torch.int64).contiguous()
+    call = _call(memory, tree, kinds, rates, state)
+    loaded_library().pragnosia_coincidence(
+        ctypes.byref(call), tokens.data_ptr(), len(tokens), learn, said.data_ptr(), all_said.data_ptr(), rows
+    )
+    return said, all_said
+
+
+def weigh(
+    memory: Memory,
+    tree: Tree,
+    kinds: tuple[Int[Tensor, " V"], Int[Tensor, " V"]],
+    rates: Rates,
+    pieces: Sequence[Int[Tensor, " t"]],
+    state: Int[Tensor, 64],
+) -> Float[Tensor, " P"]:
+    """Log-probability [nats] of each of some pieces of text, if it came next; nothing moves on."""
+    if not pieces:
+        return torch.zeros(0)
+    tokens = torch.cat(list(pieces)).to(torch.int64)
+    _check(tokens, len(tree.start) - 1)
+    if native_library() is None:
+        from pragnosia.kernels.coincidence_reference import read_reference
+
+        each = [read_reference(memory, tree, kinds, rates, piece, state.clone())[0].sum() for piece in pieces]
+        return torch.stack(each)
+    said, trial = torch.empty(len(tokens)), state.clone()
+    call, read_tokens = _call(memory, tree, kinds, rates, trial), loaded_library().pragnosia_coincidence
+    given, told, silent, fresh = tokens.data_ptr(), said.data_ptr(), trial.data_ptr(), state.data_ptr()
+    at = 0
+    for piece in pieces:
+        ctypes.memmove(silent, fresh, state.nbytes)
+        read_tokens(ctypes.byref(call), given + 8 * at, len(piece), 0, told + 4 * at, None, 0)
+        at += len(piece)
+    return torch.stack([part.sum() for part in said.split([len(piece) for piece in pieces])])
+
+
+def _check(tokens: Tensor, num_tokens: int) -> None:
+    if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < num_tokens:
+        raise ValueError(f"tokens reach {tokens.min()} to {tokens.max()}, expected 0 to {num_tokens - 1}")
+
+
+def _call(memory: Memory, tree: Tree, kinds: tuple[Tensor, Tensor], rates: Rates, state: Tensor) -> _Call:
+    """What it points to must outlive it."""
     tables = [getattr(memory, entry.name) for entry in fields(Memory)]
     assert all(table.is_contiguous() for table in (*tables, *kinds, state))
-    call = _Call(
+    num_tokens = len(tree.start) - 1
+    return _Call(
         *(num_tokens, num_tokens - 1, *(_bits(table) for table in (memory.slots, memory.found[0], memory.history))),
         _bits(memory.first_correction),
         *(table.data_ptr() for table in (tree.path, tree.start, tree.entries, *kinds, *tables, state)),
         *(rates.slowest, rates.fastest, rates.decay, rates.final, rates.correction, rates.map_limit, rates.slot_limit),
     )
-    loaded_library().pragnosia_coincidence(
-        ctypes.byref(call), tokens.data_ptr(), len(tokens), learn, said.data_ptr(), all_said.data_ptr(), rows
-    )
-    return said, all_said
 
 
 def _bits(table: Tensor) -> int:

@@ -9,6 +9,7 @@ only reads; what learns is learning/coincidence.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -150,14 +151,22 @@ class CoincidenceForCausalLM(PreTrainedModel, GenerationMixin):
 
         With `learn` the model's tables change; `forward` never asks for it.
         """
+        state = state.clone()
+        said, behind = kernel.read(*self._parts(), tokens, state, learn=learn, rows=rows)
+        return said, behind, state
+
+    def weigh(self, pieces: Sequence[Tensor], state: Tensor) -> Tensor:
+        """Log p [nats] of each of some pieces (t,) of text, if it came next: (P,)."""
+        return kernel.weigh(*self._parts(), pieces, state)
+
+    def _parts(self) -> tuple[Memory, Tree, tuple[Tensor, Tensor], Rates]:
+        """What the kernel takes."""
         own: Any = self
         if own.slots.device.type != "cpu":
             raise ConfigError(f"a coincidence learner runs on the CPU, this one lies on {own.slots.device}")
         memory = Memory(**{entry.name: getattr(self, entry.name).detach() for entry in fields(Memory)})
         config: Any = self.config
-        state, kinds = state.clone(), (own.kinds, own.folds)
-        said, behind = kernel.read(memory, self.tree, kinds, config.rates, tokens, state, learn=learn, rows=rows)
-        return said, behind, state
+        return memory, self.tree, (own.kinds, own.folds), config.rates
 
     @property
     def tree(self) -> Tree:
