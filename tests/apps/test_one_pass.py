@@ -79,6 +79,7 @@ def test_it_sits_beside_another_model(run: Run, once: Path, story: Path, model: 
     assert {path: path.read_bytes() for path in once.rglob("*") if path.is_file()} == before
     run("generate", model, "Once", "--beside", model).refused("no one-pass learner", "coincidence.yaml")
     run("eval", model, "--data", story, "--beside", tmp_path / "nowhere").refused("no one-pass learner")
+    run("eval", model, "--data", story, "--beside", once, "--energy", "1,0.5").refused("--beside", "one --energy")
     run("generate", once, "Once", "--beside", once).refused("--beside")
     run("eval", once, "--data", story, "--beside", once).refused("--beside")
     run("generate", model, "Once", "--beside", once, "--cache").refused("exclude each other")

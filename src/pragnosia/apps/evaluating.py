@@ -112,6 +112,8 @@ def evaluate(
         spikes.refuse(context=context, stride=stride, awake=awake, plot=plot, memory=memory, adapter=adapter)
         return spikes.evaluate(model, data, _limit(max_bytes), beside, learn=learn)
     energies = [as_wish(part) for part in energy.split(",")]
+    if beside is not None and len(energies) > 1:
+        raise ConfigError("--beside learns how far to be believed while it reads: give one --energy at a time")
     _check_input(model, data, max_bytes)
     check_memory(memory)
     if plot is not None:
