@@ -12,7 +12,7 @@ import typer
 from pragnosia.apps import spikes
 from pragnosia.apps.answer import Answer, AsJson, Debug, aligned, answering
 from pragnosia.errors import ConfigError
-from pragnosia.units import format_bytes, format_count, format_joules
+from pragnosia.units import format_bytes, format_count, format_joules, plural
 
 if TYPE_CHECKING:
     from pragnosia.measure.spiking import SpikingCost
@@ -170,7 +170,9 @@ def raster(
         "mean_rate_hz": dict(zip(recording.regions.tolist(), rates.tolist(), strict=True)),
     }
     written = [("picture", str(out)), *([] if arrays is None else [("arrays", str(arrays))])]
-    return Answer(values, aligned([*written, ("spikes", f"{format_count(values['spikes'])} in {steps} steps")]))
+    return Answer(
+        values, aligned([*written, ("spikes", f"{format_count(values['spikes'])} in {plural(steps, 'step')}")])
+    )
 
 
 def _brain(config: Path, drive: str, seed: int | None, levels: Levels | None = None) -> Brain:

@@ -52,12 +52,14 @@ def _spikes(recording: Recording, axes: Axes) -> None:
 
 def _rates(recording: Recording, axes: Axes) -> None:
     dt_ms = float(recording.dt_ms)
-    width = max(1, min(round(SMOOTHED_MS / dt_ms), len(recording.counts)))
+    width = max(1, min(round(SMOOTHED_MS / dt_ms), len(recording.counts) // 5))  # a few words are few steps
     times = (np.arange(len(recording.counts) - width + 1) + width / 2) * dt_ms
     for number, name in enumerate(recording.regions):
         each = recording.counts[:, number] / recording.sizes[number] / dt_ms * 1000
         smooth = np.convolve(each, np.full(width, 1 / width), mode="valid")
-        axes.plot(times, smooth, color=_colour(number), linewidth=1.2, label=str(name))
+        axes.plot(
+            times, smooth, "." if len(smooth) == 1 else "-", color=_colour(number), linewidth=1.2, label=str(name)
+        )
     style(axes, f"rate, mean of {width * dt_ms:g} ms", "", "Hz")
     axes.legend(ncols=3, fontsize=7.5, frameon=False, loc="upper right")
 
